@@ -1,0 +1,39 @@
+"""AdvProp for timm: models with split batch norms, adversarial training, weights. Importing registers `*_ap` models."""
+from . import models
+from .attacks import gd, ifgsm, pgd
+from .norms import (
+    SplitBatchNorm1d,
+    SplitBatchNorm2d,
+    SplitBatchNormAct2d,
+    SplitSyncBatchNorm,
+    SplitSyncBatchNormAct,
+    convert_split_norm,
+    convert_sync_batchnorm,
+    has_split_norm,
+    norm_route,
+    set_norm_route,
+    split_state_dict,
+    strip_aux,
+)
+from .regimes import AdvPropTask
+from .version import __version__
+
+__all__ = [
+    'AdvPropTask',
+    'SplitBatchNorm1d',
+    'SplitBatchNorm2d',
+    'SplitBatchNormAct2d',
+    'SplitSyncBatchNorm',
+    'SplitSyncBatchNormAct',
+    'convert_split_norm',
+    'convert_sync_batchnorm',
+    'gd',
+    'has_split_norm',
+    'ifgsm',
+    'models',
+    'norm_route',
+    'pgd',
+    'set_norm_route',
+    'split_state_dict',
+    'strip_aux',
+]

@@ -1,0 +1,257 @@
+"""Adversarial attacks as pure functions of a forward callable, images and labels.
+
+The attackers that AdvProp compares (Xie et al., CVPR 2020, arXiv:1911.09665, section 5.3): PGD (Madry et al., ICLR 2018,
+arXiv:1706.06083), I-FGSM (Kurakin et al., arXiv:1607.02533; PGD without the random start) and GD (PGD without the
+projection onto the ball). Every function draws from torch's global generators and asks autograd for the gradient of
+the images alone: no parameter's `.grad` is written.
+"""
+from typing import Callable, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ['pgd', 'ifgsm', 'gd', 'random_target', 'ATTACKS', 'NORMS']
+
+NORMS = ('linf', 'l2')
+# Under fp16 the gradient of an input is often below the smallest number, and sign(0) would stall the attack. A
+# perturbation depends on the gradient's direction alone, so a constant factor is free, and a power of two is exact.
+_LOSS_SCALE = 2. ** 8
+
+Scale = Union[float, Sequence[float], torch.Tensor]
+Forward = Callable[[torch.Tensor], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def pgd(
+        forward: Forward,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        *,
+        eps: Scale,
+        alpha: Scale,
+        steps: int,
+        bounds: Tuple[Scale, Scale],
+        random_start: Union[bool, float] = True,
+        targeted: bool = False,
+        loss: Optional[Loss] = None,
+        norm: str = 'linf',
+) -> torch.Tensor:
+    """Projected gradient descent.
+
+    `eps`, `alpha` and `bounds` are in the units of `images`, each a number or one value for each channel. An image
+    that already leaves the bounds (random erasing does that) is not pulled back: the bounds are then its own values.
+
+    With per-channel `eps`, the L2 ball is the ellipsoid ‖δ / eps‖₂ ≤ 1, which is the ball of radius eps in pixel
+    space where `eps` is that radius divided by each channel's standard deviation.
+
+    Args:
+        forward: Maps images [N, C, …] to logits [N, classes]. It decides mode, route and precision of the model.
+        images: Clean images [N, C, …] of a floating-point type, in the units the model takes.
+        target: Labels [N], or class weights [N, classes]: the true ones, or those to reach where `targeted`.
+        eps: Radius of the ball around each image, at least 0.
+        alpha: Size of a step, at least 0: of each value for `linf`, of the whole step's norm for `l2`.
+        steps: Number of steps, at least 1.
+        bounds: Lowest and highest value an image may take.
+        random_start: Probability that a sample starts from a random point of the ball. True is 1, False is 0.
+        targeted: Minimise the loss instead of maximising it.
+        loss: Maps (logits, target) to one loss a sample or to a scalar. Cross-entropy by default.
+        norm: `'linf'` or `'l2'`.
+
+    Returns:
+        Adversarial images [N, C, …], detached, of the type of `images`. Rounding does not take them out of the ball.
+
+    Raises:
+        TypeError: Images are not of a floating-point type.
+        ValueError: A number is out of range, or the norm is unknown.
+    """
+    return _attack(
+        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, project=True)
+
+
+def ifgsm(
+        forward: Forward,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        *,
+        eps: Scale,
+        alpha: Scale,
+        steps: int,
+        bounds: Tuple[Scale, Scale],
+        random_start: Union[bool, float] = False,
+        targeted: bool = False,
+        loss: Optional[Loss] = None,
+        norm: str = 'linf',
+) -> torch.Tensor:
+    """Iterative fast gradient sign method: `pgd` that starts from the clean images.
+
+    Takes the arguments of `pgd`, so that attackers can be exchanged; `random_start` is ignored.
+    """
+    return _attack(forward, images, target, eps, alpha, steps, bounds, 0., targeted, loss, norm, project=True)
+
+
+def gd(
+        forward: Forward,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        *,
+        eps: Scale,
+        alpha: Scale,
+        steps: int,
+        bounds: Tuple[Scale, Scale],
+        random_start: Union[bool, float] = True,
+        targeted: bool = False,
+        loss: Optional[Loss] = None,
+        norm: str = 'linf',
+) -> torch.Tensor:
+    """Gradient descent: `pgd` without the projection onto the ball.
+
+    Takes the arguments of `pgd`. `eps` is the radius of the random start only: a perturbation may reach
+    eps + steps · alpha. The bounds still hold.
+    """
+    return _attack(
+        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, project=False)
+
+
+ATTACKS = {'pgd': pgd, 'ifgsm': ifgsm, 'gd': gd}
+
+
+def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Draw a wrong label for each sample, uniformly.
+
+    Args:
+        target: True labels [N], or class weights [N, classes] (mixup, smoothing, multi-label). Of weights, the
+            classes of least weight are the wrong ones.
+        num_classes: Number of classes, at least 2.
+
+    Returns:
+        Labels [N], never the true one.
+
+    Raises:
+        ValueError: There is no wrong label, or the weights are not of `num_classes` classes.
+    """
+    if num_classes < 2:
+        raise ValueError(f'A random wrong label needs at least 2 classes, got {num_classes}.')
+    if target.ndim == 1:
+        offset = torch.randint_like(target, 1, num_classes)
+        return (target + offset) % num_classes
+    if target.shape[1] != num_classes:
+        raise ValueError(f'Targets of {target.shape[1]} classes, but the model has {num_classes}.')
+    wrong = target <= target.amin(dim=1, keepdim=True)
+    return torch.multinomial(wrong.float(), 1).squeeze(1)
+
+
+def _attack(forward, images, target, eps, alpha, steps, bounds, random_start, targeted, loss, norm, project):
+    _check_arguments(images, eps, alpha, steps, random_start, norm)
+    loss = loss or _cross_entropy
+    with torch.inference_mode(False), torch.enable_grad():
+        if images.is_inference():  # autograd takes plain tensors only
+            images, target = images.clone(), target.clone()
+        images = images.detach()
+        # steps smaller than the spacing of half-precision numbers would be lost
+        center = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        eps, alpha, low, high = (_per_channel(value, center) for value in (eps, alpha, *bounds))
+        low, high = torch.minimum(low, center), torch.maximum(high, center)
+        clamp_to_ball = _linf_clamp(center, eps, low, high) if norm == 'linf' else _l2_clamp(center, eps, low, high)
+        clamp = clamp_to_ball if project else lambda adv: adv.clamp(low, high)
+
+        adv = center
+        if random_start > 0:
+            adv = clamp_to_ball(center + eps * _random_start(center, random_start, norm))
+        for _ in range(steps):
+            grad = _input_gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
+            direction = grad.sign() if norm == 'linf' else _l2_direction(grad * alpha)
+            adv = clamp(torch.addcmul(adv, direction, alpha, value=-1. if targeted else 1.))
+        return adv if center is images else _cast_towards(adv, images)
+
+
+def _check_arguments(images, eps, alpha, steps, random_start, norm):
+    if not images.is_floating_point():
+        raise TypeError(f'Images must be of a floating-point type, got {images.dtype}.')
+    if norm not in NORMS:
+        raise ValueError(f'Unknown norm {norm!r}: give one of {", ".join(NORMS)}.')
+    if steps < 1:
+        raise ValueError(f'An attack needs at least 1 step, got {steps}.')
+    if not 0 <= random_start <= 1:
+        raise ValueError(f'random_start is a probability, got {random_start}.')
+    for name, value in (('eps', eps), ('alpha', alpha)):
+        if isinstance(value, torch.Tensor) and value.device.type != 'cpu':
+            continue  # reading it would wait for the device
+        if not bool((torch.as_tensor(value) >= 0).all()):
+            raise ValueError(f'{name} must be at least 0, got {value}.')
+
+
+def _per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
+    # A number or [C] as a tensor that broadcasts with images [N, C, …].
+    value = torch.as_tensor(value, dtype=images.dtype, device=images.device)
+    if value.numel() not in (1, images.shape[1]):
+        raise ValueError(f'{value.numel()} values for images of {images.shape[1]} channels.')
+    return value.reshape(-1, *(1,) * (images.ndim - 2))
+
+
+def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output, target, reduction='sum')
+
+
+def _input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> torch.Tensor:
+    images = images.detach().requires_grad_()
+    output = forward(images)
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    objective = loss(output, target).sum() * _LOSS_SCALE
+    return torch.autograd.grad(objective, images)[0].nan_to_num()  # an overflow must not become a NaN image
+
+
+def _random_start(images: torch.Tensor, probability: float, norm: str) -> torch.Tensor:
+    # A point of the unit ball for each sample, its centre with 1 - probability.
+    if norm == 'linf':
+        point = torch.empty_like(images).uniform_(-1, 1)
+    else:
+        direction = _l2_direction(torch.randn_like(images))
+        radius = torch.rand(images.shape[0], device=images.device, dtype=images.dtype)
+        point = direction * _per_sample(radius ** (1 / images[0].numel()), images)
+    if probability < 1:
+        start = torch.rand(images.shape[0], device=images.device) < probability
+        point = point * _per_sample(start, images)
+    return point
+
+
+def _linf_clamp(center, eps, low, high):
+    low = torch.maximum(low, _within(center - eps, center, eps))
+    high = torch.minimum(high, _within(center + eps, center, eps))
+    return lambda adv: adv.clamp(low, high)
+
+
+def _l2_clamp(center, eps, low, high):
+    radius = eps.clamp_min(torch.finfo(center.dtype).tiny)
+
+    def clamp(adv):
+        perturbation = adv - center
+        length = (perturbation / radius).flatten(1).norm(dim=1)
+        perturbation = perturbation / _per_sample(length.clamp_min(1), adv)
+        return (center + perturbation).clamp(low, high)  # towards the center: the length only shrinks
+    return clamp
+
+
+def _l2_direction(vectors: torch.Tensor) -> torch.Tensor:
+    # Unit vectors [N, …]; zero stays zero. Dividing by the largest entry first keeps the squares from underflowing.
+    tiny = torch.finfo(vectors.dtype).tiny
+    vectors = vectors / _per_sample(vectors.abs().flatten(1).amax(dim=1).clamp_min(tiny), vectors)
+    return vectors / _per_sample(vectors.flatten(1).norm(dim=1).clamp_min(tiny), vectors)
+
+
+def _per_sample(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, *(1,) * (images.ndim - 1))
+
+
+def _within(edge: torch.Tensor, center: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    # Rounding may put center ± eps a little outside of the ball: take the next number inside.
+    return torch.where((edge - center).abs() > eps, torch.nextafter(edge, center), edge)
+
+
+def _cast_towards(adv: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    # adv in the 16-bit type of images, rounded towards them: rounding to nearest could leave the ball.
+    cast = adv.to(images.dtype)
+    farther = (cast.float() - images.float()).abs() > (adv - images.float()).abs()
+    shrink = (cast > 0) == (cast > images)  # a step towards the image makes the magnitude smaller
+    nearer = (cast.view(torch.int16) + torch.where(shrink, -1, 1).to(torch.int16)).view(images.dtype)
+    return torch.where(farther, nearer, cast)

@@ -1,0 +1,202 @@
+"""The adversary of a regime: an attack on a model, in pixel units, that leaves no trace on the model."""
+import math
+from contextlib import contextmanager, nullcontext
+from typing import Iterator, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+
+from ..attacks import ATTACKS, NORMS, random_target
+from ..norms import Route, batch_statistics, has_split_norm, norm_route
+
+__all__ = ['Adversary', 'attack_mode', 'default_steps', 'normalisation_of', 'TARGETS', 'NORM_STATS', 'AMP_DTYPES']
+
+TARGETS = ('random', 'none')
+NORM_STATS = ('eval', 'train')
+AMP_DTYPES = ('float16', 'bfloat16', 'float32')
+
+
+def default_steps(eps: float) -> int:
+    """The paper's number of attack steps of size 1: eps + 1, and 1 where eps is at most 1 (section 5.1).
+
+    Args:
+        eps: Strength of the attack in 0–255 pixels.
+    """
+    return 1 if eps <= 1 else math.ceil(eps) + 1
+
+
+class Adversary(nn.Module):
+    """Attacks a model with images as timm's loaders deliver them, normalised by mean and std.
+
+    Strengths are given in 0–255 pixels and become normalised units here, once. The attack sees the model in eval mode
+    (no dropout, no stochastic depth) with frozen parameters, on a route of its own; every module's mode, route and
+    every parameter's `requires_grad` is restored after it, also after an exception.
+
+    Args:
+        eps: Radius of the ball in 0–255 pixels, at least 0.
+        alpha: Step size in 0–255 pixels, at least 0.
+        steps: Number of steps, at least 1; `default_steps(eps)` by default.
+        attack: `'pgd'`, `'ifgsm'` or `'gd'`.
+        target: `'random'` to reach a random wrong label, `'none'` to leave the true one.
+        random_start: Probability that a sample starts from a random point of the ball.
+        norm: `'linf'` or `'l2'`. For `'l2'`, `eps` and `alpha` are lengths of the whole image's perturbation.
+        norm_stats: `'eval'` normalises by the running statistics, `'train'` by those of the batch. Neither updates
+            the running statistics.
+        mean: Mean of each channel that the images were normalised by, in 0–1.
+        std: Standard deviation of each channel, in 0–1.
+        amp_dtype: Precision of the attack's forward and backward: `'float16'`, `'bfloat16'`, `'float32'` (no
+            autocast) or a torch type. The caller's by default. The perturbation is always float32 or wider.
+
+    Raises:
+        ValueError: An argument is out of its range; the message names it.
+    """
+
+    def __init__(
+            self,
+            eps: float = 4,
+            alpha: float = 1,
+            steps: Optional[int] = None,
+            attack: str = 'pgd',
+            target: str = 'random',
+            random_start: float = 0.8,
+            norm: str = 'linf',
+            norm_stats: str = 'eval',
+            mean: Sequence[float] = (0., 0., 0.),
+            std: Sequence[float] = (1., 1., 1.),
+            amp_dtype: Optional[Union[str, torch.dtype]] = None,
+    ):
+        super().__init__()
+        for name, value, choices in (
+                ('attack', attack, tuple(ATTACKS)),
+                ('target', target, TARGETS),
+                ('norm', norm, NORMS),
+                ('norm_stats', norm_stats, NORM_STATS),
+        ):
+            if value not in choices:
+                raise ValueError(f'{name} must be one of {", ".join(choices)}, got {value!r}.')
+        for name, value in (('eps', eps), ('alpha', alpha)):
+            if not value >= 0 or not math.isfinite(value):
+                raise ValueError(f'{name} must be at least 0 (in 0–255 pixels), got {value}.')
+        steps = default_steps(eps) if steps is None else steps
+        if steps < 1:
+            raise ValueError(f'An attack needs at least 1 step, got {steps}.')
+        if not 0 <= random_start <= 1:
+            raise ValueError(f'random_start is a probability, got {random_start}.')
+        if not all(value > 0 for value in std) or len(mean) != len(std):
+            raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
+        self.eps_px, self.alpha_px, self.steps = float(eps), float(alpha), int(steps)
+        self.attack, self.target, self.norm, self.norm_stats = attack, target, norm, norm_stats
+        self.random_start = float(random_start)
+        self.amp_dtype = _resolve_amp_dtype(amp_dtype)
+        mean, std = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer('eps', self.eps_px / 255 / std, persistent=False)
+        self.register_buffer('alpha', self.alpha_px / 255 / std, persistent=False)
+        self.register_buffer('low', (0 - mean) / std, persistent=False)
+        self.register_buffer('high', (1 - mean) / std, persistent=False)
+        self._num_classes = None
+
+    def forward(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor, route: Route) -> torch.Tensor:
+        """Attack images.
+
+        Args:
+            model: The model to fool, not wrapped in DDP.
+            images: Clean images [N, C, H, W], normalised.
+            target: True labels [N], or class weights [N, classes].
+            route: Route of the attack's forward and backward passes, `'aux'` in AdvProp (Algorithm 1, step 3).
+                Ignored for a plain model.
+
+        Returns:
+            Adversarial images [N, C, H, W], normalised, detached, of the type of `images`.
+        """
+        autocast = nullcontext()
+        if self.amp_dtype is not None:
+            reduced = self.amp_dtype != torch.float32
+            autocast = torch.autocast(
+                images.device.type, dtype=self.amp_dtype if reduced else None, enabled=reduced)
+        with attack_mode(model, route, self.norm_stats), autocast:
+            targeted = self.target == 'random'
+            if targeted:
+                target = random_target(target, self._count_classes(model, images))
+            return ATTACKS[self.attack](
+                model,
+                images,
+                target,
+                eps=self.eps.to(images.device),
+                alpha=self.alpha.to(images.device),
+                steps=self.steps,
+                bounds=(self.low.to(images.device), self.high.to(images.device)),
+                random_start=self.random_start,
+                targeted=targeted,
+                norm=self.norm,
+            )
+
+    def describe(self) -> str:
+        """Name of the attack and its strength, for logs: `PGD-5, eps 4/255`."""
+        return f'{self.attack.upper().replace("IFGSM", "I-FGSM")}-{self.steps}, eps {self.eps_px:g}/255'
+
+    def _count_classes(self, model: nn.Module, images: torch.Tensor) -> int:
+        if self._num_classes is None:
+            num_classes = getattr(model, 'num_classes', None)
+            if num_classes is None:  # not a timm model
+                with torch.no_grad():
+                    num_classes = model(images[:2]).shape[1]
+            self._num_classes = num_classes
+        return self._num_classes
+
+
+@contextmanager
+def attack_mode(model: nn.Module, route: Route, norm_stats: str = 'eval') -> Iterator[None]:
+    """Put a model into the state an attack needs and restore it, module by module, also after an exception.
+
+    Frozen parameters cost less: nothing is kept for their gradients, and a compiled backward does not compute them.
+
+    Args:
+        model: The model under attack.
+        route: Route of the attack, ignored for a model without split norms.
+        norm_stats: `'eval'` or `'train'`, see `Adversary`.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    routed = norm_route(model, route) if has_split_norm(model) else nullcontext()
+    try:
+        model.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with routed, batch_statistics(model) if norm_stats == 'train' else nullcontext():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+
+
+def _resolve_amp_dtype(amp_dtype: Optional[Union[str, torch.dtype]]) -> Optional[torch.dtype]:
+    if isinstance(amp_dtype, str):
+        if amp_dtype not in AMP_DTYPES:
+            raise ValueError(f'amp_dtype must be one of {", ".join(AMP_DTYPES)}, got {amp_dtype!r}.')
+        return getattr(torch, amp_dtype)
+    return amp_dtype
+
+
+def normalisation_of(
+        model: nn.Module,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+) -> Tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of a model's inputs: those given, or the model's own `pretrained_cfg`.
+
+    Args:
+        model: The model.
+        mean: Mean of each channel, in 0–1.
+        std: Standard deviation of each channel, in 0–1.
+
+    Raises:
+        ValueError: Neither given nor known from the model.
+    """
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    mean = mean if mean is not None else cfg.get('mean')
+    std = std if std is not None else cfg.get('std')
+    if mean is None or std is None:
+        raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
+    return tuple(mean), tuple(std)
