@@ -19,6 +19,7 @@ from .regimes import AdvPropTask
 from .version import __version__
 
 __all__ = [
+    '__version__',
     'AdvPropTask',
     'SplitBatchNorm1d',
     'SplitBatchNorm2d',

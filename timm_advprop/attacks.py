@@ -1,6 +1,6 @@
 """Adversarial attacks as pure functions of a forward callable, images and labels.
 
-The attackers that AdvProp compares (Xie et al., CVPR 2020, arXiv:1911.09665, section 5.3): PGD (Madry et al., ICLR 2018,
+The attackers that AdvProp compares (Xie et al., CVPR 2020, arXiv:1911.09665): PGD (Madry et al., ICLR 2018,
 arXiv:1706.06083), I-FGSM (Kurakin et al., arXiv:1607.02533; PGD without the random start) and GD (PGD without the
 projection onto the ball). Every function draws from torch's global generators and asks autograd for the gradient of
 the images alone: no parameter's `.grad` is written.
