@@ -13,7 +13,7 @@ the plain layer; the auxiliary norms sit below it as `aux_bn.<i>`. A *route* say
 import re
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -29,14 +29,14 @@ except ImportError:  # older timm
 
 __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
-    'convert_split_norm', 'convert_sync_batchnorm', 'has_split_norm', 'num_aux_norms', 'set_norm_route', 'norm_route',
-    'batch_statistics', 'freeze_aux', 'split_norms', 'strip_aux', 'split_state_dict',
+    'convert_split_norm', 'convert_sync_batchnorm', 'has_split_norm', 'num_aux_norms', 'num_aux_in', 'set_norm_route',
+    'norm_route', 'batch_statistics', 'freeze_aux', 'split_norms', 'strip_aux', 'split_state_dict',
 ]
 
 CLEAN, AUX, SPLIT = 0, 1, -1
 _NAMED_ROUTES = {'clean': CLEAN, 'aux': AUX, 'split': SPLIT}
 _NORM_TENSORS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-_AUX_KEY = re.compile(r'(^|\.)aux_bn\.')
+_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(\d+)\.')
 
 Route = Union[str, int]
 
@@ -344,6 +344,11 @@ def num_aux_norms(model: nn.Module) -> int:
     """Number of auxiliary norms of each split norm of a model, 0 for a plain model."""
     norm = next(split_norms(model), None)
     return 0 if norm is None else len(norm.aux_bn)
+
+
+def num_aux_in(state_dict: Mapping[str, Any]) -> int:
+    """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
+    return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
 
 
 def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = None) -> None:

@@ -1,0 +1,165 @@
+"""Opens what a user names on the command line: devices, models, checkpoints, data sets. Wrong ones are InputErrors."""
+import logging
+import os
+import pickle
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import create_dataset
+from timm.data.loader import adapt_to_chs
+from timm.models import is_model, load_state_dict
+from torch.utils.data import Dataset
+
+from .arguments import near_matches
+from .errors import InputError
+
+__all__ = ['available_device', 'open_model', 'read_checkpoint', 'open_dataset', 'check_class_count',
+           'channel_normalisation']
+
+_logger = logging.getLogger(__name__)
+
+# What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
+_OPEN_ERRORS = (
+    AssertionError, AttributeError, EOFError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError,
+)
+
+
+def available_device(device: str) -> str:
+    """The device asked for, or the CPU, with a notice, where a CUDA device is asked for and there is none.
+
+    Raises:
+        InputError: The device is unknown.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f'Unknown device {device!r}: give cuda, cuda:N or cpu.') from error
+    if kind == 'cuda' and not torch.cuda.is_available():
+        _logger.info('No CUDA device is available, running on the CPU.')
+        return 'cpu'
+    return device
+
+
+def open_model(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model` whose failures are one line.
+
+    Args:
+        name: Model name, or `hf-hub:` or `local-dir:` source, as timm takes it.
+        **kwargs: Arguments of `timm.create_model`.
+
+    Raises:
+        InputError: The model is unknown, has no weights, or does not take an argument.
+    """
+    if ':' not in name and not is_model(name):
+        raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
+    for key in ('checkpoint_path',):
+        if kwargs.get(key):
+            read_checkpoint(kwargs[key])
+    file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
+    if file:
+        read_checkpoint(file)
+    try:
+        return timm.create_model(name, **kwargs)
+    except _OPEN_ERRORS as error:
+        raise InputError(f'Cannot create {name}: {_one_line(error)}') from error
+
+
+def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
+    """The state dict in a checkpoint file, without running any code in it.
+
+    Args:
+        path: A timm training checkpoint, a PyTorch state dict, or a safetensors file.
+        use_ema: Prefer the averaged weights where there are any.
+
+    Raises:
+        InputError: There is no such file, or it is not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'No checkpoint file {path}.')
+    try:
+        state_dict = load_state_dict(path, use_ema=use_ema)
+    except Exception as error:  # every reader has errors of its own for a file that is not its kind
+        raise InputError(f'{path} is not a checkpoint that can be loaded safely: {_one_line(error)}') from error
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
+    return state_dict
+
+
+def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> Dataset:
+    """`timm.data.create_dataset` whose failures are one line.
+
+    Args:
+        name: `<type>/<name>` of the data set, '' for image folders.
+        root: Root folder.
+        split: Split of the data set.
+        **kwargs: Further arguments of `timm.data.create_dataset`.
+
+    Raises:
+        InputError: The data set is missing, empty or cannot be read.
+    """
+    reader = name.split('/')[0].lower() if '/' in name else ''
+    if not root and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
+        raise InputError('No data set: give its folder with --data-dir.')
+    if not reader and not os.path.exists(root):
+        raise InputError(f'No data folder {root}.')
+    try:
+        dataset = create_dataset(name, root=root, split=split, **kwargs)
+        empty = hasattr(dataset, '__len__') and len(dataset) == 0
+    except _OPEN_ERRORS as error:
+        raise InputError(f'Cannot read split {split!r} of {name or root}: {_one_line(error)}') from error
+    if empty:
+        raise InputError(f'Split {split!r} of {name or root} has no images.')
+    return dataset
+
+
+def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
+    """Compare the classes of a data set with those of a model, where the data set says how many it has.
+
+    Args:
+        dataset: The data set.
+        num_classes: Classes of the model.
+        what: Name of the data set in the message.
+
+    Raises:
+        InputError: They differ.
+    """
+    classes = _class_names(dataset)
+    if classes is not None and len(classes) != num_classes:
+        raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
+                         f'give --num-classes {len(classes)}, or another data set.')
+
+
+def channel_normalisation(
+        data_config: Dict[str, Any],
+) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
+    """Mean and std for each channel of a resolved data config, as timm's loaders apply them.
+
+    Args:
+        data_config: Result of `timm.data.resolve_data_config`.
+    """
+    channels = data_config['input_size'][0]
+    return adapt_to_chs(data_config['mean'], channels), adapt_to_chs(data_config['std'], channels)
+
+
+def _class_names(dataset: Dataset) -> Optional[Any]:
+    for owner in (getattr(dataset, 'reader', None), dataset):
+        classes = getattr(owner, 'class_to_idx', None) or getattr(owner, 'classes', None)
+        if classes:
+            return classes
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 600 else text[:600] + ' …'
+
+
+def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of this package whose ValueErrors are about what a user gave, and report them as InputErrors."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        raise InputError(_one_line(error)) from error

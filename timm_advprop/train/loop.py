@@ -1,0 +1,194 @@
+"""The training loop. It knows a `timm.task.TrainingTask` and nothing of what the task does with a batch."""
+import logging
+import math
+import os
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Dict, Iterable, Optional
+
+import torch
+import torchvision.utils
+from timm.task import TrainingTask
+from timm.utils import AverageMeter, CheckpointSaver, dispatch_clip_grad, reduce_tensor
+
+__all__ = ['Trainer', 'NonFiniteLoss']
+
+_logger = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or NaN; no update was made with it."""
+
+
+@dataclass
+class Trainer:
+    """Trains a task, one epoch at a time.
+
+    Args:
+        task: What to train; its result holds `loss`, and may hold further losses (`*_loss`), which are logged.
+        loader: Yields images [N, C, H, W] and targets.
+        optimizer: Optimizer of the task's trainable module.
+        device: Device of the task.
+        num_epochs: Epochs of the whole run, for the time left.
+        lr_scheduler: timm scheduler, stepped after each update.
+        loss_scaler: timm loss scaler, for fp16.
+        autocast: Makes the context of each forward pass.
+        dtype: Type images are cast to, where the loader did not.
+        channels_last: Send images in the channels-last memory format.
+        mixup_fn: Mixes a batch on the device, where the loader does not.
+        grad_accum_steps: Batches for each update.
+        clip_grad: Limit of the gradient, None for no clipping.
+        clip_mode: `'norm'`, `'value'` or `'agc'`.
+        world_size: Number of processes.
+        saver: Writes recovery checkpoints.
+        recovery_interval: Updates between recovery checkpoints, 0 for none.
+        log_interval: Updates between progress lines.
+        primary: Whether this process writes progress lines.
+        synchronize: Wait for the device after each update.
+        image_folder: Where to save a batch as a picture at every progress line.
+    """
+    task: TrainingTask
+    loader: Iterable
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    num_epochs: int
+    lr_scheduler: Optional[Any] = None
+    loss_scaler: Optional[Callable] = None
+    autocast: Callable[[], ContextManager] = nullcontext
+    dtype: Optional[torch.dtype] = None
+    channels_last: bool = False
+    mixup_fn: Optional[Callable] = None
+    grad_accum_steps: int = 1
+    clip_grad: Optional[float] = None
+    clip_mode: str = 'norm'
+    world_size: int = 1
+    saver: Optional[CheckpointSaver] = None
+    recovery_interval: int = 0
+    log_interval: int = 50
+    primary: bool = True
+    synchronize: bool = False
+    image_folder: Optional[str] = None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer updates in an epoch."""
+        return math.ceil(len(self.loader) / self.grad_accum_steps)
+
+    def train_epoch(self, epoch: int) -> Dict[str, float]:
+        """Train one epoch.
+
+        Args:
+            epoch: Epoch, from 0.
+
+        Returns:
+            The mean `loss` over all processes, and of each further loss of the task.
+
+        Raises:
+            NonFiniteLoss: The loss is infinite or NaN.
+        """
+        self.task.get_trainable_module().train()
+        self.optimizer.zero_grad()
+        losses: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+        num_batches = len(self.loader)
+        start = time.monotonic()
+        for batch_idx, (images, target) in enumerate(self.loader):
+            images, target = self._prepare(images, target)
+            update_idx, accum_idx = divmod(batch_idx, self.grad_accum_steps)
+            accum_steps = min(self.grad_accum_steps, num_batches - update_idx * self.grad_accum_steps)
+            last_of_update = accum_idx == accum_steps - 1
+            result = self._forward_backward(images, target, accum_steps, last_of_update, epoch, batch_idx)
+            for name, value in result.items():
+                losses.setdefault(name, AverageMeter()).update(value, images.shape[0])
+            if not last_of_update:
+                continue
+            self._finish_update(epoch, update_idx, losses)
+            if self.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
+                self._log_progress(epoch, update_idx, losses, start)
+                self._save_images(images, update_idx)
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+        return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in losses.items())
+
+    def _prepare(self, images, target):
+        images = images.to(device=self.device, dtype=self.dtype)
+        target = target.to(device=self.device)
+        if self.mixup_fn is not None:
+            images, target = self.mixup_fn(images, target)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, target
+
+    def _forward_backward(self, images, target, accum_steps, last_of_update, epoch, batch_idx) -> Dict[str, float]:
+        with nullcontext() if last_of_update else self.task.no_sync():
+            with self.autocast():
+                result = self.task(images, target)
+            values = {name: value.item() for name, value in result.items() if name.split('_')[-1] == 'loss'}
+            if not math.isfinite(values['loss']):
+                raise NonFiniteLoss(
+                    f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
+                    f'Continue from the last checkpoint with --resume and a lower --lr, --clip-grad, or without '
+                    f'--amp.')
+            self._backward(result['loss'] / accum_steps, last_of_update)
+        return values
+
+    def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
+        second_order = getattr(self.optimizer, 'is_second_order', False)
+        parameters = None
+        if self.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
+        if self.loss_scaler is not None:
+            self.loss_scaler(
+                loss,
+                self.optimizer,
+                clip_grad=self.clip_grad,
+                clip_mode=self.clip_mode,
+                parameters=parameters,
+                create_graph=second_order,
+                need_update=need_update,
+            )
+            return
+        loss.backward(create_graph=second_order)
+        if need_update:
+            if self.clip_grad is not None:
+                dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+            self.optimizer.step()
+
+    def _finish_update(self, epoch: int, update_idx: int, losses: Dict[str, AverageMeter]) -> None:
+        num_updates = epoch * self.updates_per_epoch + update_idx + 1
+        self.optimizer.zero_grad()
+        self.task.update_ema(step=num_updates)
+        if self.synchronize and self.device.type != 'cpu':
+            torch.accelerator.synchronize()
+        if self.saver is not None and self.recovery_interval and (update_idx + 1) % self.recovery_interval == 0:
+            self.saver.save_recovery(epoch, batch_idx=update_idx)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step_update(num_updates=num_updates, metric=losses['loss'].avg)
+
+    def _log_progress(self, epoch: int, update_idx: int, losses: Dict[str, AverageMeter], start: float) -> None:
+        done = update_idx + 1
+        per_update = (time.monotonic() - start) / done
+        left = (self.num_epochs - epoch) * self.updates_per_epoch - done
+        images = losses['loss'].count * self.world_size / done
+        values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in losses.items())
+        lr = sum(group['lr'] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
+        _logger.info(
+            f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({100 * done / self.updates_per_epoch:>3.0f}%)]'
+            f'  {values}  LR: {lr:.3e}  {images / per_update:.1f} images/s  ETA {_duration(per_update * left)}')
+
+    def _save_images(self, images: torch.Tensor, update_idx: int) -> None:
+        if self.image_folder is not None:
+            path = os.path.join(self.image_folder, f'train-batch-{update_idx}.jpg')
+            torchvision.utils.save_image(images.float(), path, padding=0, normalize=True)
+
+    def _mean_over_processes(self, value: float) -> float:
+        if self.world_size == 1:
+            return value
+        return reduce_tensor(torch.tensor([value], device=self.device), self.world_size).item()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
