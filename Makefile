@@ -1,0 +1,21 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	$(RUN) -m timm_advprop.demo
+
+test: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -e '.[test]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info output

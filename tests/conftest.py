@@ -1,0 +1,33 @@
+"""Fixtures that the tests share."""
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+from torch.nn.modules.batchnorm import _BatchNorm
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def randomize_norms():
+    """A function that gives every batch norm parameters and statistics of its own, so that no two routes agree."""
+    def randomize(model):
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                for name, low, high in (('weight', .5, 1.5), ('bias', -.5, .5), ('running_mean', -.5, .5),
+                                        ('running_var', .5, 1.5)):
+                    if getattr(module, name) is not None:
+                        torch.nn.init.uniform_(getattr(module, name), low, high)
+        return model
+    return randomize
+
+
+@pytest.fixture
+def loopback_hub(tmp_path):
+    """A running Hub that serves `tmp_path / 'hub'`."""
+    with LoopbackHub(tmp_path / 'hub') as hub:
+        yield hub

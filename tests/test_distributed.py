@@ -1,0 +1,197 @@
+"""Two processes train as one would on the mean of their gradients, without `find_unused_parameters`."""
+from datetime import timedelta
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+import timm_advprop  # noqa: F401, registers the models
+from timm_advprop.regimes import create_task
+
+RANKS, STEPS, CLASSES, LEARNING_RATE = 2, 3, 5, 0.05
+ATTACK = dict(
+    eps=4, alpha=1, steps=2, target='none', random_start=0., weight=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+TWO_STRENGTHS = dict(ATTACK, eps=(1, 4))
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='needs gloo')
+
+
+def _model(seed, num_aux=1, momentum=0.1):
+    torch.manual_seed(seed)
+    model = timm.create_model('test_resnet_ap', num_classes=CLASSES, num_aux=num_aux).double().train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            module.momentum = momentum
+    return model
+
+
+def _batches(rank):
+    generator = torch.Generator().manual_seed(100 + rank)
+    for _ in range(STEPS):
+        yield (torch.rand(4, 3, 32, 32, generator=generator).double() * 2 - 1,
+               torch.randint(0, CLASSES, (4,), generator=generator))
+
+
+def _gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _train(regime, rank, attack=None, accumulate=False, momentum=0.1):
+    """What each step's loss and gradients are on one rank, and the state it ends with."""
+    num_aux = len(attack['eps']) if attack and isinstance(attack['eps'], tuple) else 1
+    model = _model(rank, num_aux, momentum)  # the ranks differ until they are joined
+    task = create_task(regime, model, attack=attack, verbose=False).prepare_distributed()
+    assert isinstance(task.get_trainable_module(), DistributedDataParallel)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
+    losses, gradients = [], []
+    for step, (images, target) in enumerate(_batches(rank)):
+        if accumulate and step < STEPS - 1:
+            with task.no_sync():
+                task(images, target)['loss'].backward()
+            continue
+        result = task(images, target)
+        result['loss'].backward()
+        losses.append(result['loss'].detach())
+        gradients.append(_gradients(model))
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(losses=losses, gradients=gradients, state=model.state_dict())
+
+
+def _work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=RANKS, timeout=timedelta(seconds=90))
+    results = {
+        'advprop': _train('advprop', rank, ATTACK),
+        'two strengths': _train('advprop', rank, TWO_STRENGTHS),
+        'accumulated': _train('advprop', rank, ATTACK, accumulate=True, momentum=0.),
+        'vanilla': _train('vanilla', rank),
+    }
+    torch.save(results, f'{folder}/rank{rank}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ranks')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('GLOO_SOCKET_IFNAME', 'lo')
+        mp.spawn(_work, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f'rank{rank}.pt') for rank in range(RANKS)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # as the ranks, so that sums are of one order
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _assert_close(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=1e-7, atol=1e-10, msg=lambda text, name=name: f'{name}: {text}')
+
+
+def _mean(dicts):
+    return {name: sum(values[name] for values in dicts) / len(dicts) for name in dicts[0]}
+
+
+def _train_in_one_process(attack):
+    """The same by hand: replicas attack, take rank 0's buffers, go forward, and average gradients."""
+    num_aux = len(attack['eps']) if isinstance(attack['eps'], tuple) else 1
+    replicas = [_model(0, num_aux) for _ in range(RANKS)]
+    tasks = [create_task('advprop', replica, attack=attack, verbose=False) for replica in replicas]
+    optimizers = [torch.optim.SGD(replica.parameters(), LEARNING_RATE) for replica in replicas]
+    losses, gradients = [], []
+    for batches in zip(*(_batches(rank) for rank in range(RANKS))):
+        adversarial = [
+            [adversary(replica, *batch, i) for i, adversary in enumerate(task.adversaries, 1)]
+            for replica, task, batch in zip(replicas, tasks, batches)
+        ]
+        for buffer, source in zip(replicas[1].buffers(), replicas[0].buffers()):
+            buffer.copy_(source)
+        losses.append([])
+        for replica, adv, (images, target) in zip(replicas, adversarial, batches):
+            outputs = replica(torch.cat([images, *adv])).chunk(1 + num_aux)
+            loss = F.cross_entropy(outputs[0], target)
+            loss = loss + attack['weight'] * sum(F.cross_entropy(output, target) for output in outputs[1:])
+            replica.zero_grad()
+            loss.backward()
+            losses[-1].append(loss.detach())
+        gradients.append(_mean([_gradients(replica) for replica in replicas]))
+        for replica, optimizer in zip(replicas, optimizers):
+            for name, parameter in replica.named_parameters():
+                parameter.grad = gradients[-1][name].clone()
+            optimizer.step()
+    return losses, gradients, [replica.state_dict() for replica in replicas]
+
+
+@pytest.mark.parametrize('name,attack', [('advprop', ATTACK), ('two strengths', TWO_STRENGTHS)])
+def test_two_ranks_train_as_one_process_on_the_mean_of_their_gradients(ranks, name, attack):
+    losses, gradients, states = _train_in_one_process(attack)
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    assert gradients[0].keys() == {name for name in states[0] if not name.endswith(statistics)}
+    for rank, results in enumerate(ranks):
+        result = results[name]
+        torch.testing.assert_close(result['losses'], [by_rank[rank] for by_rank in losses])
+        for actual, expected in zip(result['gradients'], gradients):
+            _assert_close(actual, expected)
+        _assert_close(result['state'], states[rank])
+
+
+def test_ranks_agree_on_parameters_and_rank_0_gives_its_statistics(ranks):
+    first, second = (results['advprop']['state'] for results in ranks)
+    parameters = {name for name, _ in _model(0).named_parameters()}
+    assert all(torch.equal(first[name], second[name]) for name in parameters)
+    # each rank's last batch went into its own statistics, main and auxiliary
+    assert all(not torch.equal(first[name], second[name]) for name in first if 'running_' in name)
+    # momentum 0 leaves the statistics that were broadcast: rank 1 began with others
+    first, second = (results['accumulated']['state'] for results in ranks)
+    _assert_close(second, first)
+    before = [_model(rank).state_dict() for rank in range(RANKS)]
+    for name in (name for name in first if 'running_' in name):
+        assert torch.equal(first[name], before[0][name])
+        assert 'mean' not in name or not torch.equal(first[name], before[1][name])
+
+
+def test_gradients_accumulate_without_communication_until_the_last_step(ranks):
+    expected = []
+    for rank in range(RANKS):
+        model = _model(0, momentum=0.)
+        task = create_task('advprop', model, attack=ATTACK, verbose=False)
+        for batch in _batches(rank):
+            task(*batch)['loss'].backward()
+        expected.append(_gradients(model))
+    for results in ranks:
+        (actual,) = results['accumulated']['gradients']
+        _assert_close(actual, _mean(expected))
+
+
+def test_vanilla_trains_a_split_model_without_its_auxiliary_norms(ranks):
+    expected, states = [], []
+    for rank in range(RANKS):
+        model = _model(0)
+        images, target = next(_batches(rank))
+        F.cross_entropy(model(images), target).backward()
+        expected.append(_gradients(model))
+        states.append(ranks[rank]['vanilla']['state'])
+    assert all(len(results['vanilla']['gradients']) == STEPS for results in ranks)
+    for results in ranks:
+        _assert_close(results['vanilla']['gradients'][0], _mean(expected))
+    start = _model(0).state_dict()
+    for name in (name for name in start if 'aux_bn' in name):
+        assert torch.equal(states[0][name], start[name]) and torch.equal(states[1][name], start[name])
+    assert not any('aux_bn' in name for name in ranks[0]['vanilla']['gradients'][-1])

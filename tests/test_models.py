@@ -1,0 +1,379 @@
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import timm
+import timm.models._builder as timm_builder
+import torch
+import torch.nn as nn
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg, is_model_pretrained, list_modules, list_pretrained, save_for_hf
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import timm_advprop
+from timm_advprop import has_split_norm, set_norm_route, split_state_dict, strip_aux
+from timm_advprop.norms import num_aux_norms, split_norms
+
+FAMILIES = dict(inspect.getmembers(timm_advprop.models, lambda value: hasattr(value, 'default_cfgs')))
+VARIANTS = sorted(name for family in FAMILIES.values() for name in family.__all__)
+SMALL_VARIANTS = ['test_resnet_ap', 'test_efficientnet_ap']
+EFFICIENTNETS = [f'efficientnet_b{i}_ap' for i in range(9)]
+
+
+def base_of(variant):
+    base = variant.removesuffix('_ap')
+    return f'tf_{base}' if variant in EFFICIENTNETS else base
+
+
+def make_images(size=32, in_chans=3):
+    return torch.randn(2, in_chans, size, size)
+
+
+def equal_states(left, right):
+    return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def aux_equals_main(model):
+    clean, aux = split_state_dict(model.state_dict())
+    return bool(aux) and all(
+        torch.equal(value, clean[re.sub(r'aux_bn\.\d+\.', '', key)]) for key, value in aux.items())
+
+
+@pytest.fixture(params=SMALL_VARIANTS)
+def variant(request):
+    return request.param
+
+
+@pytest.fixture
+def save_weights(tmp_path, randomize_norms):
+    """A function that saves weights of a registered model whose norms are not at their default initialisation."""
+    def save(name, path=tmp_path / 'weights.safetensors', **kwargs):
+        state = randomize_norms(timm.create_model(name, **kwargs)).state_dict()
+        save_file(state, path)
+        return str(path), state
+    return save
+
+
+# Registry
+
+
+def test_every_variant_is_listed_with_its_family():
+    assert {'resnet50_ap', 'test_resnet_ap', 'test_efficientnet_ap', *EFFICIENTNETS} <= set(VARIANTS)
+    assert set(VARIANTS) <= set(timm.list_models('*_ap'))
+    for name, family in FAMILIES.items():
+        assert name in list_modules()
+        assert set(family.__all__) <= set(timm.list_models('*_ap', module=name))
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_entry_point_is_a_documented_function_of_its_family(name):
+    assert timm.is_model(name)
+    entry_point = timm.model_entrypoint(name)
+    assert entry_point is getattr(sys.modules[entry_point.__module__], name)
+    assert entry_point.__module__.startswith('timm_advprop.models.')
+    assert base_of(name) in entry_point.__doc__
+
+
+@pytest.mark.parametrize('name', EFFICIENTNETS)
+def test_efficientnets_have_the_published_advprop_weights(name):
+    source = get_pretrained_cfg(f'{base_of(name)}.ap_in1k')
+    cfg = get_pretrained_cfg(name)
+    assert cfg == dataclasses.replace(source, architecture=name)
+    assert cfg.hf_hub_id == f'timm/{base_of(name)}.ap_in1k'
+    assert cfg.mean == cfg.std == (.5, .5, .5)
+    assert source.architecture == base_of(name)
+    assert is_model_pretrained(name)
+    assert f'{name}.ap_in1k' in list_pretrained('*_ap.*')
+
+
+@pytest.mark.parametrize('name', sorted(set(VARIANTS) - set(EFFICIENTNETS)))
+def test_other_variants_claim_no_weights(name):
+    assert not is_model_pretrained(name)
+    cfg, base = get_pretrained_cfg(name), get_pretrained_cfg(base_of(name))
+    assert not (cfg.has_weights or cfg.state_dict)
+    assert cfg.architecture == name
+    for field in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes', 'classifier', 'first_conv'):
+        assert getattr(cfg, field) == getattr(base, field)
+    assert base.architecture == base_of(name)
+    assert is_model_pretrained(base_of(name)) == bool(base.has_weights)
+
+
+# Architecture
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variant_is_its_base_model_with_every_batch_norm_split(name):
+    with torch.device('meta'):
+        model, base = timm.create_model(name), timm.create_model(base_of(name))
+    main, aux = split_state_dict(model.state_dict())
+    assert [(key, value.shape) for key, value in main.items()] == [
+        (key, value.shape) for key, value in base.state_dict().items()]
+    norms = [key for key, module in base.named_modules() if isinstance(module, _BatchNorm)]
+    split = set(split_norms(model))
+    assert [key for key, module in model.named_modules() if module in split] == norms
+    assert {key.rpartition('.aux_bn.0.')[0] for key in aux} == set(norms)
+    assert repr(strip_aux(model)) == repr(base)
+    assert model.pretrained_cfg['architecture'] == name
+    assert model.default_cfg is model.pretrained_cfg
+    assert model.num_classes == base.num_classes
+
+
+def test_new_model_is_the_plain_model_until_told_otherwise(variant):
+    torch.manual_seed(1)
+    plain = timm.create_model(base_of(variant))
+    torch.manual_seed(1)
+    model = timm.create_model(variant)
+    assert equal_states(split_state_dict(model.state_dict())[0], plain.state_dict())
+    assert aux_equals_main(model)
+    images = make_images()
+    assert torch.equal(model(images), plain(images))
+    assert torch.equal(model.eval()(images), plain.eval()(images))
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(num_classes=7), dict(num_classes=0), dict(in_chans=1), dict(drop_rate=.5, drop_path_rate=.25),
+    dict(features_only=True), dict(features_only=True, out_indices=(1, 3), in_chans=4),
+], ids=str)
+def test_arguments_of_the_base_model_are_taken(variant, kwargs):
+    torch.manual_seed(1)
+    plain = timm.create_model(base_of(variant), **kwargs)
+    torch.manual_seed(1)
+    model = timm.create_model(variant, num_aux=2, **kwargs)
+    assert repr(strip_aux(model)) == repr(plain)
+    assert num_aux_norms(model) == 2
+    assert {'aux_bn.0.', 'aux_bn.1.'} == {
+        key[key.index('aux_bn.'):].rpartition('.')[0] + '.' for key in split_state_dict(model.state_dict())[1]}
+    images = make_images(in_chans=kwargs.get('in_chans', 3))
+    outputs = [network.eval()(images) for network in (model, plain)]
+    assert all(torch.equal(*pair) for pair in (zip(*outputs) if 'features_only' in kwargs else [outputs]))
+
+
+@pytest.mark.parametrize('feature_cls', [None, 'dict', 'hook', 'fx', 'getter'])
+def test_features_follow_routes(feature_cls, randomize_norms):
+    kwargs = dict(features_only=True, feature_cls=feature_cls)
+    model = randomize_norms(timm.create_model('test_resnet_ap', **kwargs)).eval()
+    clean, aux = split_state_dict(model.state_dict())
+    aux = {key.replace('aux_bn.0.', ''): value for key, value in aux.items()}
+    images = make_images()
+    for route, state in (('clean', clean), ('aux', {**clean, **aux})):
+        plain = timm.create_model('test_resnet', **kwargs)
+        plain.load_state_dict(state)
+        set_norm_route(model, route)
+        outputs = [network(images) for network in (model, plain.eval())]
+        if feature_cls == 'dict':
+            outputs = [output.values() for output in outputs]
+        pairs = list(zip(*outputs))
+        assert len(pairs) == 5
+        assert all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize('num_aux', [0, -1])
+def test_less_than_one_auxiliary_norm_is_refused(num_aux):
+    with pytest.raises(ValueError, match='num_aux'):
+        timm.create_model('test_resnet_ap', num_aux=num_aux)
+
+
+# Weights
+
+
+def test_asking_for_weights_that_do_not_exist_names_the_way_out():
+    with pytest.raises(RuntimeError, match='resnet18_ap') as error:
+        timm.create_model('resnet18_ap', pretrained=True)
+    for hint in ('pretrained=False', "timm.get_pretrained_cfg('resnet18')", 'pretrained_cfg_overlay=dict(file='):
+        assert hint in str(error.value)
+
+
+ADAPTATIONS = [
+    {}, dict(num_classes=7), dict(in_chans=1), dict(num_classes=7, in_chans=4), dict(features_only=True),
+    dict(features_only=True, in_chans=1), dict(num_aux=3, num_classes=7),
+]
+
+
+@pytest.mark.parametrize('kwargs', ADAPTATIONS, ids=str)
+def test_plain_weights_fill_the_auxiliary_norms(variant, kwargs, save_weights):
+    file, _ = save_weights(base_of(variant))
+    source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))
+    torch.manual_seed(1)
+    plain = timm.create_model(base_of(variant), **source, **{k: v for k, v in kwargs.items() if k != 'num_aux'})
+    torch.manual_seed(1)
+    model = timm.create_model(variant, **source, **kwargs)
+    assert equal_states(split_state_dict(model.state_dict())[0], plain.state_dict())
+    assert aux_equals_main(model)
+    assert num_aux_norms(model) == kwargs.get('num_aux', 1)
+
+
+@pytest.mark.parametrize('kwargs', ADAPTATIONS, ids=str)
+def test_weights_with_auxiliary_norms_load_them(variant, kwargs, save_weights):
+    num_aux = kwargs.get('num_aux', 1)
+    file, state = save_weights(variant, num_aux=num_aux)
+    model = timm.create_model(variant, pretrained=True, pretrained_cfg_overlay=dict(file=file), **kwargs)
+    aux = split_state_dict(model.state_dict())[1]
+    assert aux and all(torch.equal(value, state[key]) for key, value in aux.items())
+    assert not aux_equals_main(model)
+    for norm in split_norms(model):
+        assert len(norm.aux_bn) == num_aux
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(features_only=True)], ids=str)
+@pytest.mark.parametrize('as_type', [lambda cfg: cfg, dataclasses.asdict], ids=['cfg', 'dict'])
+def test_plain_weights_load_through_the_base_models_cfg(kwargs, as_type, save_weights):
+    file, state = save_weights('test_resnet')
+    cfg = as_type(dataclasses.replace(get_pretrained_cfg('test_resnet'), file=file))
+    model = timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg=cfg, **kwargs)
+    assert torch.equal(model.state_dict()['bn1.running_mean'], state['bn1.running_mean'])
+    assert aux_equals_main(model)
+    if 'features_only' not in kwargs:
+        assert model.pretrained_cfg['architecture'] == 'test_resnet_ap'
+
+
+def test_weights_given_as_a_state_dict_load(save_weights):
+    _, state = save_weights('test_resnet_ap')
+    model = timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
+    assert equal_states(model.state_dict(), state)
+
+
+def test_weights_that_lack_a_part_of_an_auxiliary_norm_are_refused(save_weights):
+    _, state = save_weights('test_resnet_ap')
+    del state['bn1.aux_bn.0.running_var']
+    with pytest.raises(RuntimeError, match=r'Missing key.*bn1\.aux_bn\.0\.running_var'):
+        timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
+
+
+@pytest.mark.parametrize('source', SMALL_VARIANTS + ['test_resnet', 'test_efficientnet'])
+def test_checkpoint_path_loads_plain_and_split_checkpoints(source, save_weights):
+    variant = source.removesuffix('_ap') + '_ap'
+    file, state = save_weights(source)
+    model = timm.create_model(variant, checkpoint_path=file)
+    assert equal_states({key: model.state_dict()[key] for key in state}, state)
+    assert aux_equals_main(model) == (source != variant)
+
+
+def test_saved_folder_rebuilds_the_model_with_its_auxiliary_norms(tmp_path, randomize_norms):
+    model = randomize_norms(timm.create_model('test_resnet_ap', num_aux=2, num_classes=7)).eval()
+    save_for_hf(model, tmp_path, model_args=dict(num_aux=2), safe_serialization=True)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert equal_states(loaded.state_dict(), model.state_dict())
+
+
+HUB_SCRIPT = '''
+import timm, torch, timm_advprop
+from timm_advprop import split_state_dict
+
+def split(model):
+    main, aux = split_state_dict(model.state_dict())
+    assert aux
+    for key, value in aux.items():
+        norm, _, name = key.partition('.aux_bn.0.')
+        assert torch.equal(value, main[f'{norm}.{name}']), key
+    return model.eval()
+
+images = torch.randn(2, 3, 64, 64)
+plain = timm.create_model('tf_efficientnet_b0.ap_in1k', pretrained=True).eval()
+expected = plain(images)
+for name in ('efficientnet_b0_ap', 'efficientnet_b0_ap.ap_in1k'):
+    model = split(timm.create_model(name, pretrained=True))
+    assert torch.equal(model(images), expected), name
+model = split(timm.create_model('efficientnet_b0_ap', pretrained=True, num_classes=10))
+assert torch.equal(model.forward_features(images), plain.forward_features(images))
+model = split(timm.create_model('efficientnet_b0_ap', pretrained=True, features_only=True))
+features = timm.create_model('tf_efficientnet_b0.ap_in1k', pretrained=True, features_only=True).eval()
+assert all(torch.equal(a, b) for a, b in zip(model(images), features(images)))
+
+cfg = timm.get_pretrained_cfg('test_resnet')
+model = split(timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg=cfg))
+assert torch.equal(model(images), timm.create_model('test_resnet', pretrained=True).eval()(images))
+print('done')
+'''
+
+
+def test_published_weights_come_from_the_hub(loopback_hub, tmp_path, save_weights):
+    urls = []
+    for name in ('tf_efficientnet_b0.ap_in1k', 'test_resnet'):
+        repo_id = get_pretrained_cfg(name).hf_hub_id
+        save_weights(name, loopback_hub.repo(repo_id) / 'model.safetensors')
+        urls.append(f'GET /{repo_id}/resolve/main/model.safetensors')
+    assert urls[0] == 'GET /timm/tf_efficientnet_b0.ap_in1k/resolve/main/model.safetensors'
+    result = subprocess.run(
+        [sys.executable, '-c', HUB_SCRIPT],
+        env=loopback_hub.environment(tmp_path / 'home'),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == 'done\n'
+    assert [request for request in loopback_hub.requests if request.endswith('.safetensors')
+            and request.startswith('GET')] == urls
+
+
+# timm's own builder
+
+
+def assert_timm_builds_plain_models(save_weights):
+    file, state = save_weights('test_resnet')
+    for kwargs in ({}, dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))):
+        model = timm.create_model('test_resnet', **kwargs)
+        assert not has_split_norm(model)
+        assert list(model.state_dict()) == list(state)
+
+
+def test_builder_is_timms_own_after_a_split_model_was_built(save_weights):
+    original = timm_builder.load_pretrained
+    file, _ = save_weights('test_resnet')
+    timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(file=file))
+    assert timm_builder.load_pretrained is original
+    assert original.__module__ == 'timm.models._builder'
+    assert_timm_builds_plain_models(save_weights)
+
+
+@pytest.mark.parametrize('kwargs, error', [
+    (dict(pretrained=True), RuntimeError),
+    (dict(pretrained=True, pretrained_cfg_overlay=dict(file='missing.safetensors')), FileNotFoundError),
+    (dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict={'a': torch.zeros(1)})), RuntimeError),
+    (dict(unknown_argument=1), TypeError),
+    (dict(num_aux=0), ValueError),
+], ids=str)
+def test_builder_is_timms_own_after_a_split_model_failed(kwargs, error, save_weights):
+    original = timm_builder.load_pretrained
+    with pytest.raises(error):
+        timm.create_model('test_resnet_ap', **kwargs)
+    assert timm_builder.load_pretrained is original
+    assert_timm_builds_plain_models(save_weights)
+    assert has_split_norm(timm.create_model('test_resnet_ap'))
+
+
+def test_another_thread_builds_plain_models_in_the_meantime(save_weights):
+    file, _ = save_weights('test_resnet')
+    source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))
+    built = []
+
+    def act_layer(**kwargs):  # called while the split model is under construction
+        if not built:
+            thread = threading.Thread(target=lambda: built.append(timm.create_model('test_resnet', **source)))
+            thread.start()
+            thread.join()
+        return nn.ReLU(**kwargs)
+
+    model = timm.create_model('test_resnet_ap', act_layer=act_layer, **source)
+    assert len(built) == 1
+    assert not has_split_norm(built[0])
+    assert aux_equals_main(model)
+
+
+def test_threads_can_build_split_models_at_once(save_weights):
+    file, state = save_weights('test_resnet_ap')
+    source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))
+    original = timm_builder.load_pretrained
+    built = []
+    threads = [
+        threading.Thread(target=lambda: built.append(timm.create_model('test_resnet_ap', **source))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 4
+    assert all(equal_states(model.state_dict(), state) for model in built)
+    assert timm_builder.load_pretrained is original

@@ -1,0 +1,228 @@
+"""Small real data sets as image folders that timm's readers take.
+
+    python -m timm_advprop.data digits DIR
+    python -m timm_advprop.data fashion-mnist DIR [--source FOLDER]
+
+Writes DIR/train/<class>/<nnnnn>.png and DIR/validation/<class>/<nnnnn>.png, grey images at their native size that
+timm converts to RGB. <nnnnn> is the image's position in its source. Sorted class names are in the order of the labels.
+"""
+import argparse
+import gzip
+import math
+import os
+import shutil
+import struct
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image
+
+from .errors import InputError, exits_on_input_error
+
+__all__ = ['write_digits', 'write_fashion_mnist', 'FASHION_MNIST_SOURCE']
+
+FASHION_MNIST_SOURCE = '/usr/share/datasets/fashion-mnist'  # of Debian's package dataset-fashion-mnist
+
+_DIGIT_CLASSES = tuple('0123456789')
+_FASHION_CLASSES = (
+    '0_t-shirt_top', '1_trouser', '2_pullover', '3_dress', '4_coat', '5_sandal', '6_shirt', '7_sneaker', '8_bag',
+    '9_ankle_boot',
+)
+_VALIDATION_FRACTION = 0.2
+_SPLIT_SEED = 0
+_IDX_UNSIGNED_BYTE = 8
+_PROGRESS_SECONDS = 2.
+
+
+class _Split(NamedTuple):
+    images: np.ndarray  # [N, H, W], uint8
+    labels: np.ndarray  # [N]
+    positions: np.ndarray  # [N], in the source
+
+
+def write_digits(folder: Union[str, Path]) -> Dict[str, int]:
+    """Write scikit-learn's 1797 handwritten digits, 8×8 pixels, as an image folder.
+
+    The 17 grey levels become 0–255. A fifth of each class is for validation, the same images on every machine.
+
+    Args:
+        folder: Folder to write. It appears complete or not at all; one that holds this data set already is left as it
+            is.
+
+    Returns:
+        Number of images of each split, `'train'` and `'validation'`.
+
+    Raises:
+        InputError: scikit-learn is missing, the folder holds something else, or it cannot be written.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError('The digits come with scikit-learn: pip install \'timm-advprop[data]\'.') from error
+    digits = load_digits()
+    images = ((digits.images.astype(int) * 255 + 8) // 16).astype(np.uint8)
+    splits = {
+        name: _Split(images[positions], digits.target[positions], positions)
+        for name, positions in _stratified_split(digits.target).items()
+    }
+    return _write_folder(folder, splits, _DIGIT_CLASSES)
+
+
+def write_fashion_mnist(
+        folder: Union[str, Path],
+        source: Union[str, Path] = FASHION_MNIST_SOURCE,
+) -> Dict[str, int]:
+    """Write Fashion-MNIST, 28×28 pixels, as an image folder: the official training set, the test set as validation.
+
+    Args:
+        folder: Folder to write. It appears complete or not at all; one that holds this data set already is left as it
+            is.
+        source: Folder of the four idx.gz files, by default where Debian's package `dataset-fashion-mnist` puts them.
+
+    Returns:
+        Number of images of each split, `'train'` and `'validation'`.
+
+    Raises:
+        InputError: A file is missing or damaged, the folder holds something else, or it cannot be written.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise InputError(f'No folder {source}. Install Debian\'s package dataset-fashion-mnist, or name the folder of '
+                         f'the idx.gz files with --source.')
+    splits = {name: _read_idx_split(source, prefix) for name, prefix in (('train', 'train'), ('validation', 't10k'))}
+    return _write_folder(folder, splits, _FASHION_CLASSES)
+
+
+def _stratified_split(labels: np.ndarray) -> Dict[str, np.ndarray]:
+    random = np.random.RandomState(_SPLIT_SEED)  # the one numpy generator whose stream never changes
+    validation = []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        validation.extend(members[:round(len(members) * _VALIDATION_FRACTION)])
+    return {'train': np.setdiff1d(np.arange(len(labels)), validation), 'validation': np.sort(validation)}
+
+
+def _read_idx_split(source: Path, prefix: str) -> _Split:
+    images = _read_idx(source / f'{prefix}-images-idx3-ubyte.gz', num_dims=3)
+    labels = _read_idx(source / f'{prefix}-labels-idx1-ubyte.gz', num_dims=1)
+    if len(images) != len(labels):
+        raise InputError(f'{source} has {len(images)} {prefix} images, but {len(labels)} labels.')
+    if not np.array_equal(np.unique(labels), np.arange(len(_FASHION_CLASSES))):
+        raise InputError(f'The {prefix} labels in {source} are not the classes 0 to {len(_FASHION_CLASSES) - 1}.')
+    return _Split(images, labels, np.arange(len(labels)))
+
+
+def _read_idx(path: Path, num_dims: int) -> np.ndarray:
+    try:
+        with gzip.open(path, 'rb') as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise InputError(f'No file {path}.') from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f'{path} is damaged or cannot be read: {error}.') from error
+    header = 4 + 4 * num_dims
+    if content[:4] != bytes((0, 0, _IDX_UNSIGNED_BYTE, num_dims)) or len(content) < header:
+        raise InputError(f'{path} is not an idx file of {num_dims}-dimensional bytes: it starts with '
+                         f'{content[:4].hex() or "nothing"}.')
+    shape = struct.unpack(f'>{num_dims}I', content[4:header])
+    expected, found = math.prod(shape), len(content) - header
+    if found != expected or not expected:
+        raise InputError(f'{path} holds {found} bytes of data, its header announces '
+                         f'{" × ".join(map(str, shape))} = {expected}.')
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _write_folder(folder: Union[str, Path], splits: Dict[str, _Split], classes: Sequence[str]) -> Dict[str, int]:
+    folder = Path(folder).resolve()
+    counts = {name: len(split.labels) for name, split in splits.items()}
+    try:
+        if _is_finished(folder, splits, classes):
+            print(f'{folder} holds this data set already.', file=sys.stderr)
+            return counts
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(folder, splits, classes)
+    except OSError as error:
+        raise InputError(f'Cannot write {folder}: {error.strerror or error}.') from error
+    return counts
+
+
+def _is_finished(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> bool:
+    # Names alone tell, as they hold the class and the position of every image and the folder was never half-written.
+    present = {Path(root, file).relative_to(folder) for root, _, files in os.walk(folder) for file in files}
+    if not present and not (folder.exists() and any(folder.iterdir())):
+        return False
+    if present != {path for path, _ in _image_files(splits, classes)}:
+        raise InputError(f'{folder} is not empty and is not this data set. Name another folder.')
+    return True
+
+
+def _write_and_rename(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> None:
+    unfinished = folder.with_name(f'.{folder.name}.unfinished-{os.getpid()}')
+    try:
+        for name in splits:
+            for class_name in classes:
+                (unfinished / name / class_name).mkdir(parents=True)
+        progress = _Progress(sum(len(split.labels) for split in splits.values()))
+        for path, image in _image_files(splits, classes):
+            Image.fromarray(image).save(unfinished / path)
+            progress.advance()
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _image_files(splits: Dict[str, _Split], classes: Sequence[str]) -> Iterator[Tuple[Path, np.ndarray]]:
+    for name, split in splits.items():
+        for image, label, position in zip(split.images, split.labels, split.positions):
+            yield Path(name, classes[label], f'{position:05d}.png'), image
+
+
+class _Progress:
+    def __init__(self, total: int):
+        self.done, self.total = 0, total
+        self.start = self.reported = time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.reported >= _PROGRESS_SECONDS:
+            left = (now - self.start) / self.done * (self.total - self.done)
+            print(f'{self.done} of {self.total} images, {left:.0f} s left', file=sys.stderr, flush=True)
+            self.reported = now
+
+
+@exits_on_input_error
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run the program.
+
+    Args:
+        argv: Command line, `sys.argv[1:]` by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m timm_advprop.data',
+        description='Write a small real data set as an image folder, DIR/train and DIR/validation. A folder that holds '
+                    'the data set already is left as it is.')
+    commands = parser.add_subparsers(dest='dataset', metavar='{digits,fashion-mnist}', required=True)
+    digits = commands.add_parser('digits', help='1,797 digits of 8x8 pixels, from scikit-learn')
+    fashion = commands.add_parser('fashion-mnist', help='70,000 articles of 28x28 pixels, from idx.gz files')
+    for command in (digits, fashion):
+        command.add_argument('folder', metavar='DIR', help='folder to write')
+    fashion.add_argument('--source', default=FASHION_MNIST_SOURCE, metavar='FOLDER',
+                         help='folder of the idx.gz files (default: %(default)s, of Debian\'s package '
+                              'dataset-fashion-mnist)')
+    args = parser.parse_args(argv)
+    if args.dataset == 'digits':
+        counts = write_digits(args.folder)
+    else:
+        counts = write_fashion_mnist(args.folder, args.source)
+    print(f'{args.folder}: {counts["train"]} training and {counts["validation"]} validation images')
+
+
+if __name__ == '__main__':
+    main()

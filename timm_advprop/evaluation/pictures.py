@@ -1,0 +1,46 @@
+"""Pictures of what an attack does to images. Needs matplotlib."""
+from typing import Sequence
+
+import torch
+
+from ..errors import InputError
+
+__all__ = ['draw_attack']
+
+
+def draw_attack(
+        path: str,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        titles: Sequence[str],
+        amplification: float,
+) -> None:
+    """Draw images, their adversarial twins and the perturbation between them, one column an image.
+
+    Args:
+        path: File to write, by its ending PNG, PDF or SVG.
+        images: Clean images [N, C, H, W] in 0–1, C of 1 or 3.
+        adversarial: Adversarial images [N, C, H, W] in 0–1.
+        titles: A title for each column.
+        amplification: Factor on the perturbation, which is drawn around grey.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("Pictures need matplotlib: pip install 'timm-advprop[demo]'.") from error
+    perturbation = 0.5 + amplification * (adversarial - images)
+    rows = [('clean', images), ('adversarial', adversarial), (f'difference × {amplification:g}', perturbation)]
+    figure = Figure(figsize=(1.1 * len(images) + 0.6, 3.9), dpi=150, layout='constrained')
+    axes = figure.subplots(len(rows), len(images), squeeze=False)
+    for row, (label, pictures) in zip(axes, rows):
+        row[0].set_ylabel(label, fontsize=8)
+        for axis, picture in zip(row, pictures):
+            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=7)
+    figure.savefig(path)

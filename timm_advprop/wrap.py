@@ -1,0 +1,219 @@
+"""Runs timm's own unmodified train.py with AdvProp: `python -m timm_advprop.wrap PATH/TO/train.py …`.
+
+The script keeps its flags, its log and its checkpoints. While it runs, the names it imports from timm lead here: its
+`ClassificationTask` is the task of `--regime`, its `convert_sync_batchnorm` knows split norms. The `--regime` and
+`--adv-*` flags are taken off its command line, and they may stand in its `-c/--config` file.
+"""
+import argparse
+import logging
+import os
+import runpy
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import timm.data
+import timm.layers
+import timm.task
+import torch
+import torch.nn as nn
+import yaml
+from timm.task import ClassificationTask, TrainingTask
+
+from .arguments import ProgramParser, near_matches
+from .errors import InputError, exits_on_input_error
+from .inputs import channel_normalisation
+from .norms import convert_sync_batchnorm
+from .regimes import create_task, default_regime
+from .regimes.arguments import add_regime_arguments, attack_kwargs
+
+__all__ = ['run_script']
+
+_logger = logging.getLogger(__name__)
+
+_USAGE = 'python -m timm_advprop.wrap SCRIPT [flags of SCRIPT] [--regime …] [--adv-* …]'
+_EPILOG = '''SCRIPT is timm's train.py, or one that builds a timm.task.ClassificationTask as it does.
+Its own flags: python -m timm_advprop.wrap SCRIPT --help
+On several devices: torchrun --nproc_per_node N -m timm_advprop.wrap SCRIPT …'''
+
+
+def run_script(script: str, argv: Sequence[str]) -> None:
+    """Run a training script with the task of a regime in place of `timm.task.ClassificationTask`.
+
+    What is replaced in timm, `sys.argv` and `sys.path` are restored after the run, also after an exception.
+
+    Args:
+        script: Path of timm's train.py, or of a script of its kind.
+        argv: The script's command line, with `--regime` and `--adv-*` flags among its own.
+
+    Raises:
+        InputError: There is no such script; a flag is wrong; the regime does not fit the model; or the script built
+            another task or none, so that AdvProp was not used.
+    """
+    if not os.path.isfile(script):
+        raise InputError(f'No script {script}. Give the path of timm\'s train.py.')
+    regime_args, script_argv, normalisation = _parse(argv)
+    factory = _TaskFactory(regime_args, normalisation)
+    with _timm_replaced(factory), _started_as_program(script, script_argv):
+        try:
+            runpy.run_path(script, run_name='__main__')
+        except SystemExit as exit:
+            if exit.code or {'-h', '--help'} & set(script_argv):
+                raise
+    if not factory.used:
+        raise InputError(f'AdvProp was not used: {script} ended without building a timm.task.ClassificationTask.')
+
+
+class _TaskFactory:
+    # Builds the regime's task from the arguments of ClassificationTask.
+    def __init__(self, regime_args: argparse.Namespace, normalisation: Dict[str, Any]):
+        self.regime, self.attack = regime_args.regime, attack_kwargs(regime_args)
+        self.normalisation = normalisation
+        self.used = False
+
+    def __call__(self, model: nn.Module, criterion: Optional[Callable] = None, **kwargs: Any) -> TrainingTask:
+        regime = self.regime or default_regime(model)
+        if isinstance(model, torch.jit.ScriptModule) and self.regime != 'vanilla':
+            raise InputError('A scripted model has only its clean route. Use --torchcompile, not --torchscript.')
+        try:
+            task = create_task(regime, model, criterion, attack={**self.attack, **self.normalisation}, **kwargs)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.used = True
+        if kwargs.get('verbose', True):
+            hint = '' if self.regime or regime != 'vanilla' else ', as the model has no split norms: see --regime'
+            _logger.log(logging.WARNING if hint else logging.INFO, f'Training regime: {regime}{hint}.')
+        return task
+
+    def resolve_data_config(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        # The script normalises its images by what this returns, whether flags, YAML or the model's own cfg said so.
+        config = _resolve_data_config(*args, **kwargs)
+        self.normalisation = dict(zip(('mean', 'std'), channel_normalisation(config)))
+        return config
+
+
+_resolve_data_config = timm.data.resolve_data_config
+
+
+class _StandInType(type):
+    # The type of a class that is built by a function and is otherwise the class it stands for: for isinstance, for
+    # class attributes, for subclasses (which are built as usual).
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        build = vars(cls).get('build')
+        return build(*args, **kwargs) if build else super().__call__(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.__base__) if 'build' in vars(cls) else super().__instancecheck__(instance)
+
+
+def _stand_in(task_type: type, build: Callable[..., Any]) -> type:
+    return _StandInType(task_type.__name__, (task_type,), {'build': staticmethod(build)})
+
+
+@contextmanager
+def _timm_replaced(factory: _TaskFactory) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, task_type in list(vars(timm.task).items()):
+            if task_type is ClassificationTask:
+                stack.enter_context(_replaced(timm.task, name, _stand_in(task_type, factory)))
+            elif isinstance(task_type, type) and issubclass(task_type, TrainingTask) and task_type is not TrainingTask:
+                stack.enter_context(_replaced(timm.task, name, _stand_in(task_type, _refusal(name))))
+        stack.enter_context(_replaced(timm.layers, 'convert_sync_batchnorm', convert_sync_batchnorm))
+        stack.enter_context(_replaced(timm.data, 'resolve_data_config', factory.resolve_data_config))
+        yield
+
+
+def _refusal(name: str) -> Callable[..., None]:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise InputError(f'AdvProp takes the place of timm\'s ClassificationTask, but these flags ask for {name}. '
+                         f'Remove them (--kd-model-name asks for distillation), or run the script itself.')
+    return refuse
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextmanager
+def _started_as_program(script: str, argv: Sequence[str]) -> Iterator[None]:
+    # As `python SCRIPT …` would: the script's own folder comes first among those that modules are looked for in.
+    folder = os.path.dirname(os.path.abspath(script))
+    with _replaced(sys, 'argv', [script, *argv]), _replaced(sys, 'path', [folder, *sys.path]):
+        yield
+
+
+def _parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str], Dict[str, Any]]:
+    # The script reads --config, --mean and --std too: they stay on its command line.
+    config_parser = argparse.ArgumentParser(add_help=False)  # takes --conf for --config, as the script's own does
+    config_parser.add_argument('-c', '--config', default='')
+    config = config_parser.parse_known_args(argv)[0].config
+    recipe = _read_recipe(config)
+    normalisation_parser = ProgramParser(add_help=False)
+    for key in ('mean', 'std'):
+        normalisation_parser.add_argument(f'--{key}', type=float, nargs='+', default=recipe.get(key))
+    normalisation = vars(normalisation_parser.parse_known_args(argv)[0])
+    parser = ProgramParser(add_help=False)
+    add_regime_arguments(parser)
+    regime_args = parser.parse_args(_regime_argv(parser, recipe, config))
+    regime_args, script_argv = parser.parse_known_args(argv, regime_args)
+    return regime_args, script_argv, normalisation
+
+
+def _read_recipe(path: str) -> Dict[str, Any]:
+    if not os.path.isfile(path):
+        return {}  # the script will say so
+    try:
+        with open(path, encoding='utf-8') as file:
+            recipe = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f'Cannot read {path}: {" ".join(str(error).split())}') from error
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: str) -> List[str]:
+    # The script lets unknown keys and values of any kind through; ours are parsed as if they were flags.
+    known = list(vars(parser.parse_args([])))
+    argv = []
+    for key, value in recipe.items():
+        name = str(key).replace('-', '_')
+        if name != 'regime' and not name.startswith('adv_'):
+            continue
+        if key not in known:
+            raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            argv += [f'--{key.replace("_", "-")}', *map(str, values)]
+    return argv
+
+
+@exits_on_input_error
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run the program.
+
+    Args:
+        argv: Command line, `sys.argv[1:]` by default.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith('-'):
+        run_script(argv[0], argv[1:])
+        return
+    parser = ProgramParser(
+        prog='python -m timm_advprop.wrap',
+        usage=_USAGE,
+        description='Run timm\'s own train.py with AdvProp.',
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_regime_arguments(parser)
+    parser.parse_known_args(argv)  # --help ends here
+    parser.error(f'give the script first: {_USAGE}')
+
+
+if __name__ == '__main__':
+    main()
