@@ -187,6 +187,13 @@ def test_asking_for_weights_that_do_not_exist_names_the_way_out():
         assert hint in str(error.value)
 
 
+@pytest.mark.parametrize('name', sorted(set(VARIANTS) - set(EFFICIENTNETS)))
+def test_plain_weights_are_a_way_out_where_timm_has_them(name):
+    with pytest.raises(RuntimeError) as error:
+        timm.create_model(name, pretrained=True)
+    assert ('get_pretrained_cfg' in str(error.value)) == is_model_pretrained(base_of(name))
+
+
 ADAPTATIONS = [
     {}, dict(num_classes=7), dict(in_chans=1), dict(num_classes=7, in_chans=4), dict(features_only=True),
     dict(features_only=True, in_chans=1), dict(num_aux=3, num_classes=7),
@@ -299,7 +306,7 @@ def test_published_weights_come_from_the_hub(loopback_hub, tmp_path, save_weight
     assert urls[0] == 'GET /timm/tf_efficientnet_b0.ap_in1k/resolve/main/model.safetensors'
     result = subprocess.run(
         [sys.executable, '-c', HUB_SCRIPT],
-        env=loopback_hub.environment(tmp_path / 'home'),
+        env={**loopback_hub.environment(tmp_path / 'home'), 'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,
     )
@@ -363,10 +370,11 @@ def test_another_thread_builds_plain_models_in_the_meantime(save_weights):
     assert aux_equals_main(model)
 
 
-def test_threads_can_build_split_models_at_once(save_weights):
+def test_threads_can_build_split_models_at_once(save_weights, monkeypatch):
     file, state = save_weights('test_resnet_ap')
     source = dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))
     original = timm_builder.load_pretrained
+    monkeypatch.setattr(timm_builder, 'load_pretrained', original)  # is put back after a failure
     built = []
     threads = [
         threading.Thread(target=lambda: built.append(timm.create_model('test_resnet_ap', **source))) for _ in range(4)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_splitbn_model, create_feature_extractor, freeze_batch_norm_2d
 from timm.layers import SplitBatchNorm2d as TimmSplitBatchNorm2d
 from timm.layers import convert_sync_batchnorm as timm_convert_sync_batchnorm
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, freeze
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -467,6 +467,24 @@ def test_split_step_equals_a_step_of_independent_plain_models(plain, num_aux, si
         torch.testing.assert_close(value, models[norm_index(name)].state_dict()[main_key(name)], **tolerance)
 
 
+def test_split_route_divides_flattened_tokens_between_the_images(randomize_norms):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x):  # as levit does: [N, C, H, W] -> [N * H * W, C]
+            x = x.flatten(2).transpose(1, 2)
+            return self.bn(x.flatten(0, 1)).reshape_as(x)
+
+    plain = Tokens()
+    split = split_with_own_norms(plain, randomize_norms).train()
+    set_norm_route(split, 'split')
+    images, _ = make_batch()
+    expected = torch.cat([model(part) for model, part in zip(plain_models_of(split, plain), images.chunk(2))])
+    torch.testing.assert_close(split(images), expected)
+
+
 def test_split_route_refuses_a_batch_that_has_no_equal_parts(resnet):
     split = convert_split_norm(resnet).train()
     set_norm_route(split, 'split')
@@ -722,7 +740,8 @@ def test_split_state_dict_knows_the_keys_of_a_single_norm():
     timm_convert_sync_batchnorm,
     freeze_batch_norm_2d,
     convert_splitbn_model,
-], ids=['torch-sync', 'timm-sync', 'timm-freeze', 'timm-splitbn'])
+    lambda model: freeze(model, list(dict(model.named_children()))),
+], ids=['torch-sync', 'timm-sync', 'timm-freeze', 'timm-splitbn', 'timm-freeze-layers'])
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
 def test_converters_that_would_drop_the_auxiliary_norms_are_refused(name, convert, synchronised, randomize_norms):
     split = split_with_own_norms(NETS[name](), randomize_norms).eval()
@@ -905,7 +924,7 @@ def test_feature_extractor_follows_routes(resnet, randomize_norms):
     pytest.param('test_resnet', 'aot_eager', marks=pytest.mark.slow),
     pytest.param('test_efficientnet', 'eager', marks=pytest.mark.slow),
 ])
-def test_compiled_model_keeps_one_graph_for_each_route(name, backend, randomize_norms):
+def test_compiled_model_keeps_a_small_number_of_graphs(name, backend, randomize_norms):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     split = split_with_own_norms(NETS[name](), randomize_norms)
@@ -916,11 +935,12 @@ def test_compiled_model_keeps_one_graph_for_each_route(name, backend, randomize_
         split.eval()
         set_norm_route(split, 'clean')
         with torch.no_grad():
-            torch.testing.assert_close(compiled(images), split(images), rtol=1e-4, atol=1e-5)
+            for batch in (images, images[:5]):
+                torch.testing.assert_close(compiled(batch), split(batch), rtol=1e-4, atol=1e-5)
 
         images.requires_grad_()
         split.requires_grad_(False)
-        with norm_route(split, 'aux'):
+        with norm_route(compiled, 'aux'):
             grads = [torch.autograd.grad(model(images).square().sum(), images)[0] for model in (compiled, split)]
         torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
         split.requires_grad_(True)
@@ -932,7 +952,8 @@ def test_compiled_model_keeps_one_graph_for_each_route(name, backend, randomize_
         F.cross_entropy(output, target.repeat(2)).backward()
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
         counts.append(counter.frame_count)
-    assert counts == [3] * 4
+    assert counts == [counts[0]] * 4
+    assert counts[0] <= 4  # one for each route, one more for the smaller last batch of a validation
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])

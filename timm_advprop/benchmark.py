@@ -14,7 +14,6 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
-
 from timm.task import ClassificationTask, TrainingTask
 
 from .arguments import ProgramParser

@@ -12,7 +12,6 @@ import time
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-
 from timm.data import create_dataset, create_transform
 
 from .data import write_digits
@@ -55,9 +54,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         'advprop': {route: _validate(jobs, args.output, data, 'advprop', route) for route in ('clean', 'aux')},
     }
     picture = os.path.join(args.output, 'adversarial.png')
-    _draw(os.path.join(args.output, 'advprop', 'last.pth.tar'), data, picture)
+    _draw(os.path.join(args.output, 'vanilla', 'last.pth.tar'), data, picture)
     print(_table(rows))
-    print(f'\nPicture: {picture}\nDone in {time.monotonic() - start:.0f} s.')
+    print(f'\nPicture of images that fool the vanilla model: {picture}\nDone in {time.monotonic() - start:.0f} s.')
 
 
 class _Jobs:
@@ -105,23 +104,26 @@ def _table(rows: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
 
 
 def _draw(checkpoint: str, data: str, path: str) -> None:
+    # Images that the vanilla model takes for another digit once they are attacked.
     model = open_model('test_resnet_ap', num_classes=10).eval()
     model.load_state_dict(read_checkpoint(checkpoint))
     dataset = create_dataset('', root=data, split='validation', input_img_mode='RGB')
     dataset.transform = create_transform((3, 32, 32), crop_pct=1.0, mean=(0., 0., 0.), std=(1., 1., 1.))
-    chosen = range(0, len(dataset), len(dataset) // NUM_PICTURES)[:NUM_PICTURES]
-    images, target = (torch.stack([torch.as_tensor(item) for item in column])
-                      for column in zip(*(dataset[i] for i in chosen)))
-    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
-    normalised = (images - mean) / std
+    images = torch.stack([image for image, _ in dataset])
+    target = torch.tensor([label for _, label in dataset])
+    mean, std = model.pretrained_cfg['mean'], model.pretrained_cfg['std']
     adversary = Adversary(
-        eps=EPS, alpha=ALPHA, steps=STEPS, target='none', random_start=1,
-        mean=model.pretrained_cfg['mean'], std=model.pretrained_cfg['std'])
+        eps=EPS, alpha=ALPHA, steps=STEPS, target='none', random_start=1., mean=mean, std=std)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    normalised = (images - mean) / std
     adversarial = adversary(model, normalised, target, route='clean')
     with torch.inference_mode():
         before, after = (model(batch).argmax(dim=1) for batch in (normalised, adversarial))
-    titles = [f'{a} → {b}' for a, b in zip(before.tolist(), after.tolist())]
-    draw_attack(path, images, adversarial * std + mean, titles, amplification=128 / EPS)
+    fooled = torch.nonzero((before == target) & (after != target)).flatten()
+    fooled = fooled if len(fooled) else torch.arange(NUM_PICTURES)
+    chosen = fooled[torch.linspace(0, len(fooled) - 1, min(NUM_PICTURES, len(fooled))).long()]
+    titles = [f'{before[i]} → {after[i]}' for i in chosen]
+    draw_attack(path, images[chosen], adversarial[chosen] * std + mean, titles, amplification=64 / EPS)
 
 
 if __name__ == '__main__':

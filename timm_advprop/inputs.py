@@ -15,16 +15,25 @@ from torch.utils.data import Dataset
 from .arguments import near_matches
 from .errors import InputError
 
-__all__ = ['available_device', 'open_model', 'read_checkpoint', 'open_dataset', 'check_class_count',
+__all__ = ['as_input_error', 'available_device', 'open_model', 'read_checkpoint', 'open_dataset', 'check_class_count',
            'channel_normalisation']
 
 _logger = logging.getLogger(__name__)
 
+_SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 # What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
 _OPEN_ERRORS = (
     AssertionError, AttributeError, EOFError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError,
 )
+
+
+def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function whose ValueErrors and assertions are about what a user gave, and report them as InputErrors."""
+    try:
+        return function(*args, **kwargs)
+    except (AssertionError, ValueError) as error:
+        raise InputError(_one_line(error)) from error
 
 
 def available_device(device: str) -> str:
@@ -55,12 +64,9 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ':' not in name and not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
-    for key in ('checkpoint_path',):
-        if kwargs.get(key):
-            read_checkpoint(kwargs[key])
-    file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
-    if file:
-        read_checkpoint(file)
+    for file in (kwargs.get('checkpoint_path'), (kwargs.get('pretrained_cfg_overlay') or {}).get('file')):
+        if file:
+            read_checkpoint(file)
     try:
         return timm.create_model(name, **kwargs)
     except _OPEN_ERRORS as error:
@@ -82,7 +88,8 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
     try:
         state_dict = load_state_dict(path, use_ema=use_ema)
     except Exception as error:  # every reader has errors of its own for a file that is not its kind
-        raise InputError(f'{path} is not a checkpoint that can be loaded safely: {_one_line(error)}') from error
+        raise InputError(f'{path} cannot be loaded: it is neither safetensors nor a PyTorch checkpoint that holds '
+                         f'weights alone, without code ({type(error).__name__}).') from error
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
     return state_dict
@@ -103,8 +110,8 @@ def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> D
     reader = name.split('/')[0].lower() if '/' in name else ''
     if not root and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
         raise InputError('No data set: give its folder with --data-dir.')
-    if not reader and not os.path.exists(root):
-        raise InputError(f'No data folder {root}.')
+    if not reader:
+        _check_split_folder(root, split)
     try:
         dataset = create_dataset(name, root=root, split=split, **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
@@ -144,6 +151,17 @@ def channel_normalisation(
     return adapt_to_chs(data_config['mean'], channels), adapt_to_chs(data_config['std'], channels)
 
 
+def _check_split_folder(root: str, split: str) -> None:
+    # timm takes the whole folder for a split it does not find, so training images would count as validation
+    if not os.path.exists(root):
+        raise InputError(f'No data folder {root}.')
+    splits = {synonym: names for names in _SPLIT_NAMES for synonym in names}
+    present = [name for name in splits if os.path.isdir(os.path.join(root, name))]
+    wanted = splits.get(split.split('[')[0], (split,))
+    if present and not any(os.path.isdir(os.path.join(root, name)) for name in wanted):
+        raise InputError(f'No split {split!r} in {root}, it has {", ".join(present)}.')
+
+
 def _class_names(dataset: Dataset) -> Optional[Any]:
     for owner in (getattr(dataset, 'reader', None), dataset):
         classes = getattr(owner, 'class_to_idx', None) or getattr(owner, 'classes', None)
@@ -155,11 +173,3 @@ def _class_names(dataset: Dataset) -> Optional[Any]:
 def _one_line(error: BaseException) -> str:
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= 600 else text[:600] + ' …'
-
-
-def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function of this package whose ValueErrors are about what a user gave, and report them as InputErrors."""
-    try:
-        return function(*args, **kwargs)
-    except ValueError as error:
-        raise InputError(_one_line(error)) from error

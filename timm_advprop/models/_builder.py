@@ -52,10 +52,10 @@ def build_split_model(
     cfg = dataclasses.replace(cfg, architecture=variant)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
-            f"No AdvProp weights are published for '{variant}'. Use pretrained=False to start from scratch, or start "
-            f"from timm's plain weights: timm.create_model('{variant}', pretrained=True, "
-            f"pretrained_cfg=timm.get_pretrained_cfg('{base}')), or a checkpoint file: timm.create_model('{variant}', "
-            f"pretrained=True, pretrained_cfg_overlay=dict(file='model.safetensors')).")
+            f"No AdvProp weights are published for '{variant}'. Use pretrained=False to start from scratch, start from "
+            f"timm's plain weights with timm.create_model('{variant}', pretrained=True, "
+            f"pretrained_cfg=timm.get_pretrained_cfg('{base}')), or from a file with pretrained_cfg_overlay="
+            f"dict(file='model.safetensors') (--pretrained-path on the command line).")
     with _splitting_before_weights_load(num_aux):
         model = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
     return model if has_split_norm(model) else convert_split_norm(model, num_aux)

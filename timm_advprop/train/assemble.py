@@ -13,6 +13,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, res
 from timm.layers import set_fast_norm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed
 
@@ -30,7 +31,7 @@ from ..regimes import create_task
 from ..regimes.arguments import attack_kwargs
 
 __all__ = ['Loaders', 'check_arguments', 'setup_device', 'setup_precision', 'build_model', 'resolve_data',
-           'build_loaders', 'build_criterion', 'build_task', 'build_optimizer']
+           'build_loaders', 'build_criterion', 'build_task', 'build_optimizer', 'build_scheduler']
 
 _logger = logging.getLogger(__name__)
 
@@ -144,12 +145,16 @@ def build_loaders(
     mixup = _mixup_kwargs(args, num_classes)
     train_set = _open_split(args, 'train', data_config, num_classes)
     eval_set = _open_split(args, 'val', data_config, num_classes) if args.val_split else None
+    if eval_set is not None and _folder(train_set) is not None and _folder(train_set) == _folder(eval_set):
+        raise InputError(f'Both splits are the folder {_folder(train_set)}: give its parent as --data-dir, with '
+                         f'sub-folders {args.train_split} and {args.val_split}, or --val-split "".')
     if hasattr(train_set, '__len__') and len(train_set) < args.batch_size * args.world_size:
         raise InputError(f'The training split has {len(train_set)} images, fewer than one batch of '
                          f'{args.batch_size * args.world_size}: give a smaller --batch-size.')
     if args.aug_splits:
         train_set = AugMixDataset(train_set, num_splits=args.aug_splits)
-    train = create_loader(
+    train = as_input_error(
+        create_loader,
         train_set,
         batch_size=args.batch_size,
         is_training=True,
@@ -239,8 +244,22 @@ def build_optimizer(args: Namespace, task: TrainingTask) -> torch.optim.Optimize
         create_optimizer_v2, task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
 
 
+def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Tuple[Any, int]:
+    """The learning-rate scheduler, None for none, and the number of epochs it plans."""
+    return as_input_error(
+        create_scheduler_v2,
+        optimizer,
+        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+        updates_per_epoch=updates_per_epoch,
+    )
+
+
 def resolve_data(args: Namespace, model: nn.Module) -> Dict[str, Any]:
     """How images are sized and normalised: the flags, else the model's own configuration."""
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    for flag, values in (('--mean', args.mean), ('--std', args.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise InputError(f'{flag} takes 1 or {channels} values, got {len(values)}.')
     return resolve_data_config(vars(args), model=model, verbose=is_primary(args))
 
 
@@ -264,6 +283,10 @@ def _open_split(args, kind, data_config, num_classes):
     )
     check_class_count(dataset, num_classes, f'split {split!r}')
     return dataset
+
+
+def _folder(dataset: Any) -> Optional[str]:
+    return getattr(getattr(dataset, 'reader', None), 'root', None)
 
 
 def _is_mixing(args: Namespace) -> bool:

@@ -10,11 +10,10 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 import torch.nn as nn
 from timm.models import safe_model_name
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import distribute_bn, is_primary, setup_default_logging
 
-from ..errors import exits_on_input_error
+from ..errors import InputError, exits_on_input_error
 from ..evaluation.accuracy import evaluate
 from . import assemble
 from .args import parse_args
@@ -89,12 +88,7 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
         primary=is_primary(args),
         synchronize=args.synchronize_step,
     )
-    decreasing = args.eval_metric == 'loss'
-    trainer.lr_scheduler, trainer.num_epochs = create_scheduler_v2(
-        optimizer,
-        **scheduler_kwargs(args, decreasing_metric=decreasing),
-        updates_per_epoch=trainer.updates_per_epoch,
-    )
+    trainer.lr_scheduler, trainer.num_epochs = assemble.build_scheduler(args, optimizer, trainer.updates_per_epoch)
     first_epoch = args.start_epoch if args.start_epoch is not None else (resume_epoch or 0)
     _advance_scheduler(trainer, first_epoch, args.sched_on_updates)
 
@@ -109,7 +103,7 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
             amp_scaler=loss_scaler,
             checkpoint_dir=folder,
             recovery_dir=folder,
-            decreasing=decreasing,
+            decreasing=args.eval_metric == 'loss',
             max_history=args.checkpoint_hist,
             task=task,
         )
@@ -242,7 +236,10 @@ def _output_folder(args: Namespace, data_config: Dict[str, Any]) -> str:
         str(data_config['input_size'][-1]),
     ])
     folder = os.path.join(args.output or './output/train', name)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'Cannot write the output folder {folder}: {error}.') from error
     return folder
 
 

@@ -1,0 +1,225 @@
+import gzip
+import hashlib
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import create_dataset
+
+from timm_advprop import data
+from timm_advprop.data import write_digits, write_fashion_mnist
+from timm_advprop.errors import InputError
+
+DATA_TYPE_BYTE = 8
+LABELS = np.array([7, 2, 1, 0, 4, 9, 5, 8, 6, 3, 3, 9, 0, 0], np.uint8)
+
+
+def idx_bytes(array, data_type=DATA_TYPE_BYTE):
+    return bytes((0, 0, data_type, array.ndim)) + struct.pack(f'>{array.ndim}I', *array.shape) + array.tobytes()
+
+
+def write_gz(path, content):
+    path.write_bytes(gzip.compress(content))
+
+
+def images_like(labels, seed):
+    return np.random.RandomState(seed).randint(0, 256, (len(labels), 5, 4)).astype(np.uint8)
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / 'source'
+    folder.mkdir()
+    for seed, (prefix, labels) in enumerate((('train', LABELS), ('t10k', LABELS[:10]))):
+        write_gz(folder / f'{prefix}-images-idx3-ubyte.gz', idx_bytes(images_like(labels, seed)))
+        write_gz(folder / f'{prefix}-labels-idx1-ubyte.gz', idx_bytes(labels))
+    return folder
+
+
+def read_back(folder, split):
+    # Pixels and labels by position in the source, as timm's training script reads them.
+    dataset = create_dataset('', root=str(folder), split=split)
+    images = {}
+    for i in range(len(dataset)):
+        image, label = dataset[i]
+        assert image.mode == 'RGB'
+        pixels = np.asarray(image)
+        assert (pixels == pixels[..., :1]).all()
+        images[int(Path(dataset.filename(i)).stem)] = (pixels[..., 0], label)
+    return images
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob('*') if path.is_file())
+
+
+def test_digits_read_back_as_scikit_learn_has_them(tmp_path):
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    counts = write_digits(tmp_path / 'digits')
+    train, validation = read_back(tmp_path / 'digits', 'train'), read_back(tmp_path / 'digits', 'validation')
+    assert counts == {'train': len(train), 'validation': len(validation)} == {'train': 1438, 'validation': 359}
+    assert not train.keys() & validation.keys()
+    for position, (pixels, label) in {**train, **validation}.items():
+        assert label == digits.target[position]
+        assert pixels.shape == (8, 8)
+        assert np.abs(pixels - digits.images[position] * 255 / 16).max() <= 0.5
+    assert len(train) + len(validation) == len(digits.target)
+
+
+def test_digits_validation_is_a_fifth_of_each_class(tmp_path):
+    write_digits(tmp_path / 'digits')
+    for name in '0123456789':
+        train, validation = (len(files_below(tmp_path / 'digits' / split / name)) for split in ('train', 'validation'))
+        assert abs(validation - (train + validation) / 5) <= 0.5
+
+
+def test_digits_are_the_same_on_every_machine(tmp_path):
+    write_digits(tmp_path / 'digits')
+    digest = hashlib.sha256()
+    for path in files_below(tmp_path / 'digits'):
+        digest.update(path.relative_to(tmp_path).as_posix().encode() + Image.open(path).tobytes())
+    assert digest.hexdigest() == '2cd8ce0740e0caa4dd2d12d023f2c5dcdec112b384b1910a8860eea9a7ed8b6e'
+
+
+def test_digits_without_scikit_learn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(InputError, match=r"pip install 'timm-advprop\[data\]'"):
+        write_digits(tmp_path / 'digits')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fashion_mnist_reads_back_as_in_the_source(tmp_path, source):
+    assert write_fashion_mnist(tmp_path / 'out', source) == {'train': 14, 'validation': 10}
+    for seed, (split, labels) in enumerate((('train', LABELS), ('validation', LABELS[:10]))):
+        images = read_back(tmp_path / 'out', split)
+        assert sorted(images) == list(range(len(labels)))
+        for position, expected in enumerate(images_like(labels, seed)):
+            pixels, label = images[position]
+            assert label == labels[position]
+            np.testing.assert_array_equal(pixels, expected)
+
+
+def test_class_names(tmp_path, source):
+    write_fashion_mnist(tmp_path / 'out', source)
+    class_to_idx = create_dataset('', root=str(tmp_path / 'out'), split='train').reader.class_to_idx
+    assert class_to_idx['0_t-shirt_top'] == 0
+    assert class_to_idx['9_ankle_boot'] == 9
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('train-images-idx3-ubyte.gz', None, 'No file .*train-images'),
+    ('t10k-labels-idx1-ubyte.gz', None, 'No file .*t10k-labels'),
+    ('train-images-idx3-ubyte.gz', b'<!DOCTYPE html>', 'damaged or cannot be read'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(bytes(range(256)) * 99)[:-20], 'damaged or cannot be read'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(b''), 'starts with nothing'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(bytes((0, 0, 8, 3, 0, 0))), 'starts with 00000803'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(LABELS)), 'not an idx file .* starts with 00000801'),
+    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS, data_type=13)), 'starts with 00000d01'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(images_like(LABELS, 0))[:-1]), '14 × 5 × 4 = 280'),
+    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(images_like(LABELS, 0)) + b'0'), 'holds 281 bytes'),
+    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS[:12])), '14 train images, but 12 labels'),
+    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS + 1)), 'not the classes 0 to 9'),
+    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS // 2)), 'not the classes 0 to 9'),
+])
+def test_damaged_source(tmp_path, source, name, content, message):
+    (source / name).unlink()
+    if content is not None:
+        (source / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        write_fashion_mnist(tmp_path / 'out', source)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(InputError, match='dataset-fashion-mnist'):
+        write_fashion_mnist(tmp_path / 'out', tmp_path / 'nowhere')
+
+
+def test_finished_folder_is_left_as_it_is(tmp_path, source, capsys):
+    first = write_fashion_mnist(tmp_path / 'out', source)
+    modified = {path: path.stat().st_mtime_ns for path in files_below(tmp_path / 'out')}
+    capsys.readouterr()
+    assert write_fashion_mnist(tmp_path / 'out', source) == first
+    assert 'already' in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in files_below(tmp_path / 'out')} == modified
+
+
+@pytest.mark.parametrize('change', ['missing', 'more', 'other'])
+def test_folder_with_other_content_is_refused_and_kept(tmp_path, source, change):
+    folder = tmp_path / 'out'
+    write_fashion_mnist(folder, source)
+    if change == 'missing':
+        files_below(folder)[0].unlink()
+    elif change == 'more':
+        (folder / 'notes.txt').write_text('mine')
+    content = files_below(folder)
+    with pytest.raises(InputError, match='not empty'):
+        write_digits(folder) if change == 'other' else write_fashion_mnist(folder, source)
+    assert files_below(folder) == content
+
+
+def test_folder_of_empty_folders_is_refused(tmp_path, source):
+    (tmp_path / 'out' / 'train').mkdir(parents=True)
+    with pytest.raises(InputError, match='not empty'):
+        write_fashion_mnist(tmp_path / 'out', source)
+
+
+def test_empty_and_nested_folders(tmp_path, source):
+    (tmp_path / 'empty').mkdir()
+    for folder in (tmp_path / 'empty', tmp_path / 'a' / 'b'):
+        write_fashion_mnist(folder, source)
+        assert len(files_below(folder)) == 24
+
+
+def test_destination_below_a_file(tmp_path, source):
+    (tmp_path / 'file').write_text('')
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'out'):
+        with pytest.raises(InputError, match='Cannot write .*(Not a directory|File exists)'):
+            write_fashion_mnist(folder, source)
+    assert (tmp_path / 'file').is_file()
+
+
+@pytest.mark.parametrize('failure, expected', [
+    (OSError(28, 'No space left on device'), InputError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+])
+def test_failure_leaves_nothing_behind(tmp_path, source, monkeypatch, failure, expected):
+    save, saved = Image.Image.save, []
+
+    def save_some(image, path):
+        if len(saved) == 5:
+            raise failure
+        save(image, path)
+        saved.append(path)
+
+    monkeypatch.setattr(Image.Image, 'save', save_some)
+    with pytest.raises(expected):
+        write_fashion_mnist(tmp_path / 'parent' / 'out', source)
+    assert len(saved) == 5
+    assert list((tmp_path / 'parent').iterdir()) == []
+
+
+def test_progress(tmp_path, source, monkeypatch, capsys):
+    monkeypatch.setattr(data, '_PROGRESS_SECONDS', 0.)
+    write_fashion_mnist(tmp_path / 'out', source)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith('1 of 24 images, ')
+    assert lines[-1] == '24 of 24 images, 0 s left'
+
+
+def test_program(tmp_path, source, capsys):
+    data.main(['fashion-mnist', str(tmp_path / 'out'), '--source', str(source)])
+    assert capsys.readouterr().out == f'{tmp_path / "out"}: 14 training and 10 validation images\n'
+    data.main(['digits', str(tmp_path / 'digits')])
+    assert '1438 training and 359 validation' in capsys.readouterr().out
+
+
+def test_program_ends_with_one_line_on_wrong_input(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        data.main(['fashion-mnist', str(tmp_path / 'out'), '--source', str(tmp_path / 'nowhere')])
+    assert exit.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,405 @@
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import timm
+import timm.data
+import timm.layers
+import timm.task
+import torch
+import yaml
+
+import timm_advprop
+from timm_advprop.errors import InputError
+from timm_advprop.wrap import main, run_script
+
+# A script of the shape of timm's train.py: what it imports, how it builds, trains and validates.
+SCRIPT = '''
+import argparse
+import os
+import sys
+
+import timm
+import torch
+import yaml
+from timm.data import resolve_data_config
+from timm.layers import convert_sync_batchnorm
+from timm.task import ClassificationTask, LogitDistillationTask
+
+config_parser = argparse.ArgumentParser(add_help=False)
+config_parser.add_argument('-c', '--config', default='')
+parser = argparse.ArgumentParser()
+parser.add_argument('data', nargs='?')
+parser.add_argument('--model', default='test_resnet_ap')
+parser.add_argument('--mean', type=float, nargs='+')
+parser.add_argument('--std', type=float, nargs='+')
+parser.add_argument('--in-chans', type=int)
+parser.add_argument('--head-init-bias', type=float)
+parser.add_argument('--sync-bn', action='store_true')
+parser.add_argument('--torchscript', action='store_true')
+parser.add_argument('--kd-model-name')
+parser.add_argument('--output')
+
+
+def parse_args():
+    args_config, remaining = config_parser.parse_known_args()
+    if args_config.config:
+        with open(args_config.config) as file:
+            parser.set_defaults(**yaml.safe_load(file))
+    return parser.parse_args(remaining)
+
+
+def main():
+    args = parse_args()
+    distributed = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    rank = int(os.environ.get('RANK', 0))
+    if distributed:
+        torch.distributed.init_process_group('gloo')
+    torch.manual_seed(0)
+    model = timm.create_model(args.model, num_classes=4, in_chans=args.in_chans or 3)
+    resolve_data_config(vars(args), model=model)
+    if args.sync_bn:
+        model = convert_sync_batchnorm(model)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    criterion = torch.nn.CrossEntropyLoss()
+    if args.kd_model_name:
+        task = LogitDistillationTask(student_model=model, teacher_model=args.kd_model_name, criterion=criterion)
+    else:
+        task = ClassificationTask(model=model, criterion=criterion, device=torch.device('cpu'), dtype=None)
+    assert isinstance(task, ClassificationTask)
+    assert not isinstance(torch.nn.Identity(), ClassificationTask)
+    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
+    if distributed:
+        task.prepare_distributed()
+    state = dict(buffers=dict(task.named_buffers()), argv=sys.argv, task_type=type(task).__name__)
+    state['norms'] = {type(module).__name__ for module in model.modules() if hasattr(module, 'running_var')}
+    if not args.sync_bn:
+        torch.manual_seed(1 + rank)
+        images, target = torch.rand(8, args.in_chans or 3, 32, 32), torch.arange(8) % 4
+        task.get_trainable_module().train()
+        loss = task(images, target)['loss']
+        loss /= 1
+        loss.backward()
+        optimizer.step()
+        eval_model = task.get_eval_model()
+        eval_model.eval()
+        with torch.inference_mode():
+            logits = eval_model(images)
+        state.update(
+            loss=loss.item(), images=images, logits=logits,
+            state_dict=timm.utils.get_state_dict(task.get_trainable_module()))
+    torch.save(state, f'{args.output}.{rank}' if distributed else args.output)
+
+
+if __name__ == '__main__':
+    main()
+'''
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / 'train.py'
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+@pytest.fixture
+def run(script, tmp_path):
+    # Runs the script under AdvProp and returns what it saved.
+    def run_and_load(*argv):
+        output = str(tmp_path / 'saved.pth')
+        run_script(script, [*argv, '--output', output])
+        return torch.load(output, weights_only=False)
+    return run_and_load
+
+
+@pytest.fixture
+def error_line(capsys):
+    # The one line on stderr of a program that ends with status 2.
+    def run_main(*argv):
+        with pytest.raises(SystemExit) as exit:
+            main(list(argv))
+        assert exit.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith('error: ')
+        return lines[0]
+    return run_main
+
+
+def write_script(tmp_path, text):
+    path = tmp_path / 'script.py'
+    path.write_text(text)
+    return str(path)
+
+
+def write_recipe(tmp_path, **entries):
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(yaml.safe_dump(entries))
+    return str(path)
+
+
+def reference_step(model_name='test_resnet_ap', **task_kwargs):
+    # What the script does, with the task built by hand.
+    torch.manual_seed(0)
+    model = timm.create_model(model_name, num_classes=4)
+    if model_name == 'test_resnet':
+        timm_advprop.convert_split_norm(model)
+    task = timm_advprop.AdvPropTask(model, torch.nn.CrossEntropyLoss(), **task_kwargs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(1)
+    model.train()
+    loss = task(torch.rand(8, 3, 32, 32), torch.arange(8) % 4)['loss']
+    loss.backward()
+    optimizer.step()
+    return loss.item(), model.state_dict()
+
+
+def as_flags(entries):
+    flags = []
+    for key, value in entries.items():
+        flags += ['--' + key.replace('_', '-'), *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def assert_equal_states(actual, expected):
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, rtol=0, atol=0, msg=key)
+
+
+FLAGS = ['--adv-attack', 'ifgsm', '--adv-eps', '2', '--adv-alpha', '0.5', '--adv-steps', '2', '--adv-target', 'none',
+         '--adv-weight', '0.5', '--adv-norm-stats', 'train', '--mean', '.5', '.5', '.5', '--std', '.25', '.25', '.25']
+TASK_KWARGS = dict(attack='ifgsm', eps=2, alpha=0.5, steps=2, target='none', weight=0.5, norm_stats='train',
+                   mean=(.5,) * 3, std=(.25,) * 3)
+
+
+@pytest.mark.parametrize('model', ['test_resnet_ap', 'test_resnet'])
+def test_step_is_that_of_the_task(run, model):
+    saved = run('--model', model, '--regime', 'advprop', *FLAGS)
+    loss, state_dict = reference_step(model, **TASK_KWARGS)
+    assert saved['loss'] == loss
+    assert_equal_states(saved['state_dict'], state_dict)
+
+
+def test_auxiliary_norms_are_trained_and_plain_timm_loads_the_rest(run):
+    saved = run()
+    clean, aux = timm_advprop.split_state_dict(saved['state_dict'])
+    means = [key for key in aux if key.endswith('running_mean')]
+    assert means
+    for key in means:
+        assert not torch.equal(aux[key], clean[key.replace('aux_bn.0.', '')])
+    assert all(value == 1 for key, value in saved['state_dict'].items() if key.endswith('num_batches_tracked'))
+    plain = timm.create_model('test_resnet', num_classes=4)
+    plain.load_state_dict(clean, strict=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.eval()(saved['images']), saved['logits'])
+
+
+def test_plain_model_trains_as_without_the_wrapper(run, script, tmp_path, monkeypatch, caplog):
+    saved = run('--model', 'test_resnet')
+    monkeypatch.setattr(sys, 'argv', [script, '--model', 'test_resnet', '--output', str(tmp_path / 'own.pth')])
+    runpy.run_path(script, run_name='__main__')
+    own = torch.load(tmp_path / 'own.pth', weights_only=False)
+    assert saved['task_type'] == own['task_type'] == 'ClassificationTask'
+    assert saved['loss'] == own['loss']
+    assert_equal_states(saved['state_dict'], own['state_dict'])
+    assert 'vanilla, as the model has no split norms' in caplog.text
+
+
+def test_vanilla_regime_leaves_auxiliary_norms_alone(run, caplog):
+    saved = run('--regime', 'vanilla')
+    aux = timm_advprop.split_state_dict(saved['state_dict'])[1]
+    assert saved['task_type'] == 'ClassificationTask'
+    assert not any(value.any() for key, value in aux.items() if key.endswith(('num_batches_tracked', 'running_mean')))
+    assert 'no split norms' not in caplog.text
+
+
+@pytest.mark.parametrize('given, mean, std', [
+    (dict(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    (dict(mean=[.1, .2, .3], std=[.4, .5, .6]), (.1, .2, .3), (.4, .5, .6)),
+    (dict(mean=[.5]), (.5, .5, .5), (0.229, 0.224, 0.225)),
+    (dict(in_chans=1, mean=[.5], std=[.25]), (.5,), (.25,)),
+])
+@pytest.mark.parametrize('in_recipe', [False, True])
+def test_attack_knows_the_normalisation(run, tmp_path, given, mean, std, in_recipe):
+    argv = ['-c', write_recipe(tmp_path, **given)] if in_recipe else as_flags(given)
+    buffers = run(*argv, '--adv-eps', '1')['buffers']
+    torch.testing.assert_close(buffers['adversaries.0.eps'], 1 / 255 / torch.tensor(std))
+    torch.testing.assert_close(buffers['adversaries.0.low'], -torch.tensor(mean) / torch.tensor(std))
+
+
+@pytest.mark.parametrize('in_recipe', [False, True])
+def test_attack_knows_the_normalisation_of_a_script_that_resolves_it_by_itself(tmp_path, in_recipe):
+    script = write_script(tmp_path, """
+import timm, torch
+from timm.task import ClassificationTask
+task = ClassificationTask(model=timm.create_model('test_resnet_ap'), criterion_kwargs=dict(smoothing=0.1))
+adversary = task.adversaries[0]
+torch.testing.assert_close(adversary.eps, torch.full((3,), 2 / 255))
+torch.testing.assert_close(adversary.low, torch.tensor([-.2, -.4, -.6]))
+""")
+    given = dict(mean=[.1, .2, .3], std=[.5, .5, .5])
+    argv = ['-c', write_recipe(tmp_path, **given)] if in_recipe else as_flags(given)
+    run_script(script, [*argv, '--adv-eps', '1'])
+
+
+def test_script_gets_its_own_flags_alone(run, tmp_path, script):
+    saved = run('somewhere', '--adv-eps', '1', '--head-init-bias', '-1', '--regime=advprop', '--mean', '.5', '--std',
+                '.5', '--adv-weight', '2')
+    assert saved['argv'] == [script, 'somewhere', '--head-init-bias', '-1', '--mean', '.5', '--std', '.5',
+                             '--output', str(tmp_path / 'saved.pth')]
+
+
+@pytest.mark.parametrize('flag', ['-c', '--config', '--conf'])
+def test_recipe(run, tmp_path, flag):
+    recipe = write_recipe(tmp_path, model='test_resnet', regime='advprop', adv_eps=[1, 2], adv_steps=None)
+    buffers = run(flag, recipe)['buffers']
+    torch.testing.assert_close(buffers['adversaries.1.eps'], 2 * buffers['adversaries.0.eps'])
+
+
+def test_command_line_overrides_the_recipe(run, tmp_path):
+    recipe = write_recipe(tmp_path, adv_eps=1, adv_weight=0.25, adv_steps=1)
+    saved = run('-c', recipe, '--adv-eps', '2', '--adv-weight', '0.5')
+    assert saved['loss'] == reference_step(eps=2, weight=0.5, steps=1)[0]
+
+
+@pytest.mark.parametrize('entries, message', [
+    (dict(adv_epz=2), "unknown key 'adv_epz' .did you mean adv_eps"),
+    ({'adv-eps': 2}, "unknown key 'adv-eps' .did you mean adv_eps"),
+    (dict(regime='madly'), '--regime: invalid choice'),
+    (dict(adv_eps=[]), '--adv-eps: expected at least one argument'),
+    (dict(adv_eps='large'), '--adv-eps: invalid float value'),
+    (dict(adv_steps=[1, 2]), 'unknown argument 2'),
+])
+def test_wrong_recipe(script, tmp_path, error_line, entries, message):
+    assert re.search(message, error_line(script, '-c', write_recipe(tmp_path, **entries)))
+
+
+def test_recipe_that_is_not_yaml(script, tmp_path, error_line):
+    (tmp_path / 'recipe.yaml').write_text('lr: [1')
+    assert 'recipe.yaml' in error_line(script, '-c', str(tmp_path / 'recipe.yaml'))
+
+
+def test_sync_batchnorm_is_split_too(run):
+    assert run('--sync-bn')['norms'] == {'SplitSyncBatchNorm', 'SyncBatchNorm'}
+    assert run('--sync-bn', '--model', 'test_resnet', '--regime', 'vanilla')['norms'] == {'SyncBatchNorm'}
+
+
+def test_stand_in_is_still_the_class_it_stands_for(tmp_path):
+    run_script(write_script(tmp_path, """
+import timm, torch
+from timm.task import ClassificationTask, TrainingTask
+
+class OwnTask(ClassificationTask):
+    def __init__(self, model, criterion):
+        super().__init__(model, criterion)
+
+model, criterion = timm.create_model('test_resnet_ap'), torch.nn.CrossEntropyLoss()
+assert issubclass(ClassificationTask, TrainingTask)
+assert ClassificationTask.__name__ == 'ClassificationTask'
+assert ClassificationTask.prepare_distributed
+own = OwnTask(model, criterion)
+assert type(own) is OwnTask and isinstance(own, ClassificationTask)
+task = ClassificationTask(model, criterion, verbose=False)
+assert type(task).__name__ == 'AdvPropTask'
+assert isinstance(task, ClassificationTask) and isinstance(task, TrainingTask)
+assert not isinstance(task, OwnTask) and not isinstance(criterion, ClassificationTask)
+"""), [])
+
+
+@pytest.mark.parametrize('ending', ['', '\nraise RuntimeError("on purpose")', '\nraise KeyboardInterrupt'])
+def test_everything_is_restored(tmp_path, ending):
+    def snapshot():
+        return dict(vars(timm.task)), dict(vars(timm.layers)), dict(vars(timm.data)), sys.argv, list(sys.path)
+
+    script = write_script(tmp_path, f"""
+import sys, timm, timm.task
+assert timm.task.ClassificationTask.__module__ == 'timm_advprop.wrap'
+sys.path.append('somewhere')
+timm.task.ClassificationTask(timm.create_model('test_resnet_ap')){ending}
+""")
+    before = snapshot()
+    try:
+        run_script(script, ['--adv-eps', '1'])
+    except (RuntimeError, KeyboardInterrupt):
+        assert ending
+    else:
+        assert not ending
+    assert snapshot() == before
+
+
+def test_script_finds_modules_of_its_own_folder(tmp_path):
+    (tmp_path / 'beside_the_script.py').write_text('NAME = "test_resnet_ap"')
+    run_script(write_script(tmp_path, """
+import sys, timm, timm.task
+from beside_the_script import NAME
+assert __name__ == '__main__' and sys.modules['__main__'].NAME is NAME
+timm.task.ClassificationTask(timm.create_model(NAME))
+"""), [])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--model', 'test_vit', '--regime', 'advprop'], 'no batch norms to split'),
+    (['--adv-eps', '1', '2'], 'num_aux=2'),
+    (['--kd-model-name', 'test_resnet'], 'LogitDistillationTask.*--kd-model-name'),
+    (['--torchscript'], '--torchcompile'),
+    (['--adv-steps', '0'], '--adv-steps.*at least 1'),
+    (['--regime', 'madly'], '--regime: invalid choice'),
+    (['--mean', 'grey'], '--mean: invalid float value'),
+])
+def test_wrong_flags(script, error_line, argv, message):
+    assert re.search(message, error_line(script, *argv))
+
+
+@pytest.mark.parametrize('text', ['x = 1', 'import sys; sys.exit()', 'import sys; sys.exit(0)'])
+def test_script_that_builds_no_task(tmp_path, error_line, text):
+    assert 'AdvProp was not used' in error_line(write_script(tmp_path, text))
+
+
+def test_missing_script(tmp_path, error_line):
+    assert 'No script' in error_line(str(tmp_path / 'nowhere.py'))
+    assert 'No script' in error_line(str(tmp_path))
+
+
+@pytest.mark.parametrize('argv', [[], ['--adv-eps', '2', 'train.py']])
+def test_script_must_come_first(error_line, argv):
+    assert 'the script first' in error_line(*argv)
+
+
+def test_exit_status_of_the_script_is_kept(tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        run_script(write_script(tmp_path, 'import sys; sys.exit(3)'), [])
+    assert exit.value.code == 3
+
+
+def test_help(script, capsys):
+    for argv, expected in ((['--help'], '--adv-eps'), ([script, '--help'], '--kd-model-name')):
+        with pytest.raises(SystemExit) as exit:
+            main(argv)
+        assert not exit.value.code
+        assert expected in capsys.readouterr().out
+
+
+def test_program(script, tmp_path):
+    output = str(tmp_path / 'saved.pth')
+    argv = [sys.executable, '-m', 'timm_advprop.wrap', script, '--adv-eps', '1', '--output', output]
+    subprocess.run(argv, check=True)
+    assert torch.load(output, weights_only=False)['task_type'] == 'AdvPropTask'
+
+
+@pytest.mark.slow
+def test_two_processes(script, tmp_path):
+    output = str(tmp_path / 'saved.pth')
+    argv = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m',
+            'timm_advprop.wrap', script, '--adv-eps', '1', '--output', output]
+    subprocess.run(argv, check=True)
+    first, second = (torch.load(f'{output}.{rank}', weights_only=False) for rank in range(2))
+    assert first['task_type'] == 'AdvPropTask'
+    assert first['loss'] != second['loss']
+    parameters = [key for key in first['state_dict'] if key.endswith(('weight', 'bias'))]
+    assert any('aux_bn' in key for key in parameters)
+    assert_equal_states(*({key: state['state_dict'][key] for key in parameters} for state in (first, second)))
