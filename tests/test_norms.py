@@ -29,7 +29,7 @@ from timm_advprop import (
     split_state_dict,
     strip_aux,
 )
-from timm_advprop.norms import batch_statistics, freeze_aux, num_aux_norms, split_norms
+from timm_advprop.norms import batch_statistics, freeze_aux, num_aux_in, num_aux_norms, split_norms
 
 NUM_CLASSES = 5
 AUX_KEY = re.compile(r'(.*?)aux_bn\.(\d+)\.(.*)')
@@ -729,6 +729,13 @@ def test_split_state_dict_knows_the_keys_of_a_single_norm():
     clean, aux = split_state_dict(SplitBatchNorm2d(3).state_dict())
     assert list(clean) == list(NORM_TENSORS)
     assert list(aux) == [f'aux_bn.0.{name}' for name in NORM_TENSORS]
+
+
+@pytest.mark.parametrize('num_aux', [1, 3])
+def test_number_of_auxiliary_norms_is_read_from_a_state_dict(plain, num_aux):
+    assert num_aux_in(plain.state_dict()) == 0
+    assert num_aux_in(convert_split_norm(plain, num_aux).state_dict()) == num_aux
+    assert num_aux_in(SplitBatchNorm2d(3, num_aux=num_aux).state_dict()) == num_aux
 
 
 # Other converters

@@ -22,7 +22,15 @@ class ProgramParser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             self.error(f'unknown argument {unknown[0]}{near_matches(unknown[0].split("=")[0], flags)}')
+        if hasattr(namespace, 'data'):
+            positional = vars(namespace).pop('data')
+            namespace.data_dir = namespace.data_dir or positional
         return namespace
+
+    def add_data_arguments(self, group: argparse._ArgumentGroup) -> None:
+        """Add `--data-dir`, and timm's positional form of it."""
+        self.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
+        group.add_argument('--data-dir', metavar='DIR', help='root folder of the data set')
 
     def error(self, message: str) -> None:
         print(f'error: {message}', file=sys.stderr)

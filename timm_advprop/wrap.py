@@ -211,7 +211,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_regime_arguments(parser)
-    parser.parse_known_args(argv)  # --help ends here
+    if {'-h', '--help'} & set(argv):
+        parser.print_help()
+        return
     parser.error(f'give the script first: {_USAGE}')
 
 

@@ -29,7 +29,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def create_parser() -> ProgramParser:
     """The validation program's parser."""
     parser = ProgramParser(description='Validate timm models, with AdvProp or without, clean and under attack.')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
     _add_dataset(parser)
     _add_model(parser)
     _add_run(parser)
@@ -39,8 +38,9 @@ def create_parser() -> ProgramParser:
 
 
 def _add_dataset(parser):
-    add = parser.add_argument_group('Dataset parameters').add_argument
-    add('--data-dir', metavar='DIR', help='root folder of the data set')
+    group = parser.add_argument_group('Dataset parameters')
+    parser.add_data_arguments(group)
+    add = group.add_argument
     add('--dataset', default='', metavar='NAME', help='"<type>/<name>" as timm\'s readers take it (default: folder)')
     add('--split', default='validation', metavar='NAME', help='split (default: validation)')
     add('--num-samples', default=None, type=int, metavar='N', help='samples of an iterable data set')

@@ -269,7 +269,7 @@ def _build_adversary(args: Namespace, data_config: Dict[str, Any], device) -> Op
 def _build_loader(args, data_config, num_classes, crop_pct, device, dtype) -> Tuple[Any, Any]:
     dataset = open_dataset(
         args.dataset,
-        args.data_dir or args.data,
+        args.data_dir,
         args.split,
         download=args.dataset_download,
         class_map=args.class_map,

@@ -45,7 +45,6 @@ def create_parser() -> ProgramParser:
     """The training program's parser."""
     parser = ProgramParser(description='Train a timm model, with AdvProp or without.')
     parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML recipe; flags override it')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
     for add_group in (
             _add_dataset, _add_model, _add_device, _add_optimizer, _add_schedule, _add_augmentation, _add_batch_norm,
             _add_ema, _add_misc, add_regime_arguments,
@@ -56,8 +55,9 @@ def create_parser() -> ProgramParser:
 
 
 def _add_dataset(parser):
-    add = parser.add_argument_group('Dataset parameters').add_argument
-    add('--data-dir', metavar='DIR', help='root folder of the data set')
+    group = parser.add_argument_group('Dataset parameters')
+    parser.add_data_arguments(group)
+    add = group.add_argument
     add('--dataset', default='', metavar='NAME', help='"<type>/<name>" as timm\'s readers take it (default: folder)')
     add('--train-split', default='train', metavar='NAME', help='training split (default: train)')
     add('--val-split', default='validation', metavar='NAME', help='validation split, "" for none')

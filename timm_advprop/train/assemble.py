@@ -268,7 +268,7 @@ def _open_split(args, kind, data_config, num_classes):
     training = kind == 'train'
     dataset = open_dataset(
         args.dataset,
-        args.data_dir or args.data,
+        args.data_dir,
         split,
         is_training=training,
         class_map=args.class_map,
