@@ -295,8 +295,9 @@ def test_the_random_start_is_uniform_in_the_ball():
     assert start.mean(dim=0).abs().max() < 0.01
 
 
-def test_half_precision_gradients_that_underflow_still_move_the_images():
-    images = torch.full((2, 1, 2, 2), 0.5, dtype=torch.float16)
+@pytest.mark.parametrize('batch_size', [2, 256])
+def test_half_precision_gradients_that_underflow_still_move_the_images(batch_size):
+    images = torch.full((batch_size, 1, 2, 2), 0.5, dtype=torch.float16)
     weight = torch.tensor([1., -1., 1., -1.], dtype=torch.float16).view(1, 2, 2) * 2. ** -20
 
     def model(images):

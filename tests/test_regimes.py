@@ -692,7 +692,7 @@ def test_training_teaches_the_auxiliary_route_to_resist():
     generator = torch.Generator().manual_seed(0)
     target = torch.arange(16) % 4
     pattern = F.interpolate(torch.randn(4, 3, 4, 4, generator=generator), 32)[target]
-    images = (0.15 * pattern + 0.1 * torch.randn(16, 3, 32, 32, generator=generator)).clamp(-1, 1)
+    images = (0.3 * pattern + 0.1 * torch.randn(16, 3, 32, 32, generator=generator)).clamp(-1, 1)
     adversary = Adversary(eps=8, alpha=2, steps=5, target='none', **HALF)
 
     def accuracy(model, route, attacked=True):
