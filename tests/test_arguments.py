@@ -53,7 +53,8 @@ def test_recipe_parses_and_a_misspelt_key_fails(path, tmp_path, capsys):
 
 
 def test_recipe_overrides_defaults_and_flags_override_the_recipe(recipe):
-    path = recipe('epochs: 7\nlr: 0.25\nadv-eps: [1, 2]\nmodel_ema: true\nchannels-last: false\nmean: [0.1, 0.2, 0.3]\n')
+    path = recipe(
+        'epochs: 7\nlr: 0.25\nadv-eps: [1, 2]\nmodel_ema: true\nchannels-last: false\nmean: [0.1, 0.2, 0.3]\n')
     args = parse_args(['--config', path, '--lr', '0.5'])
     assert (args.epochs, args.lr, args.adv_eps, args.mean) == (7, 0.5, [1., 2.], [0.1, 0.2, 0.3])
     assert args.model_ema and not args.channels_last
