@@ -19,7 +19,7 @@ ALLOWED_ROOMS = {
     'errors': set(),
     'regimes': {'norms', 'attacks', 'errors'},
     'models': {'norms', 'errors'},
-    'evaluation': {'models', 'regimes', 'arguments', 'inputs', 'errors', 'version'},
+    'evaluation': {'models', 'regimes', 'norms', 'arguments', 'inputs', 'errors', 'version'},
 }
 FORBIDDEN_ROOMS = {
     'train': {'norms', 'attacks', '__init__'},

@@ -29,7 +29,7 @@ from timm_advprop import (
     split_state_dict,
     strip_aux,
 )
-from timm_advprop.norms import batch_statistics, freeze_aux, num_aux_in, num_aux_norms, split_norms
+from timm_advprop.norms import batch_statistics, num_aux_in, num_aux_norms, split_norms, train_aux
 
 NUM_CLASSES = 5
 AUX_KEY = re.compile(r'(.*?)aux_bn\.(\d+)\.(.*)')
@@ -1012,15 +1012,17 @@ def test_batch_statistics_restores_each_norms_settings_after_an_exception(resnet
     assert [(norm.training, norm.track_running_stats) for norm in norms] == before
 
 
-def test_freeze_aux_takes_auxiliary_norms_alone_out_of_training(plain):
+def test_train_aux_takes_auxiliary_norms_alone_out_of_training_and_back(plain):
     split = convert_split_norm(plain, num_aux=2)
-    freeze_aux(split)
+    train_aux(split, False)
     assert all(value.requires_grad == (norm_index(name) == 0) for name, value in split.named_parameters())
     split.train()
     train_step(split, *make_batch())
     assert {norm_index(name) for name, grad in named_grads(split).items() if grad is not None} == {0}
+    train_aux(split)
+    assert all(value.requires_grad for value in split.parameters())
 
 
-def test_freeze_aux_leaves_a_plain_model_alone(resnet):
-    freeze_aux(resnet)
+def test_train_aux_leaves_a_plain_model_alone(resnet):
+    train_aux(resnet, False)
     assert all(value.requires_grad for value in resnet.parameters())

@@ -144,9 +144,8 @@ def _attack(forward, images, target, eps, alpha, steps, bounds, random_start, ta
     _check_arguments(images, eps, alpha, steps, random_start, norm)
     loss = loss or _cross_entropy
     with torch.inference_mode(False), torch.enable_grad():
-        if images.is_inference():  # autograd takes plain tensors only
-            images, target = images.clone(), target.clone()
-        images = images.detach()
+        # autograd takes no tensors that were made in inference mode
+        images, target = (value.clone() if value.is_inference() else value.detach() for value in (images, target))
         # steps smaller than the spacing of half-precision numbers would be lost
         center = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
         eps, alpha, low, high = (_per_channel(value, center) for value in (eps, alpha, *bounds))
@@ -159,7 +158,7 @@ def _attack(forward, images, target, eps, alpha, steps, bounds, random_start, ta
             adv = clamp_to_ball(center + eps * _random_start(center, random_start, norm))
         for _ in range(steps):
             grad = _input_gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
-            direction = grad.sign() if norm == 'linf' else _l2_direction(grad * alpha)
+            direction = grad.sign() if norm == 'linf' else _l2_direction(grad, alpha)
             adv = clamp(torch.addcmul(adv, direction, alpha, value=-1. if targeted else 1.))
         return adv if center is images else _cast_towards(adv, images)
 
@@ -206,7 +205,7 @@ def _random_start(images: torch.Tensor, probability: float, norm: str) -> torch.
     if norm == 'linf':
         point = torch.empty_like(images).uniform_(-1, 1)
     else:
-        direction = _l2_direction(torch.randn_like(images))
+        direction = _l2_direction(torch.randn_like(images), weight=1.)
         radius = torch.rand(images.shape[0], device=images.device, dtype=images.dtype)
         point = direction * _per_sample(radius ** (1 / images[0].numel()), images)
     if probability < 1:
@@ -232,10 +231,11 @@ def _l2_clamp(center, eps, low, high):
     return clamp
 
 
-def _l2_direction(vectors: torch.Tensor) -> torch.Tensor:
-    # Unit vectors [N, …]; zero stays zero. Dividing by the largest entry first keeps the squares from underflowing.
+def _l2_direction(vectors: torch.Tensor, weight: Union[float, torch.Tensor]) -> torch.Tensor:
+    # Unit vectors along weight * vectors [N, …]; zero stays zero. Dividing by the largest entry first keeps squares in
+    # the range of numbers.
     tiny = torch.finfo(vectors.dtype).tiny
-    vectors = vectors / _per_sample(vectors.abs().flatten(1).amax(dim=1).clamp_min(tiny), vectors)
+    vectors = weight * (vectors / _per_sample(vectors.abs().flatten(1).amax(dim=1).clamp_min(tiny), vectors))
     return vectors / _per_sample(vectors.flatten(1).norm(dim=1).clamp_min(tiny), vectors)
 
 
@@ -252,6 +252,8 @@ def _cast_towards(adv: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     # adv in the 16-bit type of images, rounded towards them: rounding to nearest could leave the ball.
     cast = adv.to(images.dtype)
     farther = (cast.float() - images.float()).abs() > (adv - images.float()).abs()
-    shrink = (cast > 0) == (cast > images)  # a step towards the image makes the magnitude smaller
-    nearer = (cast.view(torch.int16) + torch.where(shrink, -1, 1).to(torch.int16)).view(images.dtype)
+    # torch.nextafter lacks 16-bit types on some devices: count numbers by their bits, from 0 up and down
+    bits = cast.view(torch.int16)
+    rank = torch.where(bits < 0, -(bits & 0x7fff), bits) + torch.sign(images.float() - cast.float()).to(torch.int16)
+    nearer = torch.where(rank < 0, -32768 - rank, rank).to(torch.int16).view(images.dtype)
     return torch.where(farther, nearer, cast)

@@ -13,7 +13,7 @@ the plain layer; the auxiliary norms sit below it as `aux_bn.<i>`. A *route* say
 import re
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -30,7 +30,7 @@ except ImportError:  # older timm
 __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
     'convert_split_norm', 'convert_sync_batchnorm', 'has_split_norm', 'num_aux_norms', 'num_aux_in', 'set_norm_route',
-    'norm_route', 'batch_statistics', 'freeze_aux', 'split_norms', 'strip_aux', 'split_state_dict',
+    'norm_route', 'batch_statistics', 'train_aux', 'split_norms', 'strip_aux', 'split_state_dict',
 ]
 
 CLEAN, AUX, SPLIT = 0, 1, -1
@@ -45,16 +45,16 @@ class AuxNorms(nn.ModuleList):
     """The auxiliary norms of one split norm.
 
     Converters that know nothing of split norms (torch's and timm's `convert_sync_batchnorm`, timm's
-    `freeze_batch_norm_2d` and `convert_splitbn_model`) rebuild the main norm and swap the norms below it one by one.
-    They would leave the auxiliary norms unused without a word, so swapping one for another kind is refused here.
+    `freeze_batch_norm_2d` and `convert_splitbn_model`) rebuild the main norm and replace the norms below it one by one.
+    They would leave the auxiliary norms unused without a word, so replacing one is refused here.
     """
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
         present = self._modules.get(name)
-        if present is not None and type(module) is not type(present):
+        if present is not None and module is not present:
             raise TypeError(
-                f'Replacing an auxiliary {type(present).__name__} by {type(module).__name__} would drop the split '
-                f'norms. Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, '
+                f'Replacing an auxiliary {type(present).__name__} by another {type(module).__name__} would drop the '
+                f'split norms. Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, '
                 f'timm_advprop.strip_aux(model) for a plain model that other converters can take.')
         super().add_module(name, module)
 
@@ -295,7 +295,7 @@ def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
     for name, module in model.named_modules():
         if type(module) in _SPLIT_TYPES:
             norms.append(module)
-        elif isinstance(module, _BatchNorm) or hasattr(module, 'running_var'):
+        elif isinstance(module, _BatchNorm) or getattr(module, 'running_var', None) is not None:
             unknown.append(f'{name or "model"} ({type(module).__name__})')
     if unknown:
         raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
@@ -368,7 +368,7 @@ def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]
                          'timm_advprop.convert_split_norm(model) first.')
     route = _resolve_route(route, num_aux=min(len(norm.aux_bn) for norm in norms))
     if sizes is not None:
-        sizes = _resolve_sizes(sizes, route, num_parts=1 + len(norms[0].aux_bn))
+        sizes = _resolve_sizes(sizes, route, {1 + len(norm.aux_bn) for norm in norms})
     for norm in norms:
         norm.route, norm.split_sizes = route, sizes
 
@@ -411,14 +411,18 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             norm.training, norm.track_running_stats = training, track_running_stats
 
 
-def freeze_aux(model: nn.Module) -> None:
-    """Take the auxiliary norms of a model out of training, for a regime that does not use them.
+def train_aux(model: nn.Module, train: bool = True) -> None:
+    """Take the auxiliary norms of a model into training, or out of it for a regime that does not use them.
 
     Args:
-        model: Any model. Parameters of its auxiliary norms no longer require gradients (DDP would wait for them).
+        model: Any model.
+        train: Let the parameters of auxiliary norms require gradients where those of their main norm do. Otherwise none
+            of them do (DDP would wait for gradients that do not come).
     """
     for norm in split_norms(model):
-        norm.aux_bn.requires_grad_(False)
+        for aux in norm.aux_bn:
+            for name, parameter in aux.named_parameters():
+                parameter.requires_grad_(train and getattr(norm, name).requires_grad)
 
 
 def strip_aux(model: nn.Module) -> nn.Module:
@@ -501,10 +505,11 @@ def _resolve_route(route: Route, num_aux: int) -> int:
     return index
 
 
-def _resolve_sizes(sizes: Sequence[int], route: int, num_parts: int) -> Tuple[int, ...]:
+def _resolve_sizes(sizes: Sequence[int], route: int, num_parts: Set[int]) -> Tuple[int, ...]:
     sizes = tuple(int(size) for size in sizes)
     if route != SPLIT:
         raise ValueError('sizes belong to route split.')
-    if len(sizes) != num_parts or min(sizes) < 1:
-        raise ValueError(f'Route split needs {num_parts} sizes of at least 1, got {list(sizes)}.')
+    if num_parts != {len(sizes)} or min(sizes) < 1:
+        parts = ' and '.join(map(str, sorted(num_parts)))
+        raise ValueError(f'Route split needs {parts} sizes of at least 1, got {list(sizes)}.')
     return sizes

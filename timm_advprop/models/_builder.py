@@ -51,11 +51,7 @@ def build_split_model(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = dataclasses.replace(cfg, architecture=variant)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
-        raise RuntimeError(
-            f"No AdvProp weights are published for '{variant}'. Use pretrained=False to start from scratch, start from "
-            f"timm's plain weights with timm.create_model('{variant}', pretrained=True, "
-            f"pretrained_cfg=timm.get_pretrained_cfg('{base}')), or from a file with pretrained_cfg_overlay="
-            f"dict(file='model.safetensors') (--pretrained-path on the command line).")
+        raise RuntimeError(_no_weights_message(variant, base))
     with _splitting_before_weights_load(num_aux):
         model = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
     return model if has_split_norm(model) else convert_split_norm(model, num_aux)
@@ -76,6 +72,16 @@ def register_split_models(module_name: str, bases: Mapping[str, str], weights: M
     ))
     for variant, base in bases.items():
         setattr(module, variant, register_model(_entry_point(module_name, variant, base)))
+
+
+def _no_weights_message(variant: str, base: str) -> str:
+    plain = ''
+    if get_pretrained_cfg(base).has_weights:
+        plain = (f" from timm's plain weights with timm.create_model('{variant}', pretrained=True, "
+                 f"pretrained_cfg=timm.get_pretrained_cfg('{base}')),")
+    return (f"No AdvProp weights are published for '{variant}'. Start from scratch with pretrained=False,{plain} or "
+            f"from a file with pretrained_cfg_overlay=dict(file='model.safetensors') (on the command line, "
+            f"--pretrained-path).")
 
 
 def _published_cfg(variant: str, source: str):
@@ -100,7 +106,6 @@ def _entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.
 def _splitting_before_weights_load(num_aux: int) -> Iterator[None]:
     # timm builds, loads and (for features_only) re-wraps a model in one call. The norms must be split between the first
     # two, or weights with auxiliary norms would not load; the call to load_pretrained is where that can be done.
-    load_pretrained = timm_builder.load_pretrained
     thread = threading.get_ident()
 
     def split_and_load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -109,6 +114,7 @@ def _splitting_before_weights_load(num_aux: int) -> Iterator[None]:
         load_pretrained(model, *args, **kwargs)
 
     with _BUILDER_LOCK:
+        load_pretrained = timm_builder.load_pretrained
         timm_builder.load_pretrained = split_and_load
         try:
             yield

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Optional
 import torch.nn as nn
 from timm.task import ClassificationTask, TrainingTask
 
-from ..norms import convert_split_norm, freeze_aux, has_split_norm
+from ..norms import convert_split_norm, has_split_norm, set_norm_route, train_aux
 from .adversary import Adversary, default_steps
 from .advprop import AdvPropTask
 
@@ -15,7 +15,9 @@ __all__ = ['AdvPropTask', 'Adversary', 'REGIMES', 'create_task', 'default_regime
 
 
 def _create_vanilla(model: nn.Module, criterion: Optional[Callable], attack: Dict[str, Any], **kwargs) -> TrainingTask:
-    freeze_aux(model)
+    if has_split_norm(model):
+        set_norm_route(model, 'clean')
+        train_aux(model, False)
     return ClassificationTask(model, criterion, **kwargs)
 
 
@@ -23,6 +25,7 @@ def _create_advprop(model: nn.Module, criterion: Optional[Callable], attack: Dic
     if not has_split_norm(model):
         eps = attack.get('eps', 4)
         convert_split_norm(model, num_aux=len(eps) if isinstance(eps, (list, tuple)) else 1)
+    train_aux(model)
     return AdvPropTask(model, criterion, **attack, **kwargs)
 
 

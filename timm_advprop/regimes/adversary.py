@@ -1,7 +1,7 @@
 """The adversary of a regime: an attack on a model, in pixel units, that leaves no trace on the model."""
 import math
 from contextlib import contextmanager, nullcontext
-from typing import Iterator, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -88,12 +88,14 @@ class Adversary(nn.Module):
         self.attack, self.target, self.norm, self.norm_stats = attack, target, norm, norm_stats
         self.random_start = float(random_start)
         self.amp_dtype = _resolve_amp_dtype(amp_dtype)
-        mean, std = torch.tensor(mean), torch.tensor(std)
-        self.register_buffer('eps', self.eps_px / 255 / std, persistent=False)
-        self.register_buffer('alpha', self.alpha_px / 255 / std, persistent=False)
-        self.register_buffer('low', (0 - mean) / std, persistent=False)
-        self.register_buffer('high', (1 - mean) / std, persistent=False)
-        self._num_classes = None
+        # Not buffers: a task that is moved to a lower precision must not round the strength of its attack.
+        self._units = dict(
+            eps=[self.eps_px / 255 / s for s in std],
+            alpha=[self.alpha_px / 255 / s for s in std],
+            low=[(0 - m) / s for m, s in zip(mean, std)],
+            high=[(1 - m) / s for m, s in zip(mean, std)],
+        )
+        self._tensors: Dict[Tuple[torch.device, torch.dtype], Dict[str, torch.Tensor]] = {}
 
     def forward(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor, route: Route) -> torch.Tensor:
         """Attack images.
@@ -113,18 +115,19 @@ class Adversary(nn.Module):
             reduced = self.amp_dtype != torch.float32
             autocast = torch.autocast(
                 images.device.type, dtype=self.amp_dtype if reduced else None, enabled=reduced)
+        units = self._units_on(images)
         with attack_mode(model, route, self.norm_stats), autocast:
             targeted = self.target == 'random'
             if targeted:
-                target = random_target(target, self._count_classes(model, images))
+                target = random_target(target, _count_classes(model, images))
             return ATTACKS[self.attack](
                 model,
                 images,
                 target,
-                eps=self.eps.to(images.device),
-                alpha=self.alpha.to(images.device),
+                eps=units['eps'],
+                alpha=units['alpha'],
                 steps=self.steps,
-                bounds=(self.low.to(images.device), self.high.to(images.device)),
+                bounds=(units['low'], units['high']),
                 random_start=self.random_start,
                 targeted=targeted,
                 norm=self.norm,
@@ -134,14 +137,23 @@ class Adversary(nn.Module):
         """Name of the attack and its strength, for logs: `PGD-5, eps 4/255`."""
         return f'{self.attack.upper().replace("IFGSM", "I-FGSM")}-{self.steps}, eps {self.eps_px:g}/255'
 
-    def _count_classes(self, model: nn.Module, images: torch.Tensor) -> int:
-        if self._num_classes is None:
-            num_classes = getattr(model, 'num_classes', None)
-            if num_classes is None:  # not a timm model
-                with torch.no_grad():
-                    num_classes = model(images[:2]).shape[1]
-            self._num_classes = num_classes
-        return self._num_classes
+    def _units_on(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+        # Kept on each device: a copy from the host in every step would make the device wait.
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        key = (images.device, dtype)
+        if key not in self._tensors:
+            self._tensors[key] = {
+                name: torch.tensor(values, dtype=dtype, device=images.device) for name, values in self._units.items()
+            }
+        return self._tensors[key]
+
+
+def _count_classes(model: nn.Module, images: torch.Tensor) -> int:
+    num_classes = getattr(model, 'num_classes', None)
+    if num_classes is not None:
+        return num_classes
+    with torch.no_grad():  # not a timm model
+        return model(images[:2]).shape[1]
 
 
 @contextmanager
