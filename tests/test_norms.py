@@ -338,16 +338,18 @@ def test_layers_refuse_inputs_of_another_shape(layer, shape):
         layer(6)(torch.randn(shape))
 
 
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
-@pytest.mark.parametrize('shape', [(4, 6), (4, 6, 5), (4, 6, 5, 5)], ids=str)
+@pytest.mark.parametrize('shape, memory_format', [
+    ((4, 6), torch.contiguous_format),
+    ((4, 6, 5), torch.contiguous_format),
+    ((4, 6, 5, 5), torch.contiguous_format),
+    ((4, 6, 5, 5), torch.channels_last),
+], ids=['nc', 'ncl', 'nchw', 'nhwc'])
 def test_auxiliary_norm_with_frozen_parameters_equals_batch_norm(shape, memory_format, randomize_norms):
     layer = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
     split = randomize_norms(convert_split_norm(layer(6, eps=1e-3, dtype=torch.float64))).eval()
     set_norm_route(split, 'aux')
     split.requires_grad_(False)
-    images = torch.randn(shape, dtype=torch.float64)
-    if len(shape) == 4:
-        images = images.to(memory_format=memory_format)
+    images = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format)
     weight = torch.randn_like(images)
     aux = split.aux_bn[0]
     inputs = [images.clone().requires_grad_() for _ in range(2)]
@@ -697,8 +699,11 @@ def test_strip_aux_gives_the_plain_model_and_leaves_the_split_one(plain, route, 
     train_step(stripped, images, target)
     assert equal_states(split.state_dict(), before)
     assert torch.equal(split(images), expected)
-    convert_split_norm(stripped)
-    assert torch.equal(stripped.eval()(images), strip_aux(stripped)(images))
+    convert_split_norm(stripped).eval()
+    expected = stripped(images)
+    for norm in split_norms(stripped):
+        randomize_norms(norm.aux_bn)
+    assert torch.equal(stripped(images), expected)  # it is back on the default route
 
 
 def test_strip_aux_of_a_plain_model_is_a_copy(resnet):
@@ -770,6 +775,7 @@ def test_convert_sync_batchnorm_keeps_every_route(plain, randomize_norms):
     synchronised = convert_sync_batchnorm(deepcopy(split))
     expected_types = {SplitSyncBatchNorm, SplitSyncBatchNormAct}
     assert {type(norm) for norm in split_norms(synchronised)} <= expected_types
+    assert {type(aux) for norm in split_norms(synchronised) for aux in norm.aux_bn} == {nn.SyncBatchNorm}
     assert equal_states(synchronised.state_dict(), split.state_dict())
     for training in (True, False):
         for route in ('clean', 'aux', 'split'):
@@ -789,6 +795,14 @@ def test_convert_sync_batchnorm_can_be_repeated(resnet, randomize_norms):
     state = snapshot(split)
     assert has_split_norm(convert_sync_batchnorm(split))
     assert equal_states(split.state_dict(), state)
+
+
+def test_convert_sync_batchnorm_gives_every_norm_the_process_group(resnet):
+    group = object()
+    split = convert_sync_batchnorm(convert_split_norm(resnet), group)
+    norms = [module for module in split.modules() if isinstance(module, _BatchNorm)]
+    assert {norm.process_group for norm in norms} == {group}
+    assert convert_split_norm(nn.SyncBatchNorm(3, process_group=group)).aux_bn[0].process_group is group
 
 
 def test_convert_sync_batchnorm_takes_plain_models_as_timm_does(plain):
@@ -983,15 +997,19 @@ def test_gradient_checkpointing_gives_the_same_gradients_on_the_split_route(name
 # Help for regimes
 
 
-@pytest.mark.parametrize('split', [True, False], ids=['split', 'plain'])
-def test_batch_statistics_normalises_by_the_batch_and_keeps_the_running_ones(plain, split, randomize_norms):
-    reference = deepcopy(plain).train()
-    model = split_with_own_norms(plain, randomize_norms).eval() if split else plain.eval()
-    if split:
-        reference = plain_models_of(model, plain)[1].train()
-        set_norm_route(model, 'aux')
+@pytest.mark.parametrize('frozen', [False, True], ids=['trained', 'frozen'])
+@pytest.mark.parametrize('route', [None, 'clean', 'aux'], ids=['plain', 'clean', 'aux'])
+def test_batch_statistics_normalises_by_the_batch_and_keeps_the_running_ones(plain, route, frozen, randomize_norms):
+    if route is None:
+        model, reference = plain.eval(), deepcopy(plain).train()
+    else:
+        model = split_with_own_norms(plain, randomize_norms).eval()
+        reference = plain_models_of(model, plain)[route == 'aux'].train()
+        set_norm_route(model, route)
+    model.requires_grad_(not frozen)
     before = snapshot(model)
     images, _ = make_batch()
+    images.requires_grad_()
     running = model(images)
     with batch_statistics(model):
         torch.testing.assert_close(model(images), reference(images), rtol=1e-5, atol=1e-5)

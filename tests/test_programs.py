@@ -71,10 +71,10 @@ def trained(few_digits, tmp_path_factory):
 
 
 def test_train_then_validate_as_a_user_runs_them(digits, tmp_path):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     train = subprocess.run(
         [sys.executable, str(ROOT / 'train.py'), '--data-dir', digits, '--output', str(tmp_path), '--experiment', 'run',
-         '--config', str(ROOT / 'hparams/test_resnet_ap_digits.yaml'), '--epochs', '5', '--workers', '1',
+         '--config', str(ROOT / 'hparams/test_resnet_ap_digits.yaml'), '--epochs', '3', '--workers', '1',
          '--adv-steps', '1', '--device', 'cpu'],
         capture_output=True, text=True, env=environment)
     assert train.returncode == 0, train.stderr
@@ -88,7 +88,7 @@ def test_train_then_validate_as_a_user_runs_them(digits, tmp_path):
     assert validate.returncode == 0, validate.stderr
     metrics = json.loads(validate.stdout.split('--result\n')[1])
     assert metrics['top1'] == pytest.approx(results[-1]['validation']['top1'], abs=0.3)
-    assert metrics['top1'] > 80  # it learned
+    assert metrics['top1'] > 60  # it learned
     assert metrics['adv_top1'] <= metrics['top1']
 
 

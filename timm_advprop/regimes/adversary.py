@@ -5,6 +5,7 @@ from typing import Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ..attacks import ATTACKS, NORMS, random_target
 from ..norms import Route, batch_statistics, has_split_norm, norm_route
@@ -118,8 +119,6 @@ class Adversary(nn.Module):
         units = self._units_on(images)
         with attack_mode(model, route, self.norm_stats), autocast:
             targeted = self.target == 'random'
-            if targeted:
-                target = random_target(target, _count_classes(model, images))
             return ATTACKS[self.attack](
                 model,
                 images,
@@ -130,6 +129,7 @@ class Adversary(nn.Module):
                 bounds=(units['low'], units['high']),
                 random_start=self.random_start,
                 targeted=targeted,
+                loss=_RandomTargetLoss() if targeted else None,
                 norm=self.norm,
             )
 
@@ -148,12 +148,15 @@ class Adversary(nn.Module):
         return self._tensors[key]
 
 
-def _count_classes(model: nn.Module, images: torch.Tensor) -> int:
-    num_classes = getattr(model, 'num_classes', None)
-    if num_classes is not None:
-        return num_classes
-    with torch.no_grad():  # not a timm model
-        return model(images[:2]).shape[1]
+class _RandomTargetLoss:
+    # Cross-entropy of a random wrong label, drawn when the first logits tell the number of classes.
+    def __init__(self):
+        self._target: Optional[torch.Tensor] = None
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self._target is None:
+            self._target = random_target(target, output.shape[1])
+        return F.cross_entropy(output, self._target, reduction='sum')
 
 
 @contextmanager
