@@ -1037,8 +1037,11 @@ def test_train_aux_takes_auxiliary_norms_alone_out_of_training_and_back(plain):
     split.train()
     train_step(split, *make_batch())
     assert {norm_index(name) for name, grad in named_grads(split).items() if grad is not None} == {0}
+    frozen = next(split_norms(split))
+    frozen.bias.requires_grad_(False)
     train_aux(split)
-    assert all(value.requires_grad for value in split.parameters())
+    assert not any(norm.bias.requires_grad for norm in (frozen, *frozen.aux_bn))
+    assert sum(not value.requires_grad for value in split.parameters()) == 3
 
 
 def test_train_aux_leaves_a_plain_model_alone(resnet):

@@ -332,6 +332,20 @@ def test_validation_code_may_attack_where_gradients_are_off(context, target_mode
     assert torch.equal(adv, expected)
 
 
+def test_training_may_follow_an_attack_in_inference_mode():
+    (images, target), results = _batch(dtype=torch.float32), []
+    for validate_first in (False, True):
+        task = AdvPropTask(_tiny_model(), verbose=False, **HALF)
+        if validate_first:
+            with torch.inference_mode():
+                task.adversaries[0](task.get_eval_model(), images, target, 'aux')
+        torch.manual_seed(3)
+        result = deepcopy(task)(images, target)
+        result['loss'].backward()
+        results.append(result['loss'].detach())
+    assert torch.equal(*results)
+
+
 def test_a_plain_model_may_be_attacked():
     model, (images, target) = _split_model(), _batch()
     twin = _plain_twin(model, 0).train()
@@ -788,6 +802,15 @@ def test_vanilla_puts_a_model_back_on_the_clean_route(resting_route):
     set_norm_route(model, resting_route)
     result = create_task('vanilla', model, verbose=False)(images, target)
     torch.testing.assert_close(result['output'], expected)
+
+
+def test_advprop_after_vanilla_trains_the_auxiliary_norms_again():
+    model, (images, target) = _split_model().train(), _batch()
+    model.conv1[1].weight.requires_grad_(False)  # the user's choice
+    create_task('vanilla', model, verbose=False)
+    create_task('advprop', model, attack=HALF, verbose=False)(images, target)['loss'].backward()
+    frozen = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert frozen == {'conv1.1.weight', 'conv1.1.aux_bn.0.weight'}
 
 
 def test_the_default_regime_follows_the_norms():

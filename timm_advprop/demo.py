@@ -68,7 +68,12 @@ class _Jobs:
         self.done += 1
         print(f'[{self.done}/{self.total}] {title}  ({time.monotonic() - self.start:.0f} s)', flush=True)
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={'OMP_NUM_THREADS': '1', **os.environ},  # on images this small, threads wait more than they work
+        )
         lines: List[str] = []
         for line in process.stdout:
             lines.append(line)
@@ -83,7 +88,7 @@ def _validate(jobs: _Jobs, output: str, data: str, regime: str, route: str) -> D
     jobs.run(
         f'Validation of {regime} through the {"main" if route == "clean" else "aux"} norms',
         'validate.py', '--data-dir', data, *MODEL, '--checkpoint', os.path.join(output, regime, 'last.pth.tar'),
-        '--route', route, '--workers', '2', '--adv-attack', 'pgd', '--adv-eps', str(EPS), '--adv-alpha', str(ALPHA),
+        '--route', route, '--workers', '1', '--adv-attack', 'pgd', '--adv-eps', str(EPS), '--adv-alpha', str(ALPHA),
         '--adv-steps', str(STEPS), '--results-file', results, '--results-format', 'json')
     with open(results, encoding='utf-8') as file:
         return json.load(file)
