@@ -1,4 +1,6 @@
 """Fixtures that the tests share."""
+import logging
+
 import pytest
 import torch
 from loopback_hub import LoopbackHub
@@ -10,6 +12,15 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    """The programs add a handler to the root logger each time they run."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ def main():
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
     if distributed:
         task.prepare_distributed()
-    state = dict(buffers=dict(task.named_buffers()), argv=sys.argv, task_type=type(task).__name__)
+    units = [adversary.units for adversary in getattr(task, 'adversaries', ())]
+    state = dict(units=units, argv=sys.argv, task_type=type(task).__name__)
     state['norms'] = {type(module).__name__ for module in model.modules() if hasattr(module, 'running_var')}
     if not args.sync_bn:
         torch.manual_seed(1 + rank)
@@ -228,9 +229,9 @@ def test_vanilla_regime_leaves_auxiliary_norms_alone(run, caplog):
 @pytest.mark.parametrize('in_recipe', [False, True])
 def test_attack_knows_the_normalisation(run, tmp_path, given, mean, std, in_recipe):
     argv = ['-c', write_recipe(tmp_path, **given)] if in_recipe else as_flags(given)
-    buffers = run(*argv, '--adv-eps', '1')['buffers']
-    torch.testing.assert_close(buffers['adversaries.0.eps'], 1 / 255 / torch.tensor(std))
-    torch.testing.assert_close(buffers['adversaries.0.low'], -torch.tensor(mean) / torch.tensor(std))
+    units = run(*argv, '--adv-eps', '1')['units'][0]
+    assert units['eps'] == pytest.approx([1 / 255 / s for s in std])
+    assert units['low'] == pytest.approx([-m / s for m, s in zip(mean, std)])
 
 
 @pytest.mark.parametrize('in_recipe', [False, True])
@@ -239,9 +240,9 @@ def test_attack_knows_the_normalisation_of_a_script_that_resolves_it_by_itself(t
 import timm, torch
 from timm.task import ClassificationTask
 task = ClassificationTask(model=timm.create_model('test_resnet_ap'), criterion=torch.nn.CrossEntropyLoss())
-adversary = task.adversaries[0]
-torch.testing.assert_close(adversary.eps, torch.full((3,), 2 / 255))
-torch.testing.assert_close(adversary.low, torch.tensor([-.2, -.4, -.6]))
+units = task.adversaries[0].units
+torch.testing.assert_close(units['eps'], [2 / 255] * 3)
+torch.testing.assert_close(units['low'], [-.2, -.4, -.6])
 """)
     given = dict(mean=[.1, .2, .3], std=[.5, .5, .5])
     argv = ['-c', write_recipe(tmp_path, **given)] if in_recipe else as_flags(given)
@@ -258,8 +259,8 @@ def test_script_gets_its_own_flags_alone(run, tmp_path, script):
 @pytest.mark.parametrize('flag', ['-c', '--config', '--conf'])
 def test_recipe(run, tmp_path, flag):
     recipe = write_recipe(tmp_path, model='test_resnet', regime='advprop', adv_eps=[1, 2], adv_steps=None)
-    buffers = run(flag, recipe)['buffers']
-    torch.testing.assert_close(buffers['adversaries.1.eps'], 2 * buffers['adversaries.0.eps'])
+    units = run(flag, recipe)['units']
+    assert units[1]['eps'] == pytest.approx([2 * eps for eps in units[0]['eps']])
 
 
 def test_command_line_overrides_the_recipe(run, tmp_path):

@@ -89,8 +89,9 @@ class Adversary(nn.Module):
         self.attack, self.target, self.norm, self.norm_stats = attack, target, norm, norm_stats
         self.random_start = float(random_start)
         self.amp_dtype = _resolve_amp_dtype(amp_dtype)
-        # Not buffers: a task that is moved to a lower precision must not round the strength of its attack.
-        self._units = dict(
+        # In normalised units, for each channel. Not buffers: a task that is moved to a lower precision must not round
+        # the strength of its attack.
+        self.units = dict(
             eps=[self.eps_px / 255 / s for s in std],
             alpha=[self.alpha_px / 255 / s for s in std],
             low=[(0 - m) / s for m, s in zip(mean, std)],
@@ -143,7 +144,7 @@ class Adversary(nn.Module):
         key = (images.device, dtype)
         if key not in self._tensors:
             self._tensors[key] = {
-                name: torch.tensor(values, dtype=dtype, device=images.device) for name, values in self._units.items()
+                name: torch.tensor(values, dtype=dtype, device=images.device) for name, values in self.units.items()
             }
         return self._tensors[key]
 
