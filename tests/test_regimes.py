@@ -243,18 +243,23 @@ def test_strength_is_in_pixels_and_images_stay_images(mean, std, attack, eps):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_strength_and_bounds_are_not_rounded_when_a_task_changes_type(dtype):
+@pytest.mark.parametrize('convert', ['adversary', 'images'])
+def test_strength_and_bounds_are_not_rounded_to_the_type_of_a_task_or_its_images(dtype, convert):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     std_, mean_ = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (std, mean))
     pixels = torch.rand(8, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     pixels = pixels.mul(1.4).sub(0.2).clamp(0, 1)
     images, target = ((pixels - mean_) / std_).float(), torch.arange(8) % CLASSES
-    model = _tiny_model()
-    adversary = Adversary(eps=4, steps=5, mean=mean, std=std).to(dtype)
+    model, adversary = _tiny_model(), Adversary(eps=4, steps=5, mean=mean, std=std)
+    if convert == 'adversary':
+        adversary.to(dtype)
+    else:
+        model, images = model.to(dtype), images.to(dtype)
     adv = adversary(model, images, target, 'aux')
-    assert ((adv.double() - images) * std_ * 255).abs().max() <= 4 * (1 + 1e-5)
-    adv_pixels = adv.double() * std_ + mean_
-    assert adv_pixels.min() >= -1e-5 and adv_pixels.max() <= 1 + 1e-5
+    assert adv.dtype == images.dtype
+    assert 2 < ((adv.double() - images.double()) * std_ * 255).abs().max() <= 4 * (1 + 1e-5)
+    adv_pixels, pixels = adv.double() * std_ + mean_, images.double() * std_ + mean_
+    assert (adv_pixels >= pixels.clamp(max=0) - 1e-5).all() and (adv_pixels <= pixels.clamp(min=1) + 1e-5).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
@@ -295,11 +300,11 @@ def test_amp_dtype_is_the_precision_of_the_attack_alone(amp_dtype, caller):
 def test_random_targets_are_wrong_labels_that_the_attack_moves_towards():
     torch.manual_seed(0)
     model, (images, target) = _split_model(), _batch(16)
-    adversary = Adversary(eps=STRONG, alpha=ALPHA, steps=1, random_start=0., **HALF)
+    adversary = Adversary(eps=STRONG, alpha=ALPHA, steps=3, random_start=0., **HALF)
     adv = adversary(model, images, target, 'aux')
     twin = _plain_twin(model, 1)
-    towards = [
-        _hand_attack(twin, images, torch.full_like(target, label), STRONG, 1, sign=-1) for label in range(CLASSES)]
+    towards = [  # one label for all steps
+        _hand_attack(twin, images, torch.full_like(target, label), STRONG, 3, sign=-1) for label in range(CLASSES)]
     found = [
         {label for label in range(CLASSES) if torch.allclose(adv[i], towards[label][i], rtol=0, atol=1e-12)}
         for i in range(len(images))

@@ -28,9 +28,18 @@ class ProgramParser(argparse.ArgumentParser):
         return namespace
 
     def add_data_arguments(self, group: argparse._ArgumentGroup) -> None:
-        """Add `--data-dir`, and timm's positional form of it."""
+        """Add the flags that name a data set, and timm's positional form of `--data-dir`."""
         self.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
-        group.add_argument('--data-dir', metavar='DIR', help='root folder of the data set')
+        add = group.add_argument
+        add('--data-dir', metavar='DIR', help='root folder of the data set')
+        add('--dataset', default='', metavar='NAME',
+            help='"<type>/<name>" as timm\'s readers take it (default: folder)')
+        add('--dataset-download', action='store_true', help='download torch/ and tfds/ data sets that allow it')
+        add('--class-map', default='', metavar='FILE', help='file that maps class names to indices')
+        add('--input-img-mode', default=None, help='PIL mode images are converted to')
+        add('--input-key', default=None, help='key of the images in the data set')
+        add('--target-key', default=None, help='key of the labels in the data set')
+        add('--dataset-trust-remote-code', action='store_true', help='let a Hugging Face data set run its own code')
 
     def error(self, message: str) -> None:
         print(f'error: {message}', file=sys.stderr)

@@ -41,15 +41,8 @@ def _add_dataset(parser):
     group = parser.add_argument_group('Dataset parameters')
     parser.add_data_arguments(group)
     add = group.add_argument
-    add('--dataset', default='', metavar='NAME', help='"<type>/<name>" as timm\'s readers take it (default: folder)')
     add('--split', default='validation', metavar='NAME', help='split (default: validation)')
     add('--num-samples', default=None, type=int, metavar='N', help='samples of an iterable data set')
-    add('--dataset-download', action='store_true', help='download torch/ and tfds/ data sets that allow it')
-    add('--class-map', default='', metavar='FILE', help='file that maps class names to indices')
-    add('--input-key', default=None, help='key of the images in the data set')
-    add('--input-img-mode', default=None, help='PIL mode images are converted to')
-    add('--target-key', default=None, help='key of the labels in the data set')
-    add('--dataset-trust-remote-code', action='store_true', help='let a Hugging Face data set run its own code')
     add('--real-labels', default='', metavar='FILE', help='ImageNet "real" labels, a JSON file')
     add('--valid-labels', default='', metavar='FILE', help='file with the class indices that the labels stand for')
     add('--metrics-avg', default=None, choices=('micro', 'macro', 'weighted'),

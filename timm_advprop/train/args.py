@@ -58,17 +58,10 @@ def _add_dataset(parser):
     group = parser.add_argument_group('Dataset parameters')
     parser.add_data_arguments(group)
     add = group.add_argument
-    add('--dataset', default='', metavar='NAME', help='"<type>/<name>" as timm\'s readers take it (default: folder)')
     add('--train-split', default='train', metavar='NAME', help='training split (default: train)')
     add('--val-split', default='validation', metavar='NAME', help='validation split, "" for none')
     add('--train-num-samples', default=None, type=int, metavar='N', help='training samples of an iterable data set')
     add('--val-num-samples', default=None, type=int, metavar='N', help='validation samples of an iterable data set')
-    add('--dataset-download', action='store_true', help='download torch/ and tfds/ data sets that allow it')
-    add('--class-map', default='', metavar='FILE', help='file that maps class names to indices')
-    add('--input-img-mode', default=None, help='PIL mode images are converted to')
-    add('--input-key', default=None, help='key of the images in the data set')
-    add('--target-key', default=None, help='key of the labels in the data set')
-    add('--dataset-trust-remote-code', action='store_true', help='let a Hugging Face data set run its own code')
 
 
 def _add_model(parser):

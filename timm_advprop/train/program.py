@@ -68,27 +68,7 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
     resume_epoch = _resume(args, task, optimizer, loss_scaler)
     _wrap(args, task, device)
 
-    trainer = Trainer(
-        task=task,
-        loader=loaders.train,
-        optimizer=optimizer,
-        device=device,
-        num_epochs=args.epochs,
-        loss_scaler=loss_scaler,
-        autocast=autocast,
-        dtype=dtype,
-        channels_last=args.channels_last,
-        mixup_fn=loaders.mixup_fn,
-        grad_accum_steps=args.grad_accum_steps,
-        clip_grad=args.clip_grad,
-        clip_mode=args.clip_mode,
-        world_size=args.world_size,
-        recovery_interval=args.recovery_interval,
-        log_interval=args.log_interval,
-        primary=is_primary(args),
-        synchronize=args.synchronize_step,
-    )
-    trainer.lr_scheduler, trainer.num_epochs = assemble.build_scheduler(args, optimizer, trainer.updates_per_epoch)
+    trainer = _build_trainer(args, task, loaders, optimizer, device, dtype, autocast, loss_scaler)
     first_epoch = args.start_epoch if args.start_epoch is not None else (resume_epoch or 0)
     _advance_scheduler(trainer, first_epoch, args.sched_on_updates)
 
@@ -160,6 +140,31 @@ def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[
         reverse=args.eval_metric == 'loss',
     )
     return results[-10:]
+
+
+def _build_trainer(args, task, loaders, optimizer, device, dtype, autocast, loss_scaler) -> Trainer:
+    trainer = Trainer(
+        task=task,
+        loader=loaders.train,
+        optimizer=optimizer,
+        device=device,
+        num_epochs=args.epochs,
+        loss_scaler=loss_scaler,
+        autocast=autocast,
+        dtype=dtype,
+        channels_last=args.channels_last,
+        mixup_fn=loaders.mixup_fn,
+        grad_accum_steps=args.grad_accum_steps,
+        clip_grad=args.clip_grad,
+        clip_mode=args.clip_mode,
+        world_size=args.world_size,
+        recovery_interval=args.recovery_interval,
+        log_interval=args.log_interval,
+        primary=is_primary(args),
+        synchronize=args.synchronize_step,
+    )
+    trainer.lr_scheduler, trainer.num_epochs = assemble.build_scheduler(args, optimizer, trainer.updates_per_epoch)
+    return trainer
 
 
 def _resume(args: Namespace, task: TrainingTask, optimizer, loss_scaler) -> Optional[int]:
