@@ -291,6 +291,7 @@ def _build_loader(args, data_config, num_classes, crop_pct, device, dtype) -> Tu
         mean=data_config['mean'],
         std=data_config['std'],
         num_workers=args.workers,
+        persistent_workers=args.workers > 0,
         crop_pct=crop_pct,
         crop_mode=data_config['crop_mode'],
         crop_border_pixels=args.crop_border_pixels,

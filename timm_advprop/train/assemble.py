@@ -141,6 +141,7 @@ def build_loaders(
         distributed=args.distributed,
         use_prefetcher=not args.no_prefetcher,
         num_workers=args.workers,
+        persistent_workers=args.workers > 0,  # timm before 1.0.31 does not look
     )
     mixup = _mixup_kwargs(args, num_classes)
     train_set = _open_split(args, 'train', data_config, num_classes)
