@@ -58,7 +58,8 @@ def pgd(
         norm: `'linf'` or `'l2'`.
 
     Returns:
-        Adversarial images [N, C, …], detached, of the type of `images`. Rounding does not take them out of the ball.
+        Adversarial images [N, C, …], detached, of the type of `images`. For
+        `linf`, rounding does not take them out of the ball.
 
     Raises:
         TypeError: Images are not of a floating-point type.
@@ -183,7 +184,8 @@ def _per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
     # A number or [C] as a tensor that broadcasts with images [N, C, …].
     value = torch.as_tensor(value, dtype=images.dtype, device=images.device)
     if value.numel() not in (1, images.shape[1]):
-        raise ValueError(f'{value.numel()} values for images of {images.shape[1]} channels.')
+        raise ValueError(f'Got {value.numel()} values for images of {images.shape[1]} channels: eps, alpha and bounds '
+                         f'(mean and std) are numbers or have one value for each channel.')
     return value.reshape(-1, *(1,) * (images.ndim - 2))
 
 

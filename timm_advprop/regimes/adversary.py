@@ -211,8 +211,16 @@ def normalisation_of(
         ValueError: Neither given nor known from the model.
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    mean = mean if mean is not None else cfg.get('mean')
-    std = std if std is not None else cfg.get('std')
+    channels = getattr(model, 'in_chans', None)
+    mean = mean if mean is not None else _for_channels(cfg.get('mean'), channels)
+    std = std if std is not None else _for_channels(cfg.get('std'), channels)
     if mean is None or std is None:
         raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
     return tuple(mean), tuple(std)
+
+
+def _for_channels(values: Optional[Sequence[float]], channels: Optional[int]) -> Optional[Sequence[float]]:
+    # timm's loaders take the average where a cfg's number of values is not that of the model's channels
+    if values is None or channels is None or len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels

@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 from torch.nn.parallel import DistributedDataParallel
 
-from ..norms import num_aux_norms, set_norm_route
+from ..norms import has_split_norm, num_aux_norms, set_norm_route
 from .adversary import Adversary, normalisation_of
 
 __all__ = ['AdvPropTask']
@@ -97,10 +97,10 @@ class AdvPropTask(ClassificationTask):
             ).to(self.device)
             for strength in (eps if isinstance(eps, Sequence) else (eps,))
         )
-        set_norm_route(model, 'split')  # raises where there are no split norms
-        if num_aux_norms(model) != len(self.adversaries):
+        if has_split_norm(model) and num_aux_norms(model) != len(self.adversaries):
             raise ValueError(f'{len(self.adversaries)} attack strengths need as many auxiliary norms, the model has '
                              f'{num_aux_norms(model)}. Create it with num_aux={len(self.adversaries)}.')
+        set_norm_route(model, 'split')  # raises where there are no split norms
         if self.verbose:
             attacks = '; '.join(adversary.describe() for adversary in self.adversaries)
             _logger.info(f'AdvProp: {attacks}, target {target}, adversarial loss × {self.weight:g}; about '
