@@ -1,4 +1,4 @@
-"""The rules of the house (DESIGN.md, section 3): who imports whom, and what a public name owes its reader."""
+"""Who may import whom: down only, as CONTRIBUTING.md draws it; and the public names."""
 import ast
 import sys
 from graphlib import TopologicalSorter

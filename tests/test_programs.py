@@ -150,7 +150,7 @@ def test_default_regime_follows_the_model(few_digits, tmp_path):
     ['--adv-eps', '1', '2'],
     ['--adv-attack', 'gd', '--adv-target', 'none', '--adv-norm-stats', 'train', '--adv-amp-dtype', 'bfloat16'],
     ['--val-split', '', '--eval-metric', 'loss', '--adv-weight', '0.5'],
-    ['--in-chans', '1', '--save-images', '--tta', '0'],
+    ['--in-chans', '1', '--save-images', '--no-prefetcher'],
 ], ids=' '.join)
 def test_flags_work_with_advprop(few_digits, tmp_path, flags):
     run = run_train(few_digits, tmp_path, *flags)
@@ -394,6 +394,11 @@ BAD_TRAINING = [
     (['--device', 'gpu'], ('gpu', 'cpu')),
     (['--model-kwargs', 'nope=1'], ('nope',)),
     (['--jsd-loss'], ('--aug-splits',)),
+    (['--aug-splits', '2', '--no-prefetcher'], ('--no-prefetcher',)),
+    (['--scale', '0.5'], ('--scale',)),
+    (['--cutmix-minmax', '0.2'], ('--cutmix-minmax',)),
+    (['--train-interpolation', 'nope'], ('--train-interpolation', 'bilinear')),
+    (['--tta', '2'], ('--tta',)),
 ]
 
 
@@ -430,6 +435,9 @@ BAD_VALIDATION = [
     (['--adv-attack', 'pgd', '--adv-steps', '0'], ('--adv-steps',)),
     (['--torchscript', '--route', 'aux'], ('--torchscript',)),
     (['--results-file', 'no/where.csv'], ('where.csv',)),
+    (['--mean', '0.5', '0.5'], ('--mean', '3')),
+    (['--interpolation', 'nope'], ('--interpolation',)),
+    (['--num-gpu', '99'], ('--num-gpu',)),
     (['--fuser', 'te'], ('--fuser',)),
 ]
 

@@ -8,7 +8,9 @@ import yaml
 
 from .errors import InputError
 
-__all__ = ['ProgramParser', 'refuse_flags', 'parse_with_recipe', 'near_matches']
+__all__ = ['INTERPOLATIONS', 'ProgramParser', 'refuse_flags', 'parse_with_recipe', 'near_matches']
+
+INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 
 
 class ProgramParser(argparse.ArgumentParser):

@@ -85,7 +85,7 @@ def _parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     add = parser.add_argument
     add('--model', default='resnet18_ap', help='model (default: resnet18_ap)')
     add('--img-size', type=number(1, kind=int), default=96, metavar='N', help='image size (default: 96)')
-    add('-b', '--batch-size', type=number(1, kind=int), default=32, metavar='N', help='clean images (default: 32)')
+    add('-b', '--batch-size', type=number(2, kind=int), default=32, metavar='N', help='clean images (default: 32)')
     add('--adv-steps', type=number(1, kind=int), nargs='+', default=[1, 5], metavar='K', help='PGD steps to measure')
     add('--adv-amp-dtype', default=None, choices=('float16', 'bfloat16', 'float32'), help='precision of the attack')
     add('--amp-dtype', default=None, choices=('float16', 'bfloat16'), help='mixed precision of the step')

@@ -2,7 +2,7 @@
 import logging
 import os
 import pickle
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import timm
 import torch
@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 from .arguments import near_matches
 from .errors import InputError
 
-__all__ = ['as_input_error', 'available_device', 'open_model', 'read_checkpoint', 'open_dataset', 'check_class_count',
-           'channel_normalisation']
+__all__ = [
+    'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_normalisation',
+    'open_dataset', 'open_model', 'read_checkpoint',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     """Call a function whose ValueErrors and assertions are about what a user gave, and report them as InputErrors."""
     try:
         return function(*args, **kwargs)
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, KeyError, ValueError) as error:
         raise InputError(_one_line(error)) from error
 
 
@@ -137,6 +139,17 @@ def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
     if classes is not None and len(classes) != num_classes:
         raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
                          f'give --num-classes {len(classes)}, or another data set.')
+
+
+def check_normalisation(mean: Optional[Sequence[float]], std: Optional[Sequence[float]], channels: int) -> None:
+    """Check that `--mean` and `--std`, where given, fit the channels of the images.
+
+    Raises:
+        InputError: They have neither one value nor one for each channel.
+    """
+    for flag, values in (('--mean', mean), ('--std', std)):
+        if values is not None and len(values) not in (1, channels):
+            raise InputError(f'{flag} takes 1 or {channels} values, got {len(values)}.')
 
 
 def channel_normalisation(

@@ -157,7 +157,21 @@ class _SplitNorm(_BatchNorm):
 
 
 class _ActMixin:
-    # drop and act are there when a timm norm + activation layer was converted, or are made by __init__ below
+    # timm's norm + activation layer; a converted one brings its drop and act along.
+    def __init__(self, num_features: int, num_aux: int = 1, **kwargs: Any):
+        plain = BatchNormAct2d(num_features, **kwargs)
+        super().__init__(
+            num_features,
+            eps=plain.eps,
+            momentum=plain.momentum,
+            affine=plain.affine,
+            track_running_stats=plain.track_running_stats,
+            num_aux=num_aux,
+            device=kwargs.get('device'),
+            dtype=kwargs.get('dtype'),
+        )
+        self.drop, self.act = plain.drop, plain.act
+
     def _activate(self, input: torch.Tensor) -> torch.Tensor:
         return self.act(self.drop(input))
 
@@ -209,20 +223,6 @@ class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
         num_aux: Number of auxiliary norms, at least 1.
         **kwargs: Arguments of timm's `BatchNormAct2d`.
     """
-
-    def __init__(self, num_features: int, num_aux: int = 1, **kwargs: Any):
-        plain = BatchNormAct2d(num_features, **kwargs)
-        super().__init__(
-            num_features,
-            eps=plain.eps,
-            momentum=plain.momentum,
-            affine=plain.affine,
-            track_running_stats=plain.track_running_stats,
-            num_aux=num_aux,
-            device=kwargs.get('device'),
-            dtype=kwargs.get('dtype'),
-        )
-        self.drop, self.act = plain.drop, plain.act
 
 
 @register_notrace_module

@@ -24,7 +24,6 @@ def evaluate(
         autocast: Callable[[], ContextManager] = nullcontext,
         channels_last: bool = False,
         adversary: Optional[Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]] = None,
-        tta: int = 0,
         world_size: int = 1,
         on_output: Optional[Callable[[torch.Tensor, torch.Tensor], Any]] = None,
         output_indices: Optional[torch.Tensor] = None,
@@ -42,7 +41,6 @@ def evaluate(
         autocast: Makes the context of each forward pass.
         channels_last: Send images in the channels-last memory format.
         adversary: Maps (model, images, labels) to adversarial images, which are evaluated beside the clean ones.
-        tta: Number of consecutive images that are views of one; their logits are averaged.
         world_size: Processes that hold a part of the data set each; results are averaged over them.
         on_output: Called with the clean logits and labels of each batch.
         output_indices: Logits to keep, for labels of a part of the model's classes.
@@ -60,7 +58,6 @@ def evaluate(
         with torch.inference_mode(), autocast():
             output = model(images)
         output = output[0] if isinstance(output, (tuple, list)) else output
-        output = output.unfold(0, tta, tta).mean(dim=2) if tta > 1 else output
         return output if output_indices is None else output[:, output_indices]
 
     def update(prefix: str, output: torch.Tensor, target: torch.Tensor) -> None:
@@ -76,15 +73,14 @@ def evaluate(
         images, target = images.to(device=device, dtype=dtype), target.to(device=device)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        labels = target[::tta] if tta > 1 else target
         output = predict(images)
-        update('', output, labels)
+        update('', output, target)
         if on_output is not None:
-            on_output(output, labels)
+            on_output(output, target)
         if adversary is not None:
             with autocast():
                 adversarial = adversary(model, images, target)
-            update('adv_', predict(adversarial), labels)
+            update('adv_', predict(adversarial), target)
         last = batch_idx == num_batches - 1
         if log_name is not None and (last or batch_idx % log_interval == 0):
             _log_progress(log_name, batch_idx, num_batches, time.monotonic() - start, meters)

@@ -4,7 +4,7 @@ from typing import Optional, Sequence
 
 from timm.utils import ParseKwargs
 
-from ..arguments import ProgramParser, refuse_flags
+from ..arguments import INTERPOLATIONS, ProgramParser, refuse_flags
 from ..regimes.arguments import add_attack_arguments, number
 
 __all__ = ['create_parser', 'parse_args']
@@ -64,11 +64,12 @@ def _add_model(parser):
     add('--input-size', default=None, nargs=3, type=int, metavar='N', help='channels, height and width of images')
     add('--use-train-size', action='store_true', help='the model\'s training size where its test size differs')
     add('--crop-pct', default=None, type=float, metavar='N', help='centre crop')
-    add('--crop-mode', default=None, metavar='MODE', help='crop mode: squash, border or center')
+    add('--crop-mode', default=None, choices=('squash', 'border', 'center'), help='crop mode')
     add('--crop-border-pixels', type=int, default=None, help='pixels to crop from the border')
     add('--mean', type=float, nargs='+', default=None, metavar='MEAN', help='mean pixel value, in 0-1')
     add('--std', type=float, nargs='+', default=None, metavar='STD', help='standard deviation of pixels, in 0-1')
-    add('--interpolation', default='', metavar='NAME', help='interpolation for resizing (default: the model\'s)')
+    add('--interpolation', default='', choices=INTERPOLATIONS, metavar='NAME',
+        help='interpolation for resizing (default: the model\'s)')
     add('--test-pool', action='store_true', help='test-time pooling of larger images')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further model arguments, key=value')
     add('--fast-norm', action='store_true', help='timm\'s experimental fast norms')

@@ -30,6 +30,7 @@ from ..inputs import (
     available_device,
     channel_normalisation,
     check_class_count,
+    check_normalisation,
     open_dataset,
     open_model,
     read_checkpoint,
@@ -56,14 +57,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """
     setup_default_logging()
     args = parse_args(argv)
+    if args.results_file and not os.path.isdir(os.path.dirname(os.path.abspath(args.results_file))):
+        raise InputError(f'Cannot write {args.results_file}: there is no such folder.')
     runs = _list_runs(args)
     if runs is None:
         results: Union[Results, List[Results]] = _validate_retrying(args) if args.retry else validate(args)
     else:
         results = _validate_all(args, runs)
+    print(f'--result\n{json.dumps(results, indent=4)}')
     if args.results_file:
         write_results(args.results_file, results, args.results_format)
-    print(f'--result\n{json.dumps(results, indent=4)}')
 
 
 def validate(args: Namespace) -> Results:
@@ -89,6 +92,7 @@ def validate(args: Namespace) -> Results:
     if args.fast_norm:
         set_fast_norm()
 
+    check_normalisation(args.mean, args.std, args.input_size[0] if args.input_size else args.in_chans or 3)
     model = _load_model(args)
     num_classes, param_count = model.num_classes, sum(parameter.numel() for parameter in model.parameters())
     data_config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
@@ -204,6 +208,8 @@ def _check_arguments(args: Namespace) -> None:
              '--torchscript has only the clean route and takes no attack'),
             (args.torchscript and args.torchcompile, '--torchscript and --torchcompile exclude each other'),
             (args.reparam and args.route != 'clean', '--reparam folds the main norms only: use --route clean'),
+            (args.num_gpu > torch.cuda.device_count() and args.num_gpu > 1,
+             f'--num-gpu {args.num_gpu}, but {torch.cuda.device_count()} are available'),
             (args.num_gpu > 1 and attacked, 'an attack runs on one GPU: use --num-gpu 1'),
             (args.metrics_avg and not _has_sklearn(), '--metrics-avg needs scikit-learn: pip install scikit-learn'),
     ):
@@ -282,14 +288,16 @@ def _build_loader(args, data_config, num_classes, crop_pct, device, dtype) -> Tu
     )
     if not args.valid_labels and not args.real_labels:
         check_class_count(dataset, num_classes, f'split {args.split!r}')
-    loader = create_loader(
+    mean, std = channel_normalisation(data_config)
+    loader = as_input_error(
+        create_loader,
         dataset,
         input_size=data_config['input_size'],
         batch_size=args.batch_size * args.num_gpu,
         use_prefetcher=not args.no_prefetcher,
         interpolation=data_config['interpolation'],
-        mean=data_config['mean'],
-        std=data_config['std'],
+        mean=mean,
+        std=std,
         num_workers=args.workers,
         persistent_workers=args.workers > 0,
         crop_pct=crop_pct,

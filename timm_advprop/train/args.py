@@ -4,7 +4,7 @@ from typing import Optional, Sequence
 
 from timm.utils import ParseKwargs
 
-from ..arguments import ProgramParser, parse_with_recipe, refuse_flags
+from ..arguments import INTERPOLATIONS, ProgramParser, parse_with_recipe, refuse_flags
 from ..regimes.arguments import add_regime_arguments, number
 
 __all__ = ['create_parser', 'parse_args']
@@ -20,6 +20,7 @@ _REFUSED = {
     ),
     'a scripted model has only its clean route; use --torchcompile': ('torchscript',),
     'the fusers belong to TorchScript; use --torchcompile': ('fuser',),
+    'timm\'s loaders do not repeat images, so it would average different ones': ('tta',),
     'AdvProp has split norms of its own, and --regime chooses what they train on': ('split-bn',),
     'scheduled resolutions are not built in; use timm\'s script through python -m timm_advprop.wrap': (
         'train-img-sizes', 'train-batch-sizes', 'train-size-probs', 'train-size-schedule',
@@ -80,7 +81,8 @@ def _add_model(parser):
     add('--crop-pct', default=None, type=float, metavar='N', help='centre crop of validation images')
     add('--mean', type=float, nargs='+', default=None, metavar='MEAN', help='mean pixel value, in 0-1')
     add('--std', type=float, nargs='+', default=None, metavar='STD', help='standard deviation of pixels, in 0-1')
-    add('--interpolation', default='', metavar='NAME', help='interpolation for resizing (default: the model\'s)')
+    add('--interpolation', default='', choices=INTERPOLATIONS, metavar='NAME',
+        help='interpolation for resizing (default: the model\'s)')
     add('-b', '--batch-size', type=number(1, kind=int), default=128, metavar='N',
         help='clean images in a batch, for each process (default: 128)')
     add('-vb', '--validation-batch-size', type=number(1, kind=int), default=None, metavar='N',
@@ -159,8 +161,8 @@ def _add_augmentation(parser):
     add = parser.add_argument_group('Augmentation and regularization parameters').add_argument
     add('--no-aug', action='store_true', help='no training augmentation at all')
     add('--train-crop-mode', default=None, help='how training images are cropped')
-    add('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='random crop scale')
-    add('--ratio', type=float, nargs='+', default=[3. / 4., 4. / 3.], metavar='RATIO', help='random crop aspect')
+    add('--scale', type=float, nargs=2, default=[0.08, 1.0], metavar='PCT', help='random crop scale')
+    add('--ratio', type=float, nargs=2, default=[3. / 4., 4. / 3.], metavar='RATIO', help='random crop aspect')
     add('--hflip', type=float, default=0.5, help='probability of a horizontal flip (default: 0.5)')
     add('--vflip', type=float, default=0., help='probability of a vertical flip (default: 0)')
     add('--color-jitter', type=float, default=0.4, metavar='PCT', help='colour jitter (default: 0.4)')
@@ -176,18 +178,19 @@ def _add_augmentation(parser):
     add('--bce-target-thresh', type=float, default=None, help='threshold that makes soft targets binary')
     add('--bce-pos-weight', type=float, default=None, help='weight of positive targets')
     add('--reprob', type=float, default=0., metavar='PCT', help='probability of random erasing (default: 0)')
-    add('--remode', default='pixel', help='fill of random erasing (default: pixel)')
+    add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='fill of random erasing (default: pixel)')
     add('--recount', type=int, default=1, help='regions of random erasing (default: 1)')
     add('--resplit', action='store_true', help='do not erase in the first augmentation split')
     add('--mixup', type=float, default=0., help='mixup alpha (default: 0, off)')
     add('--cutmix', type=float, default=0., help='cutmix alpha (default: 0, off)')
-    add('--cutmix-minmax', type=float, nargs='+', default=None, help='cutmix size range, overrides its alpha')
+    add('--cutmix-minmax', type=float, nargs=2, default=None, help='cutmix size range, overrides its alpha')
     add('--mixup-prob', type=float, default=1.0, help='probability of mixup or cutmix (default: 1)')
     add('--mixup-switch-prob', type=float, default=0.5, help='probability of cutmix where both are on (default: 0.5)')
     add('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem', 'half'), help='mix by batch, pair or image')
     add('--mixup-off-epoch', default=0, type=int, metavar='N', help='epoch that ends mixup (default: 0, never)')
     add('--smoothing', type=float, default=0.1, help='label smoothing (default: 0.1)')
-    add('--train-interpolation', default='random', help='interpolation in training (default: random)')
+    add('--train-interpolation', default='random', choices=INTERPOLATIONS, metavar='NAME',
+        help='interpolation in training (default: random)')
     add('--drop', type=float, default=0., metavar='PCT', help='dropout rate (default: 0)')
     add('--drop-connect', type=float, default=None, metavar='PCT', help='deprecated name of --drop-path')
     add('--drop-path', type=float, default=None, metavar='PCT', help='stochastic depth rate')
@@ -226,7 +229,6 @@ def _add_misc(parser):
     add('--output', default='', metavar='PATH', help='output folder (default: ./output/train)')
     add('--experiment', default='', metavar='NAME', help='sub-folder of the output (default: date, model and size)')
     add('--eval-metric', default='top1', choices=('top1', 'top5', 'loss'), help='metric of the best checkpoint')
-    add('--tta', type=int, default=0, metavar='N', help='test-time augmentation factor (default: 0)')
     add('--use-multi-epochs-loader', action='store_true', help='keep the loader\'s workers between epochs')
     add('--log-wandb', action='store_true', help='log to Weights & Biases')
     add('--wandb-project', default=None, help='wandb project')

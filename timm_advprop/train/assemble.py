@@ -23,6 +23,7 @@ from ..inputs import (
     available_device,
     channel_normalisation,
     check_class_count,
+    check_normalisation,
     open_dataset,
     open_model,
 )
@@ -53,9 +54,8 @@ def check_arguments(args: Namespace) -> None:
     for wrong, message in (
             (args.aug_splits == 1 or args.aug_splits < 0, '--aug-splits is 0 or at least 2'),
             (args.jsd_loss and args.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
-            (args.aug_splits and mixing and not args.no_prefetcher,
-             '--aug-splits with mixup or cutmix needs --no-prefetcher'),
-            (mixing and args.jsd_loss, '--jsd-loss takes no mixup or cutmix'),
+            (args.aug_splits and mixing, '--aug-splits takes no mixup or cutmix'),
+            (args.aug_splits and args.no_prefetcher, '--aug-splits needs the prefetcher: leave --no-prefetcher out'),
             (mixing and args.batch_size % 2,
              f'mixup and cutmix need an even batch, got --batch-size {args.batch_size}'),
             (args.amp and args.model_dtype not in (None, 'float32'), '--amp needs --model-dtype float32'),
@@ -131,10 +131,11 @@ def build_loaders(
         dtype: Optional[torch.dtype],
 ) -> Loaders:
     """Open the data sets and make timm's loaders for them."""
+    mean, std = channel_normalisation(data_config)
     common = dict(
         input_size=data_config['input_size'],
-        mean=data_config['mean'],
-        std=data_config['std'],
+        mean=mean,
+        std=std,
         pin_memory=args.pin_mem,
         img_dtype=dtype or torch.float32,
         device=device,
@@ -177,7 +178,7 @@ def build_loaders(
         num_aug_repeats=args.aug_repeats,
         num_aug_splits=args.aug_splits,
         interpolation=data_config['interpolation'] if args.no_aug else args.train_interpolation,
-        collate_fn=FastCollateMixup(**mixup) if mixup and not args.no_prefetcher else None,
+        collate_fn=as_input_error(FastCollateMixup, **mixup) if mixup and not args.no_prefetcher else None,
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         worker_seeding=args.worker_seeding,
         **common,
@@ -193,7 +194,8 @@ def build_loaders(
             crop_mode=data_config['crop_mode'],
             **common,
         )
-    return Loaders(train, evaluation, Mixup(**mixup) if mixup and args.no_prefetcher else None)
+    mixup_fn = as_input_error(Mixup, **mixup) if mixup and args.no_prefetcher else None
+    return Loaders(train, evaluation, mixup_fn)
 
 
 def build_criterion(args: Namespace) -> nn.Module:
@@ -257,10 +259,7 @@ def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_p
 
 def resolve_data(args: Namespace, model: nn.Module) -> Dict[str, Any]:
     """How images are sized and normalised: the flags, else the model's own configuration."""
-    channels = args.input_size[0] if args.input_size else args.in_chans or 3
-    for flag, values in (('--mean', args.mean), ('--std', args.std)):
-        if values is not None and len(values) not in (1, channels):
-            raise InputError(f'{flag} takes 1 or {channels} values, got {len(values)}.')
+    check_normalisation(args.mean, args.std, args.input_size[0] if args.input_size else args.in_chans or 3)
     return resolve_data_config(vars(args), model=model, verbose=is_primary(args))
 
 

@@ -102,7 +102,6 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
             dtype=dtype,
             autocast=autocast,
             channels_last=args.channels_last,
-            tta=args.tta,
             world_size=args.world_size,
             log_name=name if is_primary(args) else None,
             log_interval=args.log_interval,
