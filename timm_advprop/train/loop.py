@@ -124,7 +124,8 @@ class Trainer:
         with nullcontext() if last_of_update else self.task.no_sync():
             with self.autocast():
                 result = self.task(images, target)
-            values = {name: value.item() for name, value in result.items() if name.split('_')[-1] == 'loss'}
+            losses = {name: value.detach().float() for name, value in result.items() if name.split('_')[-1] == 'loss'}
+            values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))  # the device is waited for once
             if not math.isfinite(values['loss']):
                 raise NonFiniteLoss(
                     f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
