@@ -250,8 +250,8 @@ def test_conversion_leaves_norms_without_batch_statistics_alone():
     assert [type(module) for module in model] == [SplitBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d]
 
 
-@pytest.mark.parametrize('create', [lambda: timm.create_model('test_vit'), lambda: nn.Linear(3, 3)])
-def test_conversion_refuses_a_model_without_batch_norms(create):
+@pytest.mark.parametrize('create', [lambda: timm.create_model('test_nfnet'), lambda: nn.Linear(3, 3)])
+def test_conversion_refuses_a_model_without_norms(create):
     with pytest.raises(ValueError, match='no batch norms'):
         convert_split_norm(create())
 

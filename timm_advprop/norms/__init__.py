@@ -1,0 +1,50 @@
+"""Split batch norms: one main norm for clean images and auxiliary norms for the others.
+
+AdvProp keeps clean and adversarial images apart by giving each its own batch-norm statistics and affine parameters
+("auxiliary batch norm", Xie et al., *Adversarial Examples Improve Image Recognition*, CVPR 2020, arXiv:1911.09665,
+section 4). A split norm is a batch norm whose own parameters are the main norm, so its state-dict keys are those of
+the plain layer; the auxiliary norms sit below it as `aux_bn.<i>`. A *route* says which of them an image passes:
+
+* `'clean'` (0): the main norm. The default: the model behaves exactly as the plain one.
+* `'aux'` (1), or `i`: the i-th auxiliary norm.
+* `'split'`: training only. The batch is divided along dimension 0, the first part goes through the main norm, part
+  i through auxiliary norm i. In eval mode a norm on this route uses its main norm.
+"""
+from .affine_norm import SplitGroupNorm, SplitLayerNorm, SplitLayerNorm2d
+from .batch_norm import (
+    SplitBatchNorm1d,
+    SplitBatchNorm2d,
+    SplitBatchNormAct2d,
+    SplitSyncBatchNorm,
+    SplitSyncBatchNormAct,
+)
+from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux
+from .routes import Route, batch_statistics, norm_route, set_norm_route, train_aux
+from .split_norm import has_split_norm, num_aux_norms, split_norms
+from .state_dict import has_unindexed_aux, index_aux_key, num_aux_in, split_state_dict
+
+__all__ = [
+    'Route',
+    'SplitBatchNorm1d',
+    'SplitBatchNorm2d',
+    'SplitBatchNormAct2d',
+    'SplitGroupNorm',
+    'SplitLayerNorm',
+    'SplitLayerNorm2d',
+    'SplitSyncBatchNorm',
+    'SplitSyncBatchNormAct',
+    'batch_statistics',
+    'convert_split_norm',
+    'convert_sync_batchnorm',
+    'has_split_norm',
+    'has_unindexed_aux',
+    'index_aux_key',
+    'norm_route',
+    'num_aux_in',
+    'num_aux_norms',
+    'set_norm_route',
+    'split_norms',
+    'split_state_dict',
+    'strip_aux',
+    'train_aux',
+]

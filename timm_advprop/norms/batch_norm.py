@@ -1,0 +1,209 @@
+"""Split batch norms, the norms of AdvProp (Xie et al., CVPR 2020, section 4)."""
+from typing import Any, Optional, Type
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .split_norm import SplitNorm, register_notrace_module
+
+__all__ = [
+    'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
+    'is_batch_norm', 'split_batch_norm_type', 'synchronise',
+]
+
+
+class _SplitBatchNorm(SplitNorm, _BatchNorm):
+    # Not a subclass of nn.BatchNorm2d, BatchNormAct2d or nn.SyncBatchNorm: timm's freeze_batch_norm_2d would
+    # take it for the plain layer and lose the auxiliary norms.
+    def __init__(
+            self,
+            num_features: int,
+            eps: float = 1e-5,
+            momentum: Optional[float] = 0.1,
+            affine: bool = True,
+            track_running_stats: bool = True,
+            num_aux: int = 1,
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.add_aux_norms(num_aux)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self._check_input_dim(input)
+        if torch.jit.is_scripting():  # a scripted model is the clean route
+            return self._activate(self._normalize(input))
+        return self._activate(self._normalize_by_route(input))
+
+    def _normalize(self, input: torch.Tensor) -> torch.Tensor:
+        # The main norm. torch's own forward does the same, but TorchScript cannot reach it through super().
+        momentum = 0. if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1. / float(self.num_batches_tracked)
+        use_buffers = not self.training or self.track_running_stats
+        return F.batch_norm(
+            input,
+            self.running_mean if use_buffers else None,
+            self.running_var if use_buffers else None,
+            self.weight,
+            self.bias,
+            self.training or (self.running_mean is None and self.running_var is None),
+            momentum,
+            self.eps,
+        )
+
+    def _activate(self, input: torch.Tensor) -> torch.Tensor:
+        return input
+
+    def _apply_aux(self, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
+        # With fixed statistics and parameters that need no gradient, as in an attack, a batch norm is one multiply-add.
+        # torch's batch_norm computes their gradients' sums in its backward all the same, which costs three times as
+        # much.
+        fixed = not norm.training and norm.affine and norm.running_var is not None
+        if fixed and torch.is_grad_enabled() and not norm.weight.requires_grad and input.dtype == norm.weight.dtype:
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+            shape = (-1,) + (1,) * (input.dim() - 2)
+            return torch.addcmul(shift.view(shape), input, scale.view(shape))
+        return norm(input)
+
+
+class _ActMixin:
+    # timm's norm + activation layer; a converted one brings its drop and act along.
+    def __init__(self, num_features: int, num_aux: int = 1, **kwargs: Any):
+        plain = BatchNormAct2d(num_features, **kwargs)
+        super().__init__(
+            num_features,
+            eps=plain.eps,
+            momentum=plain.momentum,
+            affine=plain.affine,
+            track_running_stats=plain.track_running_stats,
+            num_aux=num_aux,
+            device=kwargs.get('device'),
+            dtype=kwargs.get('dtype'),
+        )
+        self.drop, self.act = plain.drop, plain.act
+
+    def _activate(self, input: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(input))
+
+
+@register_notrace_module
+class SplitBatchNorm1d(_SplitBatchNorm):
+    """`nn.BatchNorm1d` with auxiliary norms, for inputs [N, C] or [N, C, L].
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the variance.
+        momentum: Weight of the new batch in the running statistics, None for a cumulative average.
+        affine: Learn a weight and a bias for each channel, in every norm.
+        track_running_stats: Keep running statistics, in every norm.
+        num_aux: Number of auxiliary norms, at least 1.
+        device: Device of parameters and buffers.
+        dtype: Type of parameters and buffers.
+    """
+    plain_type = aux_type = nn.BatchNorm1d
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        torch._assert(input.dim() == 2 or input.dim() == 3, 'expected 2D or 3D input')
+
+
+@register_notrace_module
+class SplitBatchNorm2d(_SplitBatchNorm):
+    """`nn.BatchNorm2d` with auxiliary norms, for inputs [N, C, H, W].
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the variance.
+        momentum: Weight of the new batch in the running statistics, None for a cumulative average.
+        affine: Learn a weight and a bias for each channel, in every norm.
+        track_running_stats: Keep running statistics, in every norm.
+        num_aux: Number of auxiliary norms, at least 1.
+        device: Device of parameters and buffers.
+        dtype: Type of parameters and buffers.
+    """
+    plain_type = aux_type = nn.BatchNorm2d
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        torch._assert(input.dim() == 4, 'expected 4D input')
+
+
+@register_notrace_module
+class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
+    """timm's `BatchNormAct2d` with auxiliary norms; the activation is shared by all routes. Inputs [N, C, H, W].
+
+    Args:
+        num_features: Channels C.
+        num_aux: Number of auxiliary norms, at least 1.
+        **kwargs: Arguments of timm's `BatchNormAct2d`.
+    """
+    plain_type = BatchNormAct2d
+
+
+@register_notrace_module
+class SplitSyncBatchNorm(_SplitBatchNorm):
+    """`nn.SyncBatchNorm` with auxiliary norms: each route's statistics are taken over all processes.
+
+    Made by `convert_sync_batchnorm` from split norms, or by `convert_split_norm` from `nn.SyncBatchNorm`.
+    """
+    plain_type = aux_type = nn.SyncBatchNorm
+    process_group = None
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        torch._assert(input.dim() >= 2, 'expected at least 2D input')
+
+    def _check_non_zero_input_channels(self, input: torch.Tensor) -> None:
+        torch._assert(input.size(1) > 0, 'expected at least one channel')
+
+    def _normalize(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.SyncBatchNorm.forward(self, input)
+
+    def _copy_main_norm(self) -> nn.Module:
+        copy = super()._copy_main_norm()
+        copy.process_group = self.process_group
+        return copy
+
+
+@register_notrace_module
+class SplitSyncBatchNormAct(_ActMixin, SplitSyncBatchNorm):
+    """timm's `SyncBatchNormAct` with auxiliary norms, see `SplitSyncBatchNorm`."""
+    plain_type = SyncBatchNormAct
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalises by statistics of its batch, split or not."""
+    return isinstance(module, _BatchNorm) or getattr(module, 'running_var', None) is not None
+
+
+def split_batch_norm_type(module: nn.Module) -> Optional[Type[SplitNorm]]:
+    """The split norm that takes the place of a batch norm, None for any other module."""
+    return _SPLIT_TYPES.get(type(module))
+
+
+def synchronise(norm: nn.Module, process_group: Optional[Any] = None) -> None:
+    """Let a split batch norm take its statistics over processes, in place.
+
+    Args:
+        norm: The norm; nothing happens to another kind.
+        process_group: Processes to synchronise over, all by default.
+    """
+    if not isinstance(norm, _SplitBatchNorm):
+        return
+    norm.__class__ = _SYNC_TYPES.get(type(norm), type(norm))
+    norm.process_group = process_group
+    for aux in norm.aux_bn:
+        aux.__class__ = nn.SyncBatchNorm
+        aux.process_group = process_group
+
+
+_SYNC_TYPES = {
+    SplitBatchNorm1d: SplitSyncBatchNorm,
+    SplitBatchNorm2d: SplitSyncBatchNorm,
+    SplitBatchNormAct2d: SplitSyncBatchNormAct,
+}
+_SPLIT_TYPES = {split.plain_type: split for split in (*_SYNC_TYPES, *_SYNC_TYPES.values())}

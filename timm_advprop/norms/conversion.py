@@ -1,0 +1,87 @@
+"""From plain norms to split norms and back."""
+from copy import deepcopy
+from typing import Any, Optional
+
+import torch.nn as nn
+from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
+
+from .affine_norm import split_affine_norm_type
+from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
+from .split_norm import has_split_norm, split_norms
+
+__all__ = ['convert_split_norm', 'convert_sync_batchnorm', 'strip_aux']
+
+
+def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
+    """Give every batch norm of a model auxiliary norms, in place; in a model without batch norms, every other norm.
+
+    Each auxiliary norm starts as a copy of the main norm, whose parameters, buffers, hooks and state-dict keys stay as
+    they are: the model's output on the default route is unchanged bit for bit. Where there are batch norms, layer and
+    group norms stay shared by all routes: they keep no statistics that adversarial images could disturb.
+
+    Args:
+        model: Any model with norms, or a norm.
+        num_aux: Number of auxiliary norms for each norm, at least 1.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: The model has no norms, has split norms already, or has norms with running statistics of a kind
+            that cannot be split (they are named). The model is then left untouched.
+    """
+    if num_aux < 1:
+        raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
+    if has_split_norm(model):
+        raise ValueError('The model has split norms already.')
+    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
+    split_type = split_batch_norm_type
+    if not norms:
+        norms = {name: module for name, module in model.named_modules() if split_affine_norm_type(module)}
+        split_type = split_affine_norm_type
+    unknown = [f'{name or "model"} ({type(norm).__name__})' for name, norm in norms.items() if not split_type(norm)]
+    if unknown:
+        raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
+    if not norms:
+        raise ValueError(f'{type(model).__name__} has no batch norms, nor other norms with parameters, to split.')
+    for norm in norms.values():
+        norm.__class__ = split_type(norm)  # keeps parameters, hooks and every reference to the module
+        norm.add_aux_norms(num_aux)
+    return model
+
+
+def convert_sync_batchnorm(model: nn.Module, process_group: Optional[Any] = None) -> nn.Module:
+    """Synchronise the batch norms of a model over processes, split norms included.
+
+    Takes the place of torch's and timm's functions of this name, which refuse split norms.
+
+    Args:
+        model: A model with split or plain batch norms.
+        process_group: Processes to synchronise over, all by default.
+
+    Returns:
+        The model; split norms are converted in place, plain ones as timm does.
+    """
+    if not has_split_norm(model):
+        return convert_plain_sync_batchnorm(model, process_group)
+    for norm in split_norms(model):
+        synchronise(norm, process_group)
+    return model
+
+
+def strip_aux(model: nn.Module) -> nn.Module:
+    """Copy a model without its auxiliary norms: plain norms again, the model that stock timm knows.
+
+    Args:
+        model: A model with or without split norms. It is left as it is.
+
+    Returns:
+        The plain model.
+    """
+    plain = deepcopy(model)
+    for norm in list(split_norms(plain)):
+        del norm.aux_bn
+        norm.__dict__.pop('route', None)
+        norm.__dict__.pop('split_sizes', None)
+        norm.__class__ = norm.plain_type
+    return plain

@@ -1,0 +1,143 @@
+"""What every split norm is: a norm with auxiliary norms below it, and the route that says which of them images pass."""
+from typing import Any, Dict, Iterator, List, Optional
+
+import torch
+import torch.nn as nn
+
+try:
+    from timm.layers import register_notrace_module
+except ImportError:  # older timm
+    from timm.layers._fx import register_notrace_module
+
+from .state_dict import index_aux_key
+
+__all__ = ['AuxNorms', 'SplitNorm', 'has_split_norm', 'num_aux_norms', 'register_notrace_module', 'split_norms']
+
+CLEAN, AUX, SPLIT = 0, 1, -1
+
+
+class AuxNorms(nn.ModuleList):
+    """The auxiliary norms of one split norm.
+
+    Converters that know nothing of split norms (torch's and timm's `convert_sync_batchnorm`, timm's
+    `freeze_batch_norm_2d` and `convert_splitbn_model`) rebuild the main norm and replace the norms below it one by one.
+    They would leave the auxiliary norms unused without a word, so replacing one is refused here.
+    """
+
+    def add_module(self, name: str, module: Optional[nn.Module]) -> None:
+        present = self._modules.get(name)
+        if present is not None and module is not present:
+            raise TypeError(
+                f'Replacing an auxiliary {type(present).__name__} by another {type(module).__name__} would drop the '
+                f'split norms. Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, '
+                f'timm_advprop.strip_aux(model) for a plain model that other converters can take.')
+        super().add_module(name, module)
+
+
+class SplitNorm(nn.Module):
+    """Mixin that gives a norm auxiliary norms. It comes before the plain norm among the bases.
+
+    A subclass states `plain_type`, the norm it splits, `aux_type`, the kind of its auxiliary norms, and `_normalize`,
+    the forward pass of the main norm.
+    """
+    route = CLEAN
+    split_sizes = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():  # a scripted model is the clean route
+            return self._normalize(x)
+        return self._normalize_by_route(x)
+
+    def add_aux_norms(self, num_aux: int) -> None:
+        """Add auxiliary norms, copies of the main norm.
+
+        Args:
+            num_aux: Their number, at least 1.
+        """
+        if num_aux < 1:
+            raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
+        self.aux_bn = AuxNorms(self._copy_main_norm() for _ in range(num_aux))
+
+    def _copy_main_norm(self) -> nn.Module:
+        # Without the norm's hooks and children: an auxiliary norm is a norm only.
+        copy = self.aux_type.__new__(self.aux_type)
+        nn.Module.__init__(copy)
+        for name, value in vars(self).items():
+            if name not in vars(copy):
+                setattr(copy, name, value)
+        for name, value in self._parameters.items():
+            if value is not None:
+                value = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+            copy.register_parameter(name, value)
+        for name, value in self._buffers.items():
+            copy.register_buffer(name, None if value is None else value.clone())
+        return copy.train(self.training)
+
+    def _apply_aux(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return norm(x)
+
+    @torch.jit.unused
+    def _normalize_by_route(self, x: torch.Tensor) -> torch.Tensor:
+        if self.route == SPLIT and self.training:
+            parts = x.split(self._part_sizes(x.shape[0]))
+            outputs = [self._normalize(parts[0])]
+            outputs.extend(norm(part) for norm, part in zip(self.aux_bn, parts[1:]))
+            return torch.cat(outputs)
+        if self.route > CLEAN:
+            return self._apply_aux(self.aux_bn[self.route - 1], x)
+        return self._normalize(x)
+
+    def _part_sizes(self, batch_size: int) -> List[int]:
+        num_parts = 1 + len(self.aux_bn)
+        if self.split_sizes is not None:
+            if sum(self.split_sizes) != batch_size:
+                raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
+                                 f'the batch has {batch_size}.')
+            return list(self.split_sizes)
+        if batch_size % num_parts:
+            raise ValueError(f'Route split needs a batch divisible by {num_parts} (one equal part for each norm), '
+                             f'got {batch_size}. State the parts with set_norm_route(model, \'split\', sizes=…).')
+        return [batch_size // num_parts] * num_parts
+
+    def _load_from_state_dict(
+            self,
+            state_dict: Dict[str, Any],
+            prefix: str,
+            local_metadata: Dict[str, Any],
+            strict: bool,
+            missing_keys: List[str],
+            unexpected_keys: List[str],
+            error_msgs: List[str],
+    ) -> None:
+        # A plain checkpoint has no auxiliary norms: each starts as a copy of the main norm. This is the one place
+        # that create_model, load_checkpoint, resume and the Hub all pass through, strict or not.
+        for key in [key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]:
+            state_dict[index_aux_key(key)] = state_dict.pop(key)
+        for i, aux in enumerate(self.aux_bn):
+            aux_prefix = f'{prefix}aux_bn.{i}.'
+            if any(key.startswith(aux_prefix) for key in state_dict):
+                continue
+            for name in aux.state_dict():
+                if prefix + name in state_dict:
+                    state_dict[aux_prefix + name] = state_dict[prefix + name].clone()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, num_aux={len(self.aux_bn)}'
+
+
+def split_norms(model: nn.Module) -> Iterator[SplitNorm]:
+    """Iterate over the split norms of a model."""
+    return (module for module in model.modules() if isinstance(module, SplitNorm))
+
+
+def has_split_norm(model: nn.Module) -> bool:
+    """Whether a model has split norms."""
+    return next(split_norms(model), None) is not None
+
+
+def num_aux_norms(model: nn.Module) -> int:
+    """Number of auxiliary norms of each split norm of a model, 0 for a plain model."""
+    norm = next(split_norms(model), None)
+    return 0 if norm is None else len(norm.aux_bn)

@@ -1,0 +1,38 @@
+"""State dicts of models with split norms: the main norms' keys are the plain model's, the others hold `aux_bn.<i>`."""
+import re
+from typing import Any, Dict, Mapping, Tuple
+
+__all__ = ['has_unindexed_aux', 'index_aux_key', 'num_aux_in', 'split_state_dict']
+
+_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(\d+)\.')
+_UNINDEXED_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(?!\d+\.)')
+
+
+def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Divide a state dict into that of the plain model and that of the auxiliary norms.
+
+    Args:
+        state_dict: State dict of a model with split norms.
+
+    Returns:
+        The plain model's state dict, which stock timm loads strictly, and the auxiliary norms' entries, with their
+        full keys: the union of both is the argument.
+    """
+    clean = {key: value for key, value in state_dict.items() if not _AUX_KEY.search(key)}
+    aux = {key: value for key, value in state_dict.items() if _AUX_KEY.search(key)}
+    return clean, aux
+
+
+def num_aux_in(state_dict: Mapping[str, Any]) -> int:
+    """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
+    return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
+
+
+def has_unindexed_aux(state_dict: Mapping[str, Any]) -> bool:
+    """Whether a state dict has auxiliary norms without an index, `bn1.aux_bn.weight`, as other AdvProp code writes."""
+    return any(map(_UNINDEXED_AUX_KEY.search, state_dict))
+
+
+def index_aux_key(key: str) -> str:
+    """Give the auxiliary norm that a key names an index where it has none: `bn1.aux_bn.0.weight`."""
+    return _UNINDEXED_AUX_KEY.sub(r'\1aux_bn.0.', key)
