@@ -6,6 +6,8 @@ import torch
 from loopback_hub import LoopbackHub
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from timm_advprop.norms import SplitNorm, split_norms
+
 torch.set_num_threads(1)
 
 
@@ -25,13 +27,14 @@ def restore_logging():
 
 @pytest.fixture
 def randomize_norms():
-    """A function that gives every batch norm parameters and statistics of its own, so that no two routes agree."""
+    """A function that gives every norm parameters and statistics of its own, so that no two routes agree."""
     def randomize(model):
+        aux = {norm for split in split_norms(model) for norm in split.aux_bn}
         for module in model.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, (_BatchNorm, SplitNorm)) or module in aux:
                 for name, low, high in (('weight', .5, 1.5), ('bias', -.5, .5), ('running_mean', -.5, .5),
                                         ('running_var', .5, 1.5)):
-                    if getattr(module, name) is not None:
+                    if getattr(module, name, None) is not None:
                         torch.nn.init.uniform_(getattr(module, name), low, high)
         return model
     return randomize

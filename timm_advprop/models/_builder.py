@@ -2,23 +2,29 @@
 import dataclasses
 import sys
 import threading
+from collections import deque
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Union
+from fnmatch import fnmatch
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 import timm.models._builder as timm_builder
 import torch.nn as nn
 from timm.models import (
-    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
     get_pretrained_cfg,
+    list_models,
+    list_modules,
     model_entrypoint,
     register_model,
     resolve_pretrained_cfg,
 )
-from timm.models._pretrained import PretrainedCfg
+from timm.models._pretrained import DefaultCfg, PretrainedCfg
 
-from ..norms import convert_split_norm, has_split_norm
+from ..norms import convert_split_norm, has_split_norm, index_aux_key, split_state_dict
 
-__all__ = ['build_split_model', 'register_split_models']
+__all__ = ['base_of', 'build_split_model', 'left_out_models', 'register_split_models', 'split_models']
+
+Filter = Callable[..., Dict[str, Any]]
 
 
 def build_split_model(
@@ -57,35 +63,84 @@ def build_split_model(
     return model if has_split_norm(model) else convert_split_norm(model, num_aux)
 
 
-def register_split_models(module_name: str, bases: Mapping[str, str], weights: Mapping[str, str]) -> None:
-    """Register the `*_ap` models of a family file.
+def register_split_models(
+        module_name: str,
+        names: Union[str, Sequence[str]] = '*',
+        renamed: Optional[Mapping[str, str]] = None,
+        left_out: Optional[Mapping[str, str]] = None,
+) -> None:
+    """Register the `*_ap` models of a family file: those of timm's file of the same name.
+
+    The table is timm's registry, so that a model of a newer timm has its variant without a new release of this package,
+    and one that an older timm lacks is not there. The weights are timm's, too: AdvProp weights keep their tag and are
+    the default, any others have the tag `plain_<tag of timm>` and are never loaded unasked.
 
     Args:
-        module_name: `__name__` of the family file, whose last part is the timm file the models belong to.
-        bases: For each variant, the timm architecture it is built on.
-        weights: For a variant with published AdvProp weights, the `architecture.tag` in timm that names them.
+        module_name: `__name__` of the family file.
+        names: Wildcards of the timm architectures that are registered.
+        renamed: For a timm architecture whose variant is not called `<architecture>_ap`, the variant.
+        left_out: For wildcards of architectures that are not registered, the reason.
     """
     module = sys.modules[module_name]
-    module.default_cfgs = generate_default_cfgs(dict(
-        _published_cfg(variant, weights[variant]) if variant in weights else (variant, _untrained_cfg(base))
-        for variant, base in bases.items()
-    ))
-    for variant, base in bases.items():
+    family = module_name.rpartition('.')[2]
+    renamed, left_out = renamed or {}, left_out or {}
+    _LEFT_OUT[family] = left_out
+    module.default_cfgs = {}
+    for base in list_models(names, module=family, exclude_filters=list(left_out)):
+        if model_entrypoint(base).__module__ != f'timm.models.{family}':
+            continue
+        variant = renamed.get(base, f'{base}_ap')
+        module.default_cfgs[variant] = _default_cfg(base)
         setattr(module, variant, register_model(_entry_point(module_name, variant, base)))
+        _BASES[variant] = base
+
+
+def split_models() -> Dict[str, str]:
+    """The zoo: for each registered `*_ap` model, the timm architecture it is built on."""
+    return dict(_BASES)
+
+
+def base_of(variant: str) -> str:
+    """The timm architecture that a registered `*_ap` model is built on.
+
+    Raises:
+        KeyError: There is no such model.
+    """
+    return _BASES[variant]
+
+
+def left_out_models() -> Dict[str, str]:
+    """For each architecture of timm that has no `*_ap` model, the reason."""
+    taken = {*_BASES, *_BASES.values()}
+    return {
+        name: next((reason for pattern, reason in _LEFT_OUT.get(family, {}).items() if fnmatch(name, pattern)),
+                   'no batch norms')
+        for family in list_modules() for name in list_models(module=family)
+        if name not in taken and model_entrypoint(name).__module__ == f'timm.models.{family}'
+    }
 
 
 def _no_weights_message(variant: str, base: str) -> str:
     plain = ''
-    if get_pretrained_cfg(base).has_weights:
-        plain = (f" from timm's plain weights with timm.create_model('{variant}', pretrained=True, "
-                 f"pretrained_cfg=timm.get_pretrained_cfg('{base}')),")
+    default = get_pretrained_cfg(base)
+    if default.has_weights:
+        plain = (f" from timm's plain weights with timm.create_model('{variant}.{_plain_tag(default.tag)}', "
+                 f"pretrained=True),")
     return (f"No AdvProp weights are published for '{variant}'. Start from scratch with pretrained=False,{plain} or "
             f"from a file with pretrained_cfg_overlay=dict(file='model.safetensors') (on the command line, "
             f"--pretrained-path).")
 
 
-def _published_cfg(variant: str, source: str):
-    return f'{variant}.{source.split(".", 1)[1]}', get_pretrained_cfg(source)
+def _default_cfg(base: str) -> DefaultCfg:
+    sources = [cfg for cfg in get_arch_pretrained_cfgs(base).values() if cfg.has_weights]
+    advprop = {cfg.tag: cfg for cfg in sources if cfg.tag == _ADVPROP_TAG}
+    plain = {_plain_tag(cfg.tag): cfg for cfg in sources if cfg.tag != _ADVPROP_TAG}
+    cfgs = {**(advprop or {'': _untrained_cfg(base)}), **plain}
+    return DefaultCfg(tags=deque(cfgs), cfgs=cfgs, is_pretrained=bool(advprop))
+
+
+def _plain_tag(tag: Optional[str]) -> str:
+    return f'plain_{tag}' if tag else 'plain'
 
 
 def _untrained_cfg(base: str) -> PretrainedCfg:
@@ -98,7 +153,7 @@ def _entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.
 
     create.__name__ = create.__qualname__ = variant
     create.__module__ = module_name
-    create.__doc__ = f'timm\'s `{base}` with split batch norms; takes its arguments, and `num_aux`.'
+    create.__doc__ = f'timm\'s `{base}` with split norms; takes its arguments, and `num_aux`.'
     return create
 
 
@@ -108,10 +163,11 @@ def _splitting_before_weights_load(num_aux: int) -> Iterator[None]:
     # two, or weights with auxiliary norms would not load; the call to load_pretrained is where that can be done.
     thread = threading.get_ident()
 
-    def split_and_load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def split_and_load(model: nn.Module, *args: Any, filter_fn: Optional[Filter] = None, **kwargs: Any) -> None:
         if threading.get_ident() == thread:
             convert_split_norm(model, num_aux)
-        load_pretrained(model, *args, **kwargs)
+            filter_fn = filter_fn and _sparing_aux(filter_fn)
+        load_pretrained(model, *args, filter_fn=filter_fn, **kwargs)
 
     with _BUILDER_LOCK:
         load_pretrained = timm_builder.load_pretrained
@@ -122,4 +178,17 @@ def _splitting_before_weights_load(num_aux: int) -> Iterator[None]:
             timm_builder.load_pretrained = load_pretrained
 
 
+def _sparing_aux(filter_fn: Filter) -> Filter:
+    # A family's filter brings the keys of old weights up to date. It knows nothing of auxiliary norms: timm's for
+    # GhostNet renames whatever contains `bn.`.
+    def filter_plain(state_dict: Dict[str, Any], *model: nn.Module) -> Dict[str, Any]:
+        plain, aux = split_state_dict({index_aux_key(key): value for key, value in state_dict.items()})
+        return {**filter_fn(plain, *model), **aux}
+
+    return filter_plain
+
+
+_ADVPROP_TAG = 'ap_in1k'
+_BASES: Dict[str, str] = {}
+_LEFT_OUT: Dict[str, Mapping[str, str]] = {}
 _BUILDER_LOCK = threading.RLock()

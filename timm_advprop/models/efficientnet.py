@@ -1,4 +1,4 @@
-"""EfficientNet with split norms.
+"""EfficientNet and its kin (MixNet, MNASNet, FBNet-C, TinyNet, …) with split norms.
 
 `efficientnet_bN_ap` is timm's `tf_efficientnet_bN` (TensorFlow padding, batch-norm epsilon 1e-3, inputs normalised by
 0.5), the architecture of the published AdvProp weights.
@@ -7,13 +7,8 @@ from ._builder import register_split_models
 
 __all__ = []
 
-_SIZES = [f'b{i}' for i in range(9)]
-
 register_split_models(
     __name__,
-    bases={
-        **{f'efficientnet_{size}_ap': f'tf_efficientnet_{size}' for size in _SIZES},
-        'test_efficientnet_ap': 'test_efficientnet',
-    },
-    weights={f'efficientnet_{size}_ap': f'tf_efficientnet_{size}.ap_in1k' for size in _SIZES},
+    renamed={f'tf_efficientnet_b{i}': f'efficientnet_b{i}_ap' for i in range(9)},
+    left_out={'efficientnet_b[0-8]': 'its name belongs to the architecture of the AdvProp weights, tf_efficientnet_b*'},
 )

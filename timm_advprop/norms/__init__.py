@@ -20,7 +20,7 @@ from .batch_norm import (
 )
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux
 from .routes import Route, batch_statistics, norm_route, set_norm_route, train_aux
-from .split_norm import has_split_norm, num_aux_norms, split_norms
+from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
 from .state_dict import has_unindexed_aux, index_aux_key, num_aux_in, split_state_dict
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     'SplitGroupNorm',
     'SplitLayerNorm',
     'SplitLayerNorm2d',
+    'SplitNorm',
     'SplitSyncBatchNorm',
     'SplitSyncBatchNormAct',
     'batch_statistics',

@@ -1,0 +1,210 @@
+"""Every entry of the zoo: the plain model of timm, its norms split and nothing else changed."""
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from timm.models import get_pretrained_cfg, list_models, list_modules, model_entrypoint
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import timm_advprop.models
+from timm_advprop import convert_split_norm, set_norm_route, split_state_dict
+from timm_advprop.models import _builder, base_of, left_out_models, split_models
+from timm_advprop.models._skeleton import without_values
+from timm_advprop.norms import num_aux_norms, split_norms
+
+ZOO = split_models()
+AUX_KEY = re.compile(r'(.*?)aux_bn\.(\d+)\.(.*)')
+PACKAGE = Path(timm_advprop.models.__file__).parent
+FAMILIES = sorted(path.stem for path in PACKAGE.glob('[!_]*.py'))
+
+# The smallest model of each family is tried with values. The slow tier has the large ones among them, and all others.
+SMALL = [name for name in (
+    'test_byobnet', 'cpubone_nano', 'cs3darknet_focus_s', 'cspnext_tiny', 'test_convnext', 'deit_tiny_patch16_224',
+    'densenet121', 'dla46x_c', 'dpn48b', 'efficientformer_l1', 'efficientformerv2_s0', 'test_efficientnet',
+    'efficientvim_m1', 'efficientvit_b0', 'efficientvit_m0', 'fasternet_t0', 'fastvit_t8', 'ghostnet_050',
+    'hardcorenas_b', 'hgnetv2_b0', 'hrnet_w18_small', 'iformer_t', 'inception_next_atto', 'lcnetv2_small', 'levit_128s',
+    'lowformer_b0', 'test_coatnet', 'mobilenetv3_small_050', 'mobilevit_xxs', 'regnetx_002', 'repghostnet_050',
+    'repvit_m1', 'resnest14d', 'test_resnet', 'resnetv2_18', 'rexnet_100', 'legacy_seresnet18', 'shvit_s1',
+    'skresnet18', 'starnet_s050', 'swiftformer_xs', 'tiny_vit_5m_224', 'visformer_tiny', 'test_vit',
+    'vit_tiny_r_s16_p8_224', 'ese_vovnet19b_slim_dw', 'xcit_nano_12_p8_224',
+) if f'{name}_ap' in ZOO]
+LARGE = [
+    'halonet_h1', 'convmixer_768_32', 'inception_resnet_v2', 'inception_v3', 'inception_v4', 'nasnetalarge',
+    'nextvit_small', 'pnasnet5large', 'res2next50', 'selecsls42', 'swin_tiny_patch4_window7_224', 'tresnet_m',
+    'vgg11_bn', 'volo_d1_224', 'legacy_xception', 'xception41p',
+]
+SMALLEST = [f'{name}_ap' for name in SMALL] + [pytest.param(f'{name}_ap', marks=pytest.mark.slow) for name in LARGE]
+OTHERS = sorted(set(ZOO) - {f'{name}_ap' for name in (*SMALL, *LARGE)})
+
+
+class Observer:
+    """Takes the place of `convert_split_norm` in the builder, to look at the plain model before it is converted."""
+
+    def __init__(self, monkeypatch, images=None):
+        self.images = images
+        monkeypatch.setattr(_builder, 'convert_split_norm', self)
+
+    def __call__(self, model, num_aux):
+        self.keys = list(model.state_dict())
+        self.architecture = model.pretrained_cfg['architecture']
+        self.norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if self.images is not None:
+            self.output = forward(model.eval(), self.images)
+            model.train()
+        return convert_split_norm(model, num_aux)
+
+
+def forward(model, images):
+    with torch.no_grad():
+        output = model(images)
+    return output if isinstance(output, torch.Tensor) else torch.cat(list(output))
+
+
+def make_images(variant, size=4):
+    cfg = get_pretrained_cfg(variant)
+    fixed = cfg.fixed_input_size or 'byoanet' in model_entrypoint(variant).__module__
+    return torch.randn(size, 3, *(cfg.input_size[1:] if fixed else (96, 96)))
+
+
+def family_of(variant):
+    return model_entrypoint(variant).__module__.rpartition('.')[2]
+
+
+# The table
+
+
+def test_every_family_file_is_one_of_timms():
+    assert set(FAMILIES) == set(timm_advprop.models.__all__) & set(FAMILIES)
+    assert len(FAMILIES) == 63
+    assert {family_of(variant) for variant in ZOO} == set(FAMILIES) & set(list_modules())
+    assert {family_of(f'{name}_ap') for name in (*SMALL, *LARGE)} == {family_of(variant) for variant in ZOO}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_family_lists_its_variants_with_their_kin(family):
+    variants = {variant for variant in ZOO if family_of(variant) == family}
+    assert variants == set(timm.list_models('*_ap', module=family))
+    assert variants == {variant for variant in getattr(timm_advprop.models, family).__all__}
+
+
+def test_every_architecture_of_timm_is_in_the_zoo_or_left_out_with_a_reason():
+    own = {name for name in list_models() if model_entrypoint(name).__module__.startswith('timm.models.')}
+    assert own == set(ZOO.values()) | set(left_out_models())
+    assert not set(ZOO.values()) & set(left_out_models())
+    assert all(left_out_models().values())
+
+
+@pytest.mark.slow
+def test_models_left_out_for_lack_of_batch_norms_have_none():
+    for name, reason in left_out_models().items():
+        if 'norms' in reason:
+            with without_values():
+                model = timm.create_model(name)
+            assert not [key for key, module in model.named_modules() if isinstance(module, _BatchNorm)], name
+
+
+def test_architectures_that_the_names_promise_are_there():
+    for name in (
+            'efficientnet_lite0', 'efficientnet_es', 'efficientnetv2_s', 'tf_efficientnetv2_b0', 'tinynet_a',
+            'mixnet_s', 'mnasnet_100', 'fbnetc_100', 'spnasnet_100', 'mobilenetv3_large_100', 'mobilenetv4_conv_small',
+            'lcnet_100', 'hardcorenas_a', 'resnet50d', 'resnext50_32x4d', 'wide_resnet50_2', 'seresnet50',
+            'ecaresnet50d', 'resnetrs50', 'resnet50_clip', 'resnetv2_50', 'resnetv2_50d_gn', 'resnetv2_50d_evos',
+            'regnetx_032', 'regnety_032', 'regnetz_040', 'repvgg_a0', 'mobileone_s0', 'vgg16_bn', 'coatnet_0_rw_224',
+            'maxvit_tiny_tf_224', 'convnext_tiny', 'convnextv2_atto', 'vit_tiny_patch16_224', 'vit_small_patch16_224',
+            'vit_base_patch16_224', 'deit3_small_patch16_224', 'swin_tiny_patch4_window7_224',
+    ):
+        assert base_of(f'{name}_ap') == name
+    for i in range(9):
+        assert base_of(f'efficientnet_b{i}_ap') == f'tf_efficientnet_b{i}'
+
+
+# Conversion
+
+
+@pytest.mark.parametrize('variant', ZOO)
+def test_every_norm_of_a_variant_is_split_and_no_key_changes(variant, monkeypatch):
+    plain = Observer(monkeypatch)
+    with without_values():
+        model = timm.create_model(variant)
+    main, aux = split_state_dict(model.state_dict())
+    assert list(main) == plain.keys
+    assert plain.architecture == variant
+    names = {module: name for name, module in model.named_modules()}
+    split = [names[norm] for norm in split_norms(model)]
+    assert split == (plain.norms or split)
+    assert split
+    assert {AUX_KEY.fullmatch(key)[1].rstrip('.') for key in aux} == set(split)
+    for key, value in aux.items():
+        prefix, index, name = AUX_KEY.fullmatch(key).groups()
+        assert index == '0' and value.shape == main[prefix + name].shape
+    if not plain.norms:
+        shared = [name for name, module in model.named_modules() if is_shared_affine_norm(module, set(split), name)]
+        assert not shared
+
+
+def is_shared_affine_norm(module, split, name):
+    """Whether a layer or group norm with parameters is neither split nor an auxiliary norm."""
+    return (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and any(True for _ in module.parameters())
+            and name not in split and '.aux_bn.' not in name)
+
+
+def check_values(variant, monkeypatch, randomize_norms):
+    images = make_images(variant)
+    plain = Observer(monkeypatch, images[:2])
+    model = timm.create_model(variant)
+    assert torch.equal(forward(model.eval(), images[:2]), plain.output)
+
+    randomize_norms(model)
+    outputs = []
+    for route in ('clean', 'aux'):
+        set_norm_route(model, route)
+        outputs.append(forward(model, images[:2]))
+    assert not torch.equal(*outputs)
+
+    model.train()
+    for route, touched in (('clean', {None}), ('aux', {'0'}), ('split', {None, '0'})):
+        set_norm_route(model, route)
+        before = {key: value.clone() for key, value in model.named_buffers()}
+        assert forward(model, images).isfinite().all()
+        changed = {key for key, value in model.named_buffers() if not torch.equal(value, before[key])}
+        statistics = {key for key in before if key.endswith(('running_mean', 'running_var', 'num_batches_tracked'))}
+        assert changed == {key for key in statistics if index_of(key) in touched}
+
+
+def index_of(key):
+    """Index of the auxiliary norm that a buffer belongs to, None for the main norm."""
+    match = AUX_KEY.fullmatch(key)
+    return match and match[2]
+
+
+@pytest.mark.parametrize('variant', SMALLEST)
+def test_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monkeypatch, randomize_norms):
+    check_values(variant, monkeypatch, randomize_norms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', OTHERS)
+def test_every_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monkeypatch, randomize_norms):
+    check_values(variant, monkeypatch, randomize_norms)
+
+
+# Weights
+
+
+@pytest.mark.parametrize('variant', SMALLEST)
+def test_weights_of_either_kind_pass_the_familys_own_filter(variant, randomize_norms):
+    split = randomize_norms(timm.create_model(variant)).state_dict()
+    plain, _ = split_state_dict(split)
+    for source, kwargs in ((split, {}), (plain, {}), (plain, dict(num_classes=7))):
+        loaded = timm.create_model(
+            variant, pretrained=True, pretrained_cfg_overlay=dict(state_dict=dict(source)), **kwargs)
+        assert num_aux_norms(loaded) == 1
+        main, aux = split_state_dict(loaded.state_dict())
+        for key, value in aux.items():
+            prefix, _, name = AUX_KEY.fullmatch(key).groups()
+            assert torch.equal(value, split[key] if source is split else main[prefix + name])
+        if not kwargs:
+            assert all(torch.equal(value, plain[key]) for key, value in main.items())
