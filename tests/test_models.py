@@ -1,5 +1,4 @@
 import dataclasses
-import inspect
 import re
 import subprocess
 import sys
@@ -11,22 +10,15 @@ import timm.models._builder as timm_builder
 import torch
 import torch.nn as nn
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg, is_model_pretrained, list_modules, list_pretrained, save_for_hf
-from torch.nn.modules.batchnorm import _BatchNorm
+from timm.models import get_pretrained_cfg, is_model_pretrained, list_pretrained, model_entrypoint, save_for_hf
 
-import timm_advprop
 from timm_advprop import has_split_norm, set_norm_route, split_state_dict, strip_aux
+from timm_advprop.models import base_of, split_models
 from timm_advprop.norms import num_aux_norms, split_norms
 
-FAMILIES = dict(inspect.getmembers(timm_advprop.models, lambda value: hasattr(value, 'default_cfgs')))
-VARIANTS = sorted(name for family in FAMILIES.values() for name in family.__all__)
-SMALL_VARIANTS = ['test_resnet_ap', 'test_efficientnet_ap']
+ZOO = split_models()
+SMALL_VARIANTS = ['test_resnet_ap', 'test_efficientnet_ap', 'test_convnext_ap']
 EFFICIENTNETS = [f'efficientnet_b{i}_ap' for i in range(9)]
-
-
-def base_of(variant):
-    base = variant.removesuffix('_ap')
-    return f'tf_{base}' if variant in EFFICIENTNETS else base
 
 
 def make_images(size=32, in_chans=3):
@@ -61,21 +53,19 @@ def save_weights(tmp_path, randomize_norms):
 # Registry
 
 
-def test_every_variant_is_listed_with_its_family():
-    assert {'resnet50_ap', 'test_resnet_ap', 'test_efficientnet_ap', *EFFICIENTNETS} <= set(VARIANTS)
-    assert set(VARIANTS) <= set(timm.list_models('*_ap'))
-    for name, family in FAMILIES.items():
-        assert name in list_modules()
-        assert set(family.__all__) <= set(timm.list_models('*_ap', module=name))
+def test_every_variant_is_listed():
+    assert {'resnet50_ap', 'test_resnet_ap', 'test_efficientnet_ap', *EFFICIENTNETS} <= set(ZOO)
+    assert set(ZOO) <= set(timm.list_models('*_ap'))
 
 
-@pytest.mark.parametrize('name', VARIANTS)
-def test_entry_point_is_a_documented_function_of_its_family(name):
-    assert timm.is_model(name)
-    entry_point = timm.model_entrypoint(name)
-    assert entry_point is getattr(sys.modules[entry_point.__module__], name)
-    assert entry_point.__module__.startswith('timm_advprop.models.')
-    assert base_of(name) in entry_point.__doc__
+def test_entry_points_are_documented_functions_of_their_families():
+    for variant, base in ZOO.items():
+        assert timm.is_model(variant)
+        entry_point = timm.model_entrypoint(variant)
+        assert entry_point is getattr(sys.modules[entry_point.__module__], variant)
+        assert entry_point.__module__ == model_entrypoint(base).__module__.replace('timm.', 'timm_advprop.', 1)
+        assert entry_point.__name__ == variant
+        assert f'`{base}`' in entry_point.__doc__
 
 
 @pytest.mark.parametrize('name', EFFICIENTNETS)
@@ -87,35 +77,40 @@ def test_efficientnets_have_the_published_advprop_weights(name):
     assert cfg.mean == cfg.std == (.5, .5, .5)
     assert source.architecture == base_of(name)
     assert is_model_pretrained(name)
-    assert f'{name}.ap_in1k' in list_pretrained('*_ap.*')
+    assert f'{name}.ap_in1k' in list_pretrained('*_ap*')
 
 
-@pytest.mark.parametrize('name', sorted(set(VARIANTS) - set(EFFICIENTNETS)))
-def test_other_variants_claim_no_weights(name):
-    assert not is_model_pretrained(name)
-    cfg, base = get_pretrained_cfg(name), get_pretrained_cfg(base_of(name))
-    assert not (cfg.has_weights or cfg.state_dict)
-    assert cfg.architecture == name
-    for field in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes', 'classifier', 'first_conv'):
-        assert getattr(cfg, field) == getattr(base, field)
-    assert base.architecture == base_of(name)
-    assert is_model_pretrained(base_of(name)) == bool(base.has_weights)
+def test_no_other_variant_has_weights_by_default():
+    fields = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'num_classes', 'classifier', 'first_conv')
+    for variant, base in ZOO.items():
+        if variant in EFFICIENTNETS:
+            continue
+        cfg, plain = get_pretrained_cfg(variant), get_pretrained_cfg(base)
+        assert not is_model_pretrained(variant)
+        assert not (cfg.has_weights or cfg.state_dict)
+        assert cfg.architecture == variant
+        assert plain.architecture == base
+        assert all(getattr(cfg, field) == getattr(plain, field) for field in fields)
+
+
+def test_plain_weights_of_timm_have_a_tag_that_says_what_they_are():
+    for variant, base in ZOO.items():
+        tags = {name.partition('.')[2] for name in list_pretrained(base) if name.partition('.')[0] == base}
+        expected = {tag if tag == 'ap_in1k' else f'plain_{tag}' if tag else 'plain' for tag in tags}
+        own = [name for name in list_pretrained(variant) if name.partition('.')[0] == variant]
+        assert {name.partition('.')[2] for name in own} == expected
+    source, cfg = get_pretrained_cfg('resnet50.a1_in1k'), get_pretrained_cfg('resnet50_ap.plain_a1_in1k')
+    assert cfg == dataclasses.replace(source, architecture='resnet50_ap', tag='plain_a1_in1k')
+    assert cfg.hf_hub_id == 'timm/resnet50.a1_in1k'
+    assert get_pretrained_cfg('efficientnet_b0_ap.plain_aa_in1k').hf_hub_id == 'timm/tf_efficientnet_b0.aa_in1k'
 
 
 # Architecture
 
 
-@pytest.mark.parametrize('name', VARIANTS)
-def test_variant_is_its_base_model_with_every_batch_norm_split(name):
-    with torch.device('meta'):
-        model, base = timm.create_model(name), timm.create_model(base_of(name))
-    main, aux = split_state_dict(model.state_dict())
-    assert [(key, value.shape) for key, value in main.items()] == [
-        (key, value.shape) for key, value in base.state_dict().items()]
-    norms = [key for key, module in base.named_modules() if isinstance(module, _BatchNorm)]
-    split = set(split_norms(model))
-    assert [key for key, module in model.named_modules() if module in split] == norms
-    assert {key.rpartition('.aux_bn.0.')[0] for key in aux} == set(norms)
+@pytest.mark.parametrize('name', ['test_resnet_ap', 'test_efficientnet_ap', 'test_convnext_ap', 'test_vit_ap'])
+def test_stripped_variant_is_its_base_model(name):
+    model, base = timm.create_model(name), timm.create_model(base_of(name))
     assert repr(strip_aux(model)) == repr(base)
     assert model.pretrained_cfg['architecture'] == name
     assert model.default_cfg is model.pretrained_cfg
@@ -183,15 +178,19 @@ def test_less_than_one_auxiliary_norm_is_refused(num_aux):
 def test_asking_for_weights_that_do_not_exist_names_the_way_out():
     with pytest.raises(RuntimeError, match='resnet18_ap') as error:
         timm.create_model('resnet18_ap', pretrained=True)
-    for hint in ('pretrained=False', "timm.get_pretrained_cfg('resnet18')", 'pretrained_cfg_overlay=dict(file='):
+    for hint in ('pretrained=False', "'resnet18_ap.plain_a1_in1k'", 'pretrained_cfg_overlay=dict(file='):
         assert hint in str(error.value)
 
 
-@pytest.mark.parametrize('name', sorted(set(VARIANTS) - set(EFFICIENTNETS)))
-def test_plain_weights_are_a_way_out_where_timm_has_them(name):
-    with pytest.raises(RuntimeError) as error:
-        timm.create_model(name, pretrained=True)
-    assert ('get_pretrained_cfg' in str(error.value)) == is_model_pretrained(base_of(name))
+def test_the_way_out_is_one_that_exists():
+    for variant, base in ZOO.items():
+        if variant in EFFICIENTNETS:
+            continue
+        with pytest.raises(RuntimeError, match='No AdvProp weights') as error:
+            timm.create_model(variant, pretrained=True)
+        hint = re.search(r"create_model\('([^']+)'", str(error.value))
+        assert bool(hint) == is_model_pretrained(base)
+        assert hint is None or is_model_pretrained(hint[1])
 
 
 ADAPTATIONS = [
@@ -219,7 +218,8 @@ def test_weights_with_auxiliary_norms_load_them(variant, kwargs, save_weights):
     file, state = save_weights(variant, num_aux=num_aux)
     model = timm.create_model(variant, pretrained=True, pretrained_cfg_overlay=dict(file=file), **kwargs)
     aux = split_state_dict(model.state_dict())[1]
-    assert aux and all(torch.equal(value, state[key]) for key, value in aux.items())
+    state = {key.replace('.', '_'): value for key, value in state.items()}  # features_only makes stem.0 stem_0
+    assert aux and all(torch.equal(value, state[key.replace('.', '_')]) for key, value in aux.items())
     assert not aux_equals_main(model)
     for norm in split_norms(model):
         assert len(norm.aux_bn) == num_aux
@@ -250,7 +250,7 @@ def test_weights_that_lack_a_part_of_an_auxiliary_norm_are_refused(save_weights)
         timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
 
 
-@pytest.mark.parametrize('source', SMALL_VARIANTS + ['test_resnet', 'test_efficientnet'])
+@pytest.mark.parametrize('source', SMALL_VARIANTS + [base_of(variant) for variant in SMALL_VARIANTS])
 def test_checkpoint_path_loads_plain_and_split_checkpoints(source, save_weights):
     variant = source.removesuffix('_ap') + '_ap'
     file, state = save_weights(source)
@@ -290,9 +290,10 @@ model = split(timm.create_model('efficientnet_b0_ap', pretrained=True, features_
 features = timm.create_model('tf_efficientnet_b0.ap_in1k', pretrained=True, features_only=True).eval()
 assert all(torch.equal(a, b) for a, b in zip(model(images), features(images)))
 
-cfg = timm.get_pretrained_cfg('test_resnet')
-model = split(timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg=cfg))
-assert torch.equal(model(images), timm.create_model('test_resnet', pretrained=True).eval()(images))
+expected = timm.create_model('test_resnet.r160_in1k', pretrained=True).eval()(images)
+for kwargs in (dict(pretrained_cfg=timm.get_pretrained_cfg('test_resnet')), dict(pretrained_cfg='plain_r160_in1k'), {}):
+    name = 'test_resnet_ap' if kwargs else 'test_resnet_ap.plain_r160_in1k'
+    assert torch.equal(split(timm.create_model(name, pretrained=True, **kwargs))(images), expected), kwargs
 print('done')
 '''
 
