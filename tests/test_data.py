@@ -17,12 +17,17 @@ DATA_TYPE_BYTE = 8
 LABELS = np.array([7, 2, 1, 0, 4, 9, 5, 8, 6, 3, 3, 9, 0, 0], np.uint8)
 
 
+def gzip_bytes(content):
+    """Without the time: the parameters' names must not change from one collection to the next."""
+    return gzip.compress(content, mtime=0)
+
+
 def idx_bytes(array, data_type=DATA_TYPE_BYTE):
     return bytes((0, 0, data_type, array.ndim)) + struct.pack(f'>{array.ndim}I', *array.shape) + array.tobytes()
 
 
 def write_gz(path, content):
-    path.write_bytes(gzip.compress(content))
+    path.write_bytes(gzip_bytes(content))
 
 
 def images_like(labels, seed):
@@ -114,16 +119,16 @@ def test_class_names(tmp_path, source):
     ('train-images-idx3-ubyte.gz', None, 'No file .*train-images'),
     ('t10k-labels-idx1-ubyte.gz', None, 'No file .*t10k-labels'),
     ('train-images-idx3-ubyte.gz', b'<!DOCTYPE html>', 'damaged or cannot be read'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(bytes(range(256)) * 99)[:-20], 'damaged or cannot be read'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(b''), 'starts with nothing'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(bytes((0, 0, 8, 3, 0, 0))), 'starts with 00000803'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(LABELS)), 'not an idx file .* starts with 00000801'),
-    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS, data_type=13)), 'starts with 00000d01'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(images_like(LABELS, 0))[:-1]), '14 × 5 × 4 = 280'),
-    ('train-images-idx3-ubyte.gz', gzip.compress(idx_bytes(images_like(LABELS, 0)) + b'0'), 'holds 281 bytes'),
-    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS[:12])), '14 train images, but 12 labels'),
-    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS + 1)), 'not the classes 0 to 9'),
-    ('train-labels-idx1-ubyte.gz', gzip.compress(idx_bytes(LABELS // 2)), 'not the classes 0 to 9'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(bytes(range(256)) * 99)[:-20], 'damaged or cannot be read'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(b''), 'starts with nothing'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(bytes((0, 0, 8, 3, 0, 0))), 'starts with 00000803'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(idx_bytes(LABELS)), 'not an idx file .* starts with 00000801'),
+    ('train-labels-idx1-ubyte.gz', gzip_bytes(idx_bytes(LABELS, data_type=13)), 'starts with 00000d01'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(idx_bytes(images_like(LABELS, 0))[:-1]), '14 × 5 × 4 = 280'),
+    ('train-images-idx3-ubyte.gz', gzip_bytes(idx_bytes(images_like(LABELS, 0)) + b'0'), 'holds 281 bytes'),
+    ('train-labels-idx1-ubyte.gz', gzip_bytes(idx_bytes(LABELS[:12])), '14 train images, but 12 labels'),
+    ('train-labels-idx1-ubyte.gz', gzip_bytes(idx_bytes(LABELS + 1)), 'not the classes 0 to 9'),
+    ('train-labels-idx1-ubyte.gz', gzip_bytes(idx_bytes(LABELS // 2)), 'not the classes 0 to 9'),
 ])
 def test_damaged_source(tmp_path, source, name, content, message):
     (source / name).unlink()

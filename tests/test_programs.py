@@ -368,7 +368,7 @@ def bad(tmp_path_factory):
 BAD_TRAINING = [
     (['--model', 'resnet18_app'], ('resnet18_app', 'resnet18_ap')),
     (['--model', 'test_resnet_ap', '--pretrained'], ('No AdvProp weights', 'plain weights')),
-    (['--model', 'test_vit', '--img-size', '160', '--regime', 'advprop'], ('no batch norms',)),
+    (['--model', 'test_nfnet', '--regime', 'advprop'], ('no batch norms',)),
     (['--data-dir', 'nowhere'], ('nowhere',)),
     (['--data-dir', '{bad}/empty'], ('empty',)),
     (['--data-dir', '{bad}/empty_split'], ('empty_split',)),

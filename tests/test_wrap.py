@@ -345,7 +345,7 @@ timm.task.ClassificationTask(timm.create_model(NAME))
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['--model', 'test_vit', '--regime', 'advprop'], 'no batch norms to split'),
+    (['--model', 'test_nfnet', '--regime', 'advprop'], 'no batch norms'),
     (['--adv-eps', '1', '2'], 'num_aux=2'),
     (['--kd-model-name', 'test_resnet'], 'LogitDistillationTask.*--kd-model-name'),
     (['--torchscript'], '--torchcompile'),

@@ -65,7 +65,7 @@ def forward(model, images):
 
 def make_images(variant, size=4):
     cfg = get_pretrained_cfg(variant)
-    fixed = cfg.fixed_input_size or 'byoanet' in model_entrypoint(variant).__module__
+    fixed = cfg.fixed_input_size or family_of(variant) == 'byoanet' or variant.startswith('bat_')
     return torch.randn(size, 3, *(cfg.input_size[1:] if fixed else (96, 96)))
 
 
@@ -188,6 +188,10 @@ def test_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monk
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', OTHERS)
 def test_every_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monkeypatch, randomize_norms):
+    with without_values():
+        num_parameters = sum(parameter.numel() for parameter in timm.create_model(variant).parameters())
+    if num_parameters > 100e6 or make_images(variant).shape[-1] > 288:
+        pytest.skip('a giant, whose smaller kin is tried with values')
     check_values(variant, monkeypatch, randomize_norms)
 
 
