@@ -1,0 +1,3 @@
+from ._listing import main
+
+main()
