@@ -1,10 +1,14 @@
 """AdvProp for timm: models with split batch norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
 from .attacks import gd, ifgsm, pgd
+from .checkpoints import load_checkpoint
 from .norms import (
     SplitBatchNorm1d,
     SplitBatchNorm2d,
     SplitBatchNormAct2d,
+    SplitGroupNorm,
+    SplitLayerNorm,
+    SplitLayerNorm2d,
     SplitSyncBatchNorm,
     SplitSyncBatchNormAct,
     convert_split_norm,
@@ -24,6 +28,9 @@ __all__ = [
     'SplitBatchNorm1d',
     'SplitBatchNorm2d',
     'SplitBatchNormAct2d',
+    'SplitGroupNorm',
+    'SplitLayerNorm',
+    'SplitLayerNorm2d',
     'SplitSyncBatchNorm',
     'SplitSyncBatchNormAct',
     'convert_split_norm',
@@ -31,6 +38,7 @@ __all__ = [
     'gd',
     'has_split_norm',
     'ifgsm',
+    'load_checkpoint',
     'models',
     'norm_route',
     'pgd',

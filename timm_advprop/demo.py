@@ -14,10 +14,11 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from timm.data import create_dataset, create_transform
 
+from .checkpoints import load_checkpoint
 from .data import write_digits
 from .errors import InputError, exits_on_input_error
 from .evaluation.pictures import draw_attack
-from .inputs import open_model, read_checkpoint
+from .inputs import open_model
 from .regimes import Adversary
 
 __all__ = ['main']
@@ -111,7 +112,7 @@ def _table(rows: Dict[str, Dict[str, Dict[str, Any]]]) -> str:
 def _draw(checkpoint: str, data: str, path: str) -> None:
     # Images that the vanilla model takes for another digit once they are attacked.
     model = open_model('test_resnet_ap', num_classes=10).eval()
-    model.load_state_dict(read_checkpoint(checkpoint))
+    load_checkpoint(model, checkpoint)
     dataset = create_dataset('', root=data, split='validation', input_img_mode='RGB')
     dataset.transform = create_transform((3, 32, 32), crop_pct=1.0, mean=(0., 0., 0.), std=(1., 1., 1.))
     images = torch.stack([image for image, _ in dataset])

@@ -1,4 +1,4 @@
-"""Opens what a user names on the command line: devices, models, checkpoints, data sets. Wrong ones are InputErrors."""
+"""Opens what a user names on the command line: devices, models, data sets. Wrong ones are InputErrors."""
 import logging
 import os
 import pickle
@@ -9,15 +9,16 @@ import torch
 import torch.nn as nn
 from timm.data import create_dataset
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model, load_state_dict
+from timm.models import is_model
 from torch.utils.data import Dataset
 
 from .arguments import near_matches
+from .checkpoints import allow_numpy_scalars, read_checkpoint
 from .errors import InputError
 
 __all__ = [
     'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_normalisation',
-    'open_dataset', 'open_model', 'read_checkpoint',
+    'open_dataset', 'open_model',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -66,35 +67,14 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ':' not in name and not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
-    for file in (kwargs.get('checkpoint_path'), (kwargs.get('pretrained_cfg_overlay') or {}).get('file')):
-        if file:
-            read_checkpoint(file)
+    file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
+    if file:
+        read_checkpoint(file)
     try:
-        return timm.create_model(name, **kwargs)
+        with allow_numpy_scalars():
+            return timm.create_model(name, **kwargs)
     except _OPEN_ERRORS as error:
         raise InputError(f'Cannot create {name}: {_one_line(error)}') from error
-
-
-def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
-    """The state dict in a checkpoint file, without running any code in it.
-
-    Args:
-        path: A timm training checkpoint, a PyTorch state dict, or a safetensors file.
-        use_ema: Prefer the averaged weights where there are any.
-
-    Raises:
-        InputError: There is no such file, or it is not a checkpoint.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f'No checkpoint file {path}.')
-    try:
-        state_dict = load_state_dict(path, use_ema=use_ema)
-    except Exception as error:  # every reader has errors of its own for a file that is not its kind
-        raise InputError(f'{path} cannot be loaded: it is neither safetensors nor a PyTorch checkpoint that holds '
-                         f'weights alone, without code ({type(error).__name__}).') from error
-    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
-    return state_dict
 
 
 def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> Dataset:

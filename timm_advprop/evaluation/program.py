@@ -24,6 +24,7 @@ from timm.utils import (
     setup_default_logging,
 )
 
+from ..checkpoints import load_read_checkpoint, read_checkpoint
 from ..errors import InputError, exits_on_input_error
 from ..inputs import (
     as_input_error,
@@ -33,7 +34,6 @@ from ..inputs import (
     check_normalisation,
     open_dataset,
     open_model,
-    read_checkpoint,
 )
 from ..norms import convert_split_norm, has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..regimes import Adversary
@@ -236,12 +236,7 @@ def _load_model(args: Namespace) -> nn.Module:
         _logger.info(f'{args.checkpoint} has auxiliary norms: {args.model} gets them too.')
         as_input_error(convert_split_norm, model, num_aux=num_aux)
     if state_dict is not None:
-        try:
-            model.load_state_dict(state_dict)
-        except RuntimeError as error:
-            message = ' '.join(str(error).split())[:400]
-            raise InputError(f'{args.checkpoint} does not fit {args.model} with {model.num_classes} classes: '
-                             f'{message}') from error
+        load_read_checkpoint(model, state_dict, args.checkpoint)
     if args.route != 'clean' and not has_split_norm(model):
         raise InputError(f'--route {args.route} needs auxiliary norms, {args.model} has none: '
                          'give a *_ap model or a checkpoint with auxiliary norms.')

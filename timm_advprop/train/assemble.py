@@ -17,6 +17,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed
 
+from ..checkpoints import load_checkpoint
 from ..errors import InputError
 from ..inputs import (
     as_input_error,
@@ -104,7 +105,6 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         args.model,
         pretrained=args.pretrained or bool(args.pretrained_path),
         pretrained_cfg_overlay=overlay,
-        checkpoint_path=args.initial_checkpoint,
         in_chans=in_chans,
         num_classes=args.num_classes,
         drop_rate=args.drop,
@@ -113,6 +113,8 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         global_pool=args.gp,
         **model_kwargs,
     )
+    if args.initial_checkpoint:
+        load_checkpoint(model, args.initial_checkpoint)
     _init_head(model, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)

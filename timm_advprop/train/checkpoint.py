@@ -8,8 +8,8 @@ import torch
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
+from ..checkpoints import explain_misfit, read_checkpoint
 from ..errors import InputError
-from ..inputs import read_checkpoint
 
 __all__ = ['AtomicCheckpointSaver', 'resume', 'resume_ema']
 
@@ -74,7 +74,7 @@ def resume(task: TrainingTask, path: str, optimizer=None, loss_scaler=None, verb
     try:
         return resume_task_checkpoint(task, path, optimizer, loss_scaler, log_info=verbose)
     except (KeyError, RuntimeError, ValueError) as error:
-        message = ' '.join(str(error).split())[:400]
+        message = explain_misfit(error) if isinstance(error, RuntimeError) else ' '.join(str(error).split())[:400]
         raise InputError(f'{path} does not fit this model and optimizer: {message}') from error
 
 

@@ -1,0 +1,120 @@
+"""Reads checkpoints, of this package and of other AdvProp code, without running anything that is in them.
+
+The reference PyTorch code (github.com/tingxueronghua/pytorch-classification-advprop) and Fast AdvProp
+(github.com/meijieru/fast_advprop) call the one auxiliary norm `….aux_bn.weight`, without an index, put `module.` before
+every key, and use torchvision's names for ResNets, which are timm's.
+"""
+import logging
+import os
+import re
+from typing import Any, ContextManager, Dict
+
+import numpy as np
+import torch
+import torch.nn as nn
+from timm.models import load_state_dict
+
+from .errors import InputError
+from .norms import has_split_norm, has_unindexed_aux, index_aux_key, num_aux_in, num_aux_norms, split_state_dict
+
+__all__ = ['allow_numpy_scalars', 'explain_misfit', 'load_checkpoint', 'load_read_checkpoint',
+           'read_checkpoint']
+
+_logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 4
+
+
+def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
+    """Load a checkpoint into a model, and log what was recognised in it.
+
+    Args:
+        model: A model with or without split norms. Where it has split norms and the checkpoint is a plain one, the
+            auxiliary norms become copies of the main ones.
+        path: A timm training checkpoint, a PyTorch state dict, a safetensors file, or a checkpoint of the reference
+            AdvProp code or of Fast AdvProp.
+        use_ema: Prefer the averaged weights where there are any.
+
+    Raises:
+        InputError: There is no such file, it is not a checkpoint, or it does not fit; the message names the keys.
+    """
+    load_read_checkpoint(model, read_checkpoint(path, use_ema), path)
+
+
+def load_read_checkpoint(model: nn.Module, state_dict: Dict[str, torch.Tensor], path: str) -> None:
+    """Load what `read_checkpoint` returned, see `load_checkpoint`."""
+    num_aux = num_aux_in(state_dict)
+    if num_aux > num_aux_norms(model):
+        wanted = f'create it with num_aux={num_aux}' if has_split_norm(model) else 'take its *_ap model'
+        raise InputError(f'{path} has {num_aux} auxiliary norms for each norm, {type(model).__name__} has '
+                         f'{num_aux_norms(model)}: {wanted}.')
+    if has_split_norm(model) and not num_aux:
+        _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise InputError(f'{path} does not fit {type(model).__name__}: {explain_misfit(error)}') from error
+
+
+def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
+    """The state dict in a checkpoint file, under this package's names. No code in the file is run.
+
+    Args:
+        path: See `load_checkpoint`.
+        use_ema: Prefer the averaged weights where there are any.
+
+    Raises:
+        InputError: There is no such file, or it is not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'No checkpoint file {path}.')
+    try:
+        with allow_numpy_scalars():
+            state_dict = load_state_dict(path, use_ema=use_ema)
+    except Exception as error:  # every reader has errors of its own for a file that is not its kind
+        raise InputError(f'{path} cannot be loaded: it is neither safetensors nor a PyTorch checkpoint that holds '
+                         f'weights alone, without code ({type(error).__name__}).') from error
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
+    if not has_unindexed_aux(state_dict):
+        return state_dict
+    indexed = {index_aux_key(key): value for key, value in state_dict.items()}
+    if len(indexed) < len(state_dict):
+        raise InputError(f'{path} names auxiliary norms both with and without an index.')
+    norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}
+    _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
+                 f'one auxiliary norm each.')
+    return indexed
+
+
+def explain_misfit(error: RuntimeError) -> str:
+    """What torch says of a state dict that does not fit, in one line that names the first keys of each kind."""
+    heading, *lines = (line.strip() for line in str(error).splitlines())
+    if not lines:
+        return heading
+    sizes = [line for line in lines if line.startswith('size mismatch')]
+    parts = [_shorten(line) for line in lines if line not in sizes]
+    parts += [re.sub(r'copying a param with shape (.*) from checkpoint, the shape in current model is (.*)\.',
+                     r'\1 in the checkpoint, \2 in the model', line) for line in sizes[:_NAMES_SHOWN]]
+    if len(sizes) > _NAMES_SHOWN:
+        parts.append(f'and {len(sizes) - _NAMES_SHOWN} more of another size')
+    return '; '.join(part.rstrip('. ') for part in parts) + '.'
+
+
+def allow_numpy_scalars() -> ContextManager[Any]:
+    """Let torch read checkpoints that hold an accuracy or a learning rate as a numpy number."""
+    scalar = getattr(np, '_core', getattr(np, 'core', None)).multiarray.scalar
+    return torch.serialization.safe_globals([
+        (scalar, 'numpy.core.multiarray.scalar'),  # numpy 1
+        (scalar, 'numpy._core.multiarray.scalar'),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
+    ])
+
+
+def _shorten(line: str) -> str:
+    names = re.findall('"([^"]+)"', line)
+    if not names:
+        return line
+    more = f' and {len(names) - _NAMES_SHOWN} more' if len(names) > _NAMES_SHOWN else ''
+    return f'{line.partition(":")[0]}: {", ".join(names[:_NAMES_SHOWN])}{more}'
