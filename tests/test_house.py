@@ -122,7 +122,8 @@ def test_docstring_check_sees_the_public_definitions():
 
 
 @pytest.mark.parametrize('name', [
-    'AdvPropTask', 'convert_split_norm', 'set_norm_route', 'norm_route', 'strip_aux', 'split_state_dict', 'pgd',
+    'AdvPropTask', 'convert_split_norm', 'load_checkpoint', 'set_norm_route', 'norm_route', 'strip_aux',
+    'split_state_dict', 'pgd',
 ])
 def test_package_exposes_the_public_contract(name):
     assert name in timm_advprop.__all__

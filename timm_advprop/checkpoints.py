@@ -43,17 +43,17 @@ def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
 
 def load_read_checkpoint(model: nn.Module, state_dict: Dict[str, torch.Tensor], path: str) -> None:
     """Load what `read_checkpoint` returned, see `load_checkpoint`."""
-    num_aux = num_aux_in(state_dict)
-    if num_aux > num_aux_norms(model):
-        wanted = f'create it with num_aux={num_aux}' if has_split_norm(model) else 'take its *_ap model'
-        raise InputError(f'{path} has {num_aux} auxiliary norms for each norm, {type(model).__name__} has '
-                         f'{num_aux_norms(model)}: {wanted}.')
+    name = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
+    num_aux, model_aux = num_aux_in(state_dict), num_aux_norms(model)
+    if num_aux > model_aux:
+        raise InputError(f'Each norm has {num_aux} auxiliary norms in {path}, {model_aux} in {name}: '
+                         + (f'create it with num_aux={num_aux}.' if model_aux else f'take the model {name}_ap.'))
     if has_split_norm(model) and not num_aux:
         _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise InputError(f'{path} does not fit {type(model).__name__}: {explain_misfit(error)}') from error
+        raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
 
 
 def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
@@ -117,4 +117,5 @@ def _shorten(line: str) -> str:
     if not names:
         return line
     more = f' and {len(names) - _NAMES_SHOWN} more' if len(names) > _NAMES_SHOWN else ''
-    return f'{line.partition(":")[0]}: {", ".join(names[:_NAMES_SHOWN])}{more}'
+    kind = line.partition(' key')[0].lower()
+    return f'{kind} keys {", ".join(names[:_NAMES_SHOWN])}{more}'

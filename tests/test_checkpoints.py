@@ -1,0 +1,145 @@
+import logging
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from timm_advprop import load_checkpoint, set_norm_route, split_state_dict
+from timm_advprop.checkpoints import read_checkpoint
+from timm_advprop.errors import InputError
+
+
+@pytest.fixture
+def trained(randomize_norms):
+    return randomize_norms(timm.create_model('test_resnet_ap')).eval()
+
+
+@pytest.fixture
+def foreign(trained, tmp_path):
+    """The checkpoint of a `torch.nn.DataParallel` model, as the reference code and Fast AdvProp write it."""
+    state_dict = {f'module.{key.replace("aux_bn.0.", "aux_bn.")}': value for key, value in trained.state_dict().items()}
+    assert 'module.bn1.aux_bn.weight' in state_dict
+    optimizer = torch.optim.SGD(trained.parameters(), lr=np.float64(.1), momentum=.9)
+    path = tmp_path / 'checkpoint.pth.tar'
+    torch.save(dict(
+        epoch=105,
+        state_dict=state_dict,
+        acc=np.float32(76.5),
+        best_acc=torch.tensor(77.42),
+        optimizer=optimizer.state_dict(),
+    ), path)
+    return str(path)
+
+
+def assert_equal_models(left, right):
+    images = torch.randn(2, 3, 64, 64)
+    for route in ('clean', 'aux'):
+        outputs = []
+        for model in (left, right):
+            set_norm_route(model.eval(), route)
+            outputs.append(model(images))
+        assert torch.equal(*outputs)
+
+
+def test_checkpoint_of_other_advprop_code_loads_and_is_recognised(foreign, trained, caplog):
+    model = timm.create_model('test_resnet_ap')
+    with caplog.at_level(logging.INFO):
+        load_checkpoint(model, foreign)
+    assert_equal_models(model, trained)
+    norms = len({key.rpartition('aux_bn.')[0] for key in split_state_dict(trained.state_dict())[1]})
+    assert f'the reference AdvProp code and Fast AdvProp do: {norms} norms' in caplog.text
+
+
+def test_timms_own_loader_takes_it_too(foreign, trained, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(torch.load(foreign, weights_only=False)['state_dict'], path)  # timm allows no numpy numbers
+    model = timm.create_model('test_resnet_ap', checkpoint_path=str(path))
+    assert_equal_models(model, trained)
+
+
+@pytest.mark.parametrize('num_classes', [1000, 7])
+def test_it_serves_as_pretrained_weights(foreign, trained, num_classes):
+    state_dict = read_checkpoint(foreign)
+    model = timm.create_model(
+        'test_resnet_ap', pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=dict(state_dict=state_dict))
+    for key, value in split_state_dict(model.state_dict())[1].items():
+        assert torch.equal(value, trained.state_dict()[key])
+
+
+def test_second_auxiliary_norm_starts_from_the_main_norm(foreign, trained):
+    model = timm.create_model('test_resnet_ap', num_aux=2)
+    load_checkpoint(model, foreign)
+    state, source = model.state_dict(), trained.state_dict()
+    assert torch.equal(state['bn1.aux_bn.0.weight'], source['bn1.aux_bn.0.weight'])
+    assert torch.equal(state['bn1.aux_bn.1.weight'], source['bn1.weight'])
+
+
+@pytest.mark.parametrize('num_aux', [1, 2])
+def test_plain_checkpoint_fills_the_auxiliary_norms_and_says_so(num_aux, trained, tmp_path, caplog):
+    path = str(tmp_path / 'plain.safetensors')
+    save_file(split_state_dict(trained.state_dict())[0], path)
+    model = timm.create_model('test_resnet_ap', num_aux=num_aux)
+    with caplog.at_level(logging.INFO):
+        load_checkpoint(model, path)
+    assert 'auxiliary norms start as copies of the main norms' in caplog.text
+    state = model.state_dict()
+    for key, value in split_state_dict(state)[1].items():
+        assert torch.equal(value, state[re.sub(r'aux_bn\.\d\.', '', key)])
+
+
+def test_own_checkpoint_loads_into_the_same_model(trained, tmp_path, caplog):
+    path = str(tmp_path / 'own.pth')
+    torch.save(trained.state_dict(), path)
+    model = timm.create_model('test_resnet_ap')
+    with caplog.at_level(logging.INFO):
+        load_checkpoint(model, path)
+    assert_equal_models(model, trained)
+    assert 'reference' not in caplog.text and 'copies' not in caplog.text
+
+
+@pytest.mark.parametrize('name, kwargs, message', [
+    ('test_resnet', {}, '1 auxiliary norms in .*checkpoint.pth.tar, 0 in test_resnet: take the model test_resnet_ap'),
+    ('test_resnet_ap', dict(num_classes=7), r'does not fit test_resnet_ap: .*fc.weight: torch.Size\(\[1000, '),
+    ('test_efficientnet_ap', {}, 'missing keys conv_stem.weight, .* and [0-9]+ more; unexpected keys conv1.0.weight'),
+], ids=str)
+def test_checkpoint_that_does_not_fit_is_one_line_that_names_the_keys(name, kwargs, message, foreign):
+    model = timm.create_model(name, **kwargs)
+    with pytest.raises(InputError, match=message) as error:
+        load_checkpoint(model, foreign)
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+def test_more_auxiliary_norms_than_the_model_has_are_refused(trained, tmp_path):
+    path = str(tmp_path / 'two.pth')
+    torch.save(timm.create_model('test_resnet_ap', num_aux=2).state_dict(), path)
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    with pytest.raises(InputError, match='create it with num_aux=2'):
+        load_checkpoint(trained, path)
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+
+
+def test_auxiliary_norms_with_and_without_index_are_refused(tmp_path):
+    path = str(tmp_path / 'both.pth')
+    torch.save({'bn1.aux_bn.weight': torch.ones(3), 'bn1.aux_bn.0.weight': torch.ones(3)}, path)
+    with pytest.raises(InputError, match='both with and without an index'):
+        read_checkpoint(path)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ('this ran',)
+
+
+@pytest.mark.parametrize('content', [
+    Code(), dict(state_dict={'a': torch.ones(1)}, acc=Code()), dict(state_dict=np.array([Code()], dtype=object)),
+], ids=['code', 'beside weights', 'in an array'])
+def test_no_code_in_a_checkpoint_is_run(content, tmp_path, capsys):
+    path = str(tmp_path / 'code.pth')
+    torch.save(content, path)
+    with pytest.raises(InputError, match='without code'):
+        read_checkpoint(path)
+    assert 'this ran' not in capsys.readouterr().out
