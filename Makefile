@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

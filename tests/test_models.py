@@ -317,6 +317,35 @@ def test_published_weights_come_from_the_hub(loopback_hub, tmp_path, save_weight
             and request.startswith('GET')] == urls
 
 
+SIZE_SCRIPT = '''
+import sys, timm, torch, timm_advprop
+from timm_advprop import split_state_dict
+
+name = sys.argv[1]
+plain = timm.create_model(f'tf_{name}.ap_in1k', pretrained=True).state_dict()
+main, aux = split_state_dict(timm.create_model(f'{name}_ap', pretrained=True).state_dict())
+assert list(main) == list(plain)
+assert all(torch.equal(value, plain[key]) for key, value in main.items())
+assert aux and all(torch.equal(value, plain[key.replace('aux_bn.0.', '')]) for key, value in aux.items())
+print('done')
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EFFICIENTNETS)
+def test_published_weights_of_every_size_come_from_the_hub(name, loopback_hub, tmp_path, save_weights):
+    plain = f'{base_of(name)}.ap_in1k'
+    save_weights(plain, loopback_hub.repo(f'timm/{plain}') / 'model.safetensors')
+    result = subprocess.run(
+        [sys.executable, '-c', SIZE_SCRIPT, name.removesuffix('_ap')],
+        env={**loopback_hub.environment(tmp_path / 'home'), 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == 'done\n'
+
+
 # timm's own builder
 
 
