@@ -1,12 +1,13 @@
 """Every entry of the zoo: the plain model of timm, its norms split and nothing else changed."""
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn as nn
-from timm.models import get_pretrained_cfg, list_models, list_modules, model_entrypoint
+from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_advprop.models
@@ -77,10 +78,11 @@ def family_of(variant):
 
 
 def test_every_family_file_is_one_of_timms():
-    assert set(FAMILIES) == set(timm_advprop.models.__all__) & set(FAMILIES)
-    assert len(FAMILIES) == 63
-    assert {family_of(variant) for variant in ZOO} == set(FAMILIES) & set(list_modules())
-    assert {family_of(f'{name}_ap') for name in (*SMALL, *LARGE)} == {family_of(variant) for variant in ZOO}
+    assert set(FAMILIES) <= set(timm_advprop.models.__all__)
+    timms = {family for family in FAMILIES if find_spec(f'timm.models.{family}')}  # an older timm has fewer
+    assert len(timms) > 50
+    assert {family_of(variant) for variant in ZOO} == timms
+    assert {family_of(f'{name}_ap') for name in (*SMALL, *LARGE)} == timms
 
 
 @pytest.mark.parametrize('family', FAMILIES)
