@@ -1,4 +1,4 @@
-"""AdvProp for timm: models with split batch norms, adversarial training, weights. Importing registers `*_ap` models."""
+"""AdvProp for timm: models with split norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
 from .attacks import gd, ifgsm, pgd
 from .checkpoints import load_checkpoint

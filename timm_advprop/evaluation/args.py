@@ -10,7 +10,7 @@ from ..regimes.arguments import add_attack_arguments, number
 __all__ = ['create_parser', 'parse_args']
 
 _REFUSED = {
-    'NaFlex models have no batch norms': ('naflex-loader', 'naflex-max-seq-len'),
+    'NaFlex models are not in the zoo': ('naflex-loader', 'naflex-max-seq-len'),
     'the fusers belong to TorchScript; use --torchcompile': ('fuser',),
     'use --torchcompile': ('aot-autograd',),
     'images are read by torchvision; for TensorFlow\'s preprocessing use timm\'s own script': ('tf-preprocessing',),

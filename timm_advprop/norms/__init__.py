@@ -1,9 +1,10 @@
-"""Split batch norms: one main norm for clean images and auxiliary norms for the others.
+"""Split norms: one main norm for clean images and auxiliary norms for the others.
 
 AdvProp keeps clean and adversarial images apart by giving each its own batch-norm statistics and affine parameters
 ("auxiliary batch norm", Xie et al., *Adversarial Examples Improve Image Recognition*, CVPR 2020, arXiv:1911.09665,
-section 4). A split norm is a batch norm whose own parameters are the main norm, so its state-dict keys are those of
-the plain layer; the auxiliary norms sit below it as `aux_bn.<i>`. A *route* says which of them an image passes:
+section 4). A split norm is a norm whose own parameters are the main norm, so its state-dict keys are those of the plain
+layer; the auxiliary norms sit below it as `aux_bn.<i>`, whatever the kind of the norm. In a model without batch norms,
+layer norms and their kin are split. A *route* says which of the norms an image passes:
 
 * `'clean'` (0): the main norm. The default: the model behaves exactly as the plain one.
 * `'aux'` (1), or `i`: the i-th auxiliary norm.

@@ -1,4 +1,4 @@
-"""AdvProp: clean and adversarial images, each kind through its own batch norms.
+"""AdvProp: clean and adversarial images, each kind through its own norms.
 
 Xie et al., *Adversarial Examples Improve Image Recognition*, CVPR 2020, arXiv:1911.09665, Algorithm 1.
 """

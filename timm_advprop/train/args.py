@@ -10,7 +10,7 @@ from ..regimes.arguments import add_regime_arguments, number
 __all__ = ['create_parser', 'parse_args']
 
 _REFUSED = {
-    'NaFlex models have no batch norms': (
+    'NaFlex models are not in the zoo': (
         'naflex-loader', 'naflex-train-seq-lens', 'naflex-max-seq-len', 'naflex-patch-sizes',
         'naflex-patch-size-probs', 'naflex-loss-scale', 'naflex-patchify-channels-first',
     ),
