@@ -78,7 +78,7 @@ def explain(message: str) -> str:
     """Why a test fails, where that is by design; otherwise its message."""
     if re.match(r'AssertionError: No gradient for \S*aux_bn', message):
         return ('by design: the test wants a gradient for every parameter, and on the clean route auxiliary norms take '
-                'no part.')
+                'no part (on the route of training they do: tests/test_zoo.py).')
     return f'{message[:200]}.'
 
 

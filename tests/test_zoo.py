@@ -175,6 +175,14 @@ def check_values(variant, monkeypatch, randomize_norms):
         statistics = {key for key in before if key.endswith(('running_mean', 'running_var', 'num_batches_tracked'))}
         assert changed == {key for key in statistics if index_of(key) in touched}
 
+    output = model(images)
+    sum(part.sum() for part in ([output] if isinstance(output, torch.Tensor) else output)).backward()
+    main, aux = split_state_dict(dict(model.named_parameters()))
+    for key, parameter in aux.items():
+        prefix, _, name = AUX_KEY.fullmatch(key).groups()
+        assert (parameter.grad is None) == (main[prefix + name].grad is None)
+    assert any(parameter.grad is not None for parameter in aux.values())
+
 
 def index_of(key):
     """Index of the auxiliary norm that a buffer belongs to, None for the main norm."""
