@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import timm_advprop.models
 from timm_advprop import convert_split_norm, set_norm_route, split_state_dict
 from timm_advprop.models import _builder, base_of, left_out_models, split_models
-from timm_advprop.models._skeleton import without_values
+from timm_advprop.models._skeleton import create_skeleton
 from timm_advprop.norms import num_aux_norms, split_norms
 
 ZOO = split_models()
@@ -103,8 +103,7 @@ def test_every_architecture_of_timm_is_in_the_zoo_or_left_out_with_a_reason():
 def test_models_left_out_for_lack_of_batch_norms_have_none():
     for name, reason in left_out_models().items():
         if 'norms' in reason:
-            with without_values():
-                model = timm.create_model(name)
+            model = create_skeleton(name)
             assert not [key for key, module in model.named_modules() if isinstance(module, _BatchNorm)], name
 
 
@@ -129,8 +128,7 @@ def test_architectures_that_the_names_promise_are_there():
 @pytest.mark.parametrize('variant', ZOO)
 def test_every_norm_of_a_variant_is_split_and_no_key_changes(variant, monkeypatch):
     plain = Observer(monkeypatch)
-    with without_values():
-        model = timm.create_model(variant)
+    model = create_skeleton(variant)
     main, aux = split_state_dict(model.state_dict())
     assert list(main) == plain.keys
     assert plain.architecture == variant
@@ -198,8 +196,7 @@ def test_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monk
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', OTHERS)
 def test_every_variant_computes_what_its_base_does_and_routes_keep_apart(variant, monkeypatch, randomize_norms):
-    with without_values():
-        num_parameters = sum(parameter.numel() for parameter in timm.create_model(variant).parameters())
+    num_parameters = sum(parameter.numel() for parameter in create_skeleton(variant).parameters())
     if num_parameters > 100e6 or make_images(variant).shape[-1] > 288:
         pytest.skip('a giant, whose smaller kin is tried with values')
     check_values(variant, monkeypatch, randomize_norms)

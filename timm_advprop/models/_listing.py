@@ -5,13 +5,13 @@ import time
 from fnmatch import fnmatch
 from typing import Dict, Iterator, NamedTuple, Optional, Sequence
 
-from timm.models import create_model, get_pretrained_cfg, list_pretrained
+from timm.models import get_pretrained_cfg, list_pretrained
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, exits_on_input_error
 from ..norms import split_norms, split_state_dict
 from ._builder import base_of, left_out_models, split_models
-from ._skeleton import without_values
+from ._skeleton import create_skeleton
 
 __all__ = ['ZooEntry', 'describe_model', 'main']
 
@@ -43,8 +43,7 @@ def describe_model(variant: str) -> ZooEntry:
     Args:
         variant: Registered name of the model.
     """
-    with without_values():
-        model = create_model(variant)
+    model = create_skeleton(variant)
     main, aux = split_state_dict(dict(model.named_parameters()))
     norms = list(split_norms(model))
     batch_norms = sum(isinstance(norm, _BatchNorm) for norm in norms)

@@ -1,11 +1,12 @@
 """Models without values, to read their structure: nothing is allocated, nothing initialised."""
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
+import torch.nn as nn
+from timm.models import create_model
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['without_values']
+__all__ = ['create_skeleton']
 
 _FILLS = {
     *(getattr(torch.nn.init, name) for name in dir(torch.nn.init) if name.endswith('_') and not name.startswith('_')),
@@ -14,11 +15,17 @@ _FILLS = {
 }
 
 
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Build models on the meta device and skip the initialisation of what has no values there."""
-    with torch.device('meta'), _SkipFills():
-        yield
+def create_skeleton(name: str) -> nn.Module:
+    """Create a registered model on the meta device and skip the initialisation of what has no values there.
+
+    Args:
+        name: Model name.
+    """
+    try:
+        with torch.device('meta'), _SkipFills():
+            return create_model(name)
+    except NotImplementedError:  # RegNets of older timm count their channels with tensors that need values
+        return create_model(name)
 
 
 class _SkipFills(TorchFunctionMode):
