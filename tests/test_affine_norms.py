@@ -13,6 +13,7 @@ from timm_advprop import (
     SplitGroupNorm,
     SplitLayerNorm,
     SplitLayerNorm2d,
+    SplitSyncBatchNorm,
     convert_split_norm,
     convert_sync_batchnorm,
     norm_route,
@@ -20,7 +21,7 @@ from timm_advprop import (
     split_state_dict,
     strip_aux,
 )
-from timm_advprop.norms import split_norms
+from timm_advprop.norms import split_norms, train_aux
 
 TOKENS, MAPS = (6, 5, 8), (6, 8, 4, 4)
 
@@ -40,6 +41,7 @@ LAYERS = [
     pytest.param(lambda: layers.GroupNorm(8, num_groups=2), MAPS, SplitGroupNorm, id='timm-GroupNorm'),
     pytest.param(lambda: layers.GroupNorm1(8), TOKENS[:1] + (8, 5), SplitGroupNorm, id='GroupNorm1'),
     pytest.param(lambda: layers.GroupNormAct(8, num_groups=2), MAPS, SplitGroupNorm, id='GroupNormAct'),
+    pytest.param(lambda: nn.InstanceNorm2d(8, affine=True), MAPS, nn.Module, id='InstanceNorm2d'),
     pytest.param(lambda: layers.RmsNorm(8), TOKENS, nn.Module, id='RmsNorm'),
     pytest.param(lambda: layers.RmsNorm2d(8), MAPS, nn.Module, id='RmsNorm2d'),
     pytest.param(lambda: layers.SimpleNorm2d(8), MAPS, nn.Module, id='SimpleNorm2d'),
@@ -148,10 +150,13 @@ def test_constructors_take_the_arguments_of_the_plain_layers():
         SplitLayerNorm(8, num_aux=0)
 
 
-def test_parameters_of_the_activation_are_shared():
+def test_parameters_of_an_activation_are_split_with_the_norm():
     split = convert_split_norm(layers.GroupNormAct(8, num_groups=2, act_layer=nn.PReLU, inplace=None))
-    assert split.aux_bn[0].act is split.act
-    assert len({id(parameter) for parameter in split.parameters()}) == 5
+    assert len({id(parameter) for parameter in split.parameters()}) == 6
+    train_aux(split, False)
+    assert split.act.weight.requires_grad and not split.aux_bn[0].act.weight.requires_grad
+    train_aux(split)
+    assert split.aux_bn[0].act.weight.requires_grad
 
 
 # Which norms are split
@@ -175,6 +180,13 @@ def test_synchronised_batch_norms_leave_layer_norms_alone():
     model = convert_split_norm(nn.Sequential(nn.LayerNorm(8)))
     assert convert_sync_batchnorm(model) is model
     assert type(model[0].aux_bn[0]) is nn.LayerNorm
+
+
+def test_plain_batch_norms_beside_split_ones_are_synchronised_too():
+    backbone = convert_split_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    model = convert_sync_batchnorm(nn.Sequential(backbone, nn.Flatten(), nn.BatchNorm1d(4)))
+    assert type(model[0][1]) is SplitSyncBatchNorm
+    assert type(model[0][1].aux_bn[0]) is type(model[2]) is nn.SyncBatchNorm
 
 
 # Networks

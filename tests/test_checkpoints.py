@@ -101,7 +101,7 @@ def test_own_checkpoint_loads_into_the_same_model(trained, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('name, kwargs, message', [
-    ('test_resnet', {}, '1 auxiliary norms in .*checkpoint.pth.tar, 0 in test_resnet: take the model test_resnet_ap'),
+    ('test_resnet', {}, r'has 1 auxiliary norm\(s\) for each norm, test_resnet has 0: take the model test_resnet_ap\.'),
     ('test_resnet_ap', dict(num_classes=7), r'does not fit test_resnet_ap: .*fc.weight: torch.Size\(\[1000, '),
     ('test_efficientnet_ap', {}, 'missing keys conv_stem.weight, .* and [0-9]+ more; unexpected keys conv1.0.weight'),
 ], ids=str)
@@ -111,6 +111,41 @@ def test_checkpoint_that_does_not_fit_is_one_line_that_names_the_keys(name, kwar
         load_checkpoint(model, foreign)
     assert '\n' not in str(error.value)
     assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize('base, advice', [
+    ('tf_efficientnet_b0', 'take the model efficientnet_b0_ap'),  # timm's own tf_efficientnet_b0_ap is a plain model
+    ('efficientnet_b0', r'call convert_split_norm\(model, num_aux=1\) first'),
+    ('beit_base_patch16_224', r'call convert_split_norm\(model, num_aux=1\) first'),
+])
+def test_advice_names_a_model_that_exists(base, advice, foreign):
+    with torch.device('meta'):
+        model = timm.create_model(base)
+    with pytest.raises(InputError, match=advice):
+        load_checkpoint(model, foreign)
+
+
+def test_model_without_a_cfg_is_named_by_its_class(foreign):
+    model = timm.create_model('test_resnet')
+    model.pretrained_cfg = None
+    with pytest.raises(InputError, match='ResNet has 0'):
+        load_checkpoint(model, foreign)
+
+
+def test_norms_that_lack_their_auxiliary_norm_are_named(trained, tmp_path, caplog):
+    path = str(tmp_path / 'part.pth')
+    torch.save({key: value for key, value in trained.state_dict().items() if 'bn1.aux_bn' not in key}, path)
+    model = timm.create_model('test_resnet_ap')
+    load_checkpoint(model, path)
+    assert 'lacks' in caplog.text and 'bn1.aux_bn.0' in caplog.text
+    assert torch.equal(model.bn1.aux_bn[0].running_var, trained.bn1.running_var)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_more_auxiliary_norms_are_never_dropped_silently(strict):
+    state_dict = timm.create_model('test_resnet_ap', num_aux=3).state_dict()
+    with pytest.raises(RuntimeError, match='bn1.aux_bn: 2 more auxiliary norms .* num_aux=3'):
+        timm.create_model('test_resnet_ap').load_state_dict(state_dict, strict=strict)
 
 
 def test_more_auxiliary_norms_than_the_model_has_are_refused(trained, tmp_path):

@@ -10,7 +10,14 @@ import timm.models._builder as timm_builder
 import torch
 import torch.nn as nn
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg, is_model_pretrained, list_pretrained, model_entrypoint, save_for_hf
+from timm.models import (
+    VisionTransformer,
+    get_pretrained_cfg,
+    is_model_pretrained,
+    list_pretrained,
+    model_entrypoint,
+    save_for_hf,
+)
 
 from timm_advprop import has_split_norm, set_norm_route, split_state_dict, strip_aux
 from timm_advprop.models import base_of, split_models
@@ -241,6 +248,30 @@ def test_weights_given_as_a_state_dict_load(save_weights):
     _, state = save_weights('test_resnet_ap')
     model = timm.create_model('test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state))
     assert equal_states(model.state_dict(), state)
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(in_chans=1, num_classes=7)], ids=str)
+@pytest.mark.parametrize('source, source_kwargs, message', [
+    ('test_efficientnet', {}, 'Missing keys: .*Unexpected keys: conv_stem.weight'),
+    ('test_resnet_ap', dict(num_aux=2), '1 more auxiliary norms .* num_aux=2'),
+])
+def test_weights_of_another_model_are_refused_whatever_the_head(source, source_kwargs, message, kwargs):
+    state_dict = timm.create_model(source, **source_kwargs).state_dict()
+    with pytest.raises(RuntimeError, match=f'(?s){message}'):
+        timm.create_model(
+            'test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
+
+
+def test_weights_that_are_copied_past_the_state_dict_fill_the_auxiliary_norms(monkeypatch):
+    def load_pretrained(self, path, *args, **kwargs):
+        for parameter in self.parameters():
+            parameter.data.fill_(.5)
+
+    monkeypatch.setattr(VisionTransformer, 'load_pretrained', load_pretrained)
+    overlay = dict(file='weights.npz', custom_load=True)
+    model = timm.create_model('test_vit_ap', pretrained=True, pretrained_cfg_overlay=overlay)
+    assert model.norm.weight.eq(.5).all()
+    assert aux_equals_main(model)
 
 
 def test_weights_that_lack_a_part_of_an_auxiliary_norm_are_refused(save_weights):

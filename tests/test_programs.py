@@ -226,6 +226,15 @@ def test_resume_without_epochs_left_changes_nothing(few_digits, trained, tmp_pat
     assert not (run / 'last.pth.tar').exists()
 
 
+def test_plain_model_takes_a_checkpoint_with_auxiliary_norms_into_advprop(few_digits, trained, tmp_path):
+    run = run_train(few_digits, tmp_path, '--model', 'test_resnet', '--regime', 'advprop', '--lr', '1e-12',
+                    '--initial-checkpoint', str(trained / 'last.pth.tar'))
+    source, state = (load(folder / 'last.pth.tar')['state_dict'] for folder in (trained, run))
+    assert list(state) == list(source)
+    torch.testing.assert_close(state['bn1.aux_bn.0.weight'], source['bn1.aux_bn.0.weight'])
+    assert not torch.equal(source['bn1.aux_bn.0.weight'], source['bn1.weight'])
+
+
 def test_initial_checkpoint_and_pretrained_path_fill_aux_norms(few_digits, tmp_path):
     plain = timm.create_model('test_resnet', num_classes=10)
     file = tmp_path / 'plain.pth'
@@ -360,6 +369,8 @@ def bad(tmp_path_factory):
     torch.save({'a': 1}, folder / 'number.pth')
     torch.save(_Code(), folder / 'code.pth')
     (folder / 'pickle.pth').write_bytes(pickle.dumps(_Code()))
+    torch.save(timm.create_model('test_vit', num_classes=10).state_dict(), folder / 'vit.pth')
+    torch.save(timm.create_model('test_resnet_ap', num_classes=10, num_aux=2).state_dict(), folder / 'two.pth')
     (folder / 'empty').mkdir()
     (folder / 'empty_split' / 'train' / '0').mkdir(parents=True)
     return folder
@@ -382,6 +393,11 @@ BAD_TRAINING = [
     (['--initial-checkpoint', '{bad}/code.pth'], ('code.pth',)),
     (['--resume', '{bad}/pickle.pth'], ('pickle.pth',)),
     (['--pretrained-path', '{bad}/code.pth'], ('code.pth',)),
+    (['--pretrained-path', '{bad}/vit.pth'], ('do not fit', 'conv1.1.weight', 'cls_token')),
+    (['--pretrained-path', '{bad}/two.pth'], ('num_aux=2',)),
+    (['--initial-checkpoint', '{bad}/vit.pth'], ('does not fit', 'cls_token')),
+    (['--initial-checkpoint', '{bad}/two.pth'], ('num_aux=2',)),
+    (['--model', 'test_resnet', '--pretrained-path', '{bad}/two.pth'], ('test_resnet would drop',)),
     (['--adv-eps', '-1'], ('--adv-eps', '-1')),
     (['--adv-steps', '0'], ('--adv-steps', '0')),
     (['--adv-eps', '1', '2', '--model-kwargs', 'num_aux=1'], ('num_aux=2',)),
@@ -429,6 +445,8 @@ BAD_VALIDATION = [
     (['--checkpoint', '{bad}/code.pth'], ('code.pth',)),
     (['--checkpoint', '{bad}/empty'], ('empty',)),
     (['--model', 'test_efficientnet_ap'], ('does not fit',)),
+    (['--checkpoint', '{bad}/vit.pth'], ('does not fit', 'cls_token')),
+    (['--adv-eps', '8'], ('--adv-attack',)),
     (['--num-classes', '12'], ('does not fit', '12')),
     (['--data-dir', 'nowhere'], ('nowhere',)),
     (['--adv-attack', 'pgd', '--adv-eps', '-1'], ('--adv-eps',)),

@@ -15,7 +15,16 @@ import torch.nn as nn
 from timm.models import load_state_dict
 
 from .errors import InputError
-from .norms import has_split_norm, has_unindexed_aux, index_aux_key, num_aux_in, num_aux_norms, split_state_dict
+from .models import split_models
+from .norms import (
+    convert_split_norm,
+    has_split_norm,
+    has_unindexed_aux,
+    index_aux_key,
+    num_aux_in,
+    num_aux_norms,
+    split_state_dict,
+)
 
 __all__ = ['allow_numpy_scalars', 'explain_misfit', 'load_checkpoint', 'load_read_checkpoint',
            'read_checkpoint']
@@ -41,19 +50,47 @@ def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
     load_read_checkpoint(model, read_checkpoint(path, use_ema), path)
 
 
-def load_read_checkpoint(model: nn.Module, state_dict: Dict[str, torch.Tensor], path: str) -> None:
-    """Load what `read_checkpoint` returned, see `load_checkpoint`."""
-    name = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
-    num_aux, model_aux = num_aux_in(state_dict), num_aux_norms(model)
+def load_read_checkpoint(
+        model: nn.Module,
+        state_dict: Dict[str, torch.Tensor],
+        path: str,
+        convert: bool = False,
+) -> None:
+    """Load what `read_checkpoint` returned, see `load_checkpoint`.
+
+    Args:
+        model: A model with or without split norms.
+        state_dict: The state dict.
+        path: The file it came from.
+        convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
+    """
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+    num_aux = num_aux_in(state_dict)
+    if num_aux and convert and not has_split_norm(model):
+        _logger.info(f'{path} has auxiliary norms: {name} gets them too.')
+        convert_split_norm(model, num_aux)
+    model_aux = num_aux_norms(model)
     if num_aux > model_aux:
-        raise InputError(f'Each norm has {num_aux} auxiliary norms in {path}, {model_aux} in {name}: '
-                         + (f'create it with num_aux={num_aux}.' if model_aux else f'take the model {name}_ap.'))
-    if has_split_norm(model) and not num_aux:
-        _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
+        raise InputError(f'{path} has {num_aux} auxiliary norm(s) for each norm, {name} has {model_aux}: '
+                         f'{_advice(name, num_aux, has_split_norm(model))}.')
+    filled = [key for key in split_state_dict(model.state_dict())[1] if key not in state_dict]
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:
         raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
+    if model_aux and not num_aux:
+        _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
+    elif filled:
+        norms = {key.rpartition('.')[0] for key in filled}
+        _logger.warning(f'{path} lacks {len(norms)} auxiliary norms, which start as copies of the main norms: '
+                        f'{", ".join(sorted(norms)[:_NAMES_SHOWN])}{" …" if len(norms) > _NAMES_SHOWN else ""}.')
+
+
+def _advice(name: str, num_aux: int, is_split: bool) -> str:
+    if is_split:
+        return f'create it with num_aux={num_aux}'
+    variant = next((variant for variant, base in split_models().items() if base == name), None)
+    return f'take the model {variant}' if variant else f'call convert_split_norm(model, num_aux={num_aux}) first'
 
 
 def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
@@ -83,7 +120,7 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
         raise InputError(f'{path} names auxiliary norms both with and without an index.')
     norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}
     _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
-                 f'one auxiliary norm each.')
+                 f'one auxiliary norm each. Both codes normalise images by mean 0.5 and std 0.5.')
     return indexed
 
 
@@ -92,6 +129,9 @@ def explain_misfit(error: RuntimeError) -> str:
     heading, *lines = (line.strip() for line in str(error).splitlines())
     if not lines:
         return heading
+    surplus = [line for line in lines if 'more auxiliary norms' in line]
+    if surplus:
+        return surplus[0]
     sizes = [line for line in lines if line.startswith('size mismatch')]
     parts = [_shorten(line) for line in lines if line not in sizes]
     parts += [re.sub(r'copying a param with shape (.*) from checkpoint, the shape in current model is (.*)\.',

@@ -13,8 +13,10 @@ from timm.models import is_model
 from torch.utils.data import Dataset
 
 from .arguments import near_matches
-from .checkpoints import allow_numpy_scalars, read_checkpoint
+from .checkpoints import allow_numpy_scalars, explain_misfit, read_checkpoint
 from .errors import InputError
+from .models import split_models
+from .norms import num_aux_in
 
 __all__ = [
     'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_normalisation',
@@ -68,13 +70,16 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     if ':' not in name and not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
     file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
-    if file:
-        read_checkpoint(file)
+    if file and num_aux_in(read_checkpoint(file)) and name.split('.')[0] not in split_models():
+        raise InputError(f'{file} has auxiliary norms, which {name} would drop: take its *_ap model, or '
+                         f'--initial-checkpoint with --regime advprop.')
     try:
         with allow_numpy_scalars():
             return timm.create_model(name, **kwargs)
     except _OPEN_ERRORS as error:
-        raise InputError(f'Cannot create {name}: {_one_line(error)}') from error
+        misfit = 'loading state_dict' in str(error)
+        message = explain_misfit(error) if misfit else _one_line(error)
+        raise InputError(f'Cannot create {name}: {message}') from error
 
 
 def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> Dataset:

@@ -35,7 +35,8 @@ from ..inputs import (
     open_dataset,
     open_model,
 )
-from ..norms import convert_split_norm, has_split_norm, num_aux_in, set_norm_route, strip_aux
+from ..models import split_models
+from ..norms import has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..regimes import Adversary
 from ..regimes.arguments import attack_kwargs
 from .accuracy import evaluate
@@ -221,7 +222,7 @@ def _load_model(args: Namespace) -> nn.Module:
     state_dict = read_checkpoint(args.checkpoint, args.use_ema) if args.checkpoint else None
     num_aux = num_aux_in(state_dict or {})
     model_kwargs = dict(args.model_kwargs)
-    if num_aux and args.model.split('.')[0].endswith('_ap'):
+    if num_aux and args.model.split('.')[0] in split_models():
         model_kwargs.setdefault('num_aux', num_aux)
     model = open_model(
         args.model,
@@ -232,11 +233,8 @@ def _load_model(args: Namespace) -> nn.Module:
         scriptable=args.torchscript or None,
         **model_kwargs,
     )
-    if num_aux and not has_split_norm(model):
-        _logger.info(f'{args.checkpoint} has auxiliary norms: {args.model} gets them too.')
-        as_input_error(convert_split_norm, model, num_aux=num_aux)
     if state_dict is not None:
-        load_read_checkpoint(model, state_dict, args.checkpoint)
+        as_input_error(load_read_checkpoint, model, state_dict, args.checkpoint, convert=True)
     if args.route != 'clean' and not has_split_norm(model):
         raise InputError(f'--route {args.route} needs auxiliary norms, {args.model} has none: '
                          'give a *_ap model or a checkpoint with auxiliary norms.')
@@ -260,6 +258,8 @@ def _prepare_model(model: nn.Module, args: Namespace, device: torch.device, dtyp
 
 def _build_adversary(args: Namespace, data_config: Dict[str, Any], device) -> Optional[_RoutedAdversary]:
     if args.adv_attack == 'none':
+        if (args.adv_eps, args.adv_alpha, args.adv_steps) != (4., 1., None):
+            raise InputError('--adv-eps, --adv-alpha and --adv-steps belong to an attack: give --adv-attack pgd.')
         return None
     mean, std = channel_normalisation(data_config)
     attack = as_input_error(Adversary, **attack_kwargs(args), mean=mean, std=std).to(device)

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 import timm.models._builder as timm_builder
@@ -58,7 +59,7 @@ def build_split_model(
     cfg = dataclasses.replace(cfg, architecture=variant)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(_no_weights_message(variant, base))
-    with _splitting_before_weights_load(num_aux):
+    with _splitting_before_weights_load(num_aux, cfg, features_only=kwargs.get('features_only', False)):
         model = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
     return model if has_split_norm(model) else convert_split_norm(model, num_aux)
 
@@ -114,7 +115,7 @@ def left_out_models() -> Dict[str, str]:
     taken = {*_BASES, *_BASES.values()}
     return {
         name: next((reason for pattern, reason in _LEFT_OUT.get(family, {}).items() if fnmatch(name, pattern)),
-                   'no batch norms')
+                   'no batch norms; convert_split_norm(model) splits layer norms and their kin')
         for family in list_modules() for name in list_models(module=family)
         if name not in taken and model_entrypoint(name).__module__ == f'timm.models.{family}'
     }
@@ -144,7 +145,7 @@ def _plain_tag(tag: Optional[str]) -> str:
 
 
 def _untrained_cfg(base: str) -> PretrainedCfg:
-    return dataclasses.replace(get_pretrained_cfg(base), url='', file=None, hf_hub_id=None, tag=None)
+    return dataclasses.replace(get_pretrained_cfg(base), url='', file=None, hf_hub_id=None, tag=None, custom_load=False)
 
 
 def _entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.Module]:
@@ -158,16 +159,20 @@ def _entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.
 
 
 @contextmanager
-def _splitting_before_weights_load(num_aux: int) -> Iterator[None]:
+def _splitting_before_weights_load(num_aux: int, cfg: PretrainedCfg, features_only: bool) -> Iterator[None]:
     # timm builds, loads and (for features_only) re-wraps a model in one call. The norms must be split between the first
     # two, or weights with auxiliary norms would not load; the call to load_pretrained is where that can be done.
     thread = threading.get_ident()
 
     def split_and_load(model: nn.Module, *args: Any, filter_fn: Optional[Filter] = None, **kwargs: Any) -> None:
-        if threading.get_ident() == thread:
-            convert_split_norm(model, num_aux)
-            filter_fn = filter_fn and _sparing_aux(filter_fn)
-        load_pretrained(model, *args, filter_fn=filter_fn, **kwargs)
+        if threading.get_ident() != thread or _is_npz(cfg):  # such files are copied in, past the state dict
+            return load_pretrained(model, *args, filter_fn=filter_fn, **kwargs)
+        convert_split_norm(model, num_aux)
+        whole_file = (cfg.file or cfg.state_dict) and not features_only
+        check = partial(_refuse_misfits, cfg) if whole_file else lambda *_: None
+        handle = model.register_load_state_dict_post_hook(check)
+        load_pretrained(model, *args, filter_fn=filter_fn and _sparing_aux(filter_fn), **kwargs)
+        handle.remove()
 
     with _BUILDER_LOCK:
         load_pretrained = timm_builder.load_pretrained
@@ -188,6 +193,27 @@ def _sparing_aux(filter_fn: Filter) -> Filter:
     return filter_plain
 
 
+def _is_npz(cfg: PretrainedCfg) -> bool:
+    location = cfg.file or ('' if cfg.hf_hub_id else cfg.url)
+    return not cfg.state_dict and str(location).endswith(('.npz', '.npy'))
+
+
+def _refuse_misfits(cfg: PretrainedCfg, model: nn.Module, incompatible: Any) -> None:
+    # Where the number of classes changes, timm loads a file of the user without complaint, whatever is in it.
+    names = [name for entry in (cfg.classifier, cfg.first_conv)
+             for name in ([entry] if isinstance(entry, str) else entry or ())]
+    adapted = tuple(f'{name}.' for name in names)
+    misfits = []
+    unexpected = split_state_dict(dict.fromkeys(incompatible.unexpected_keys))[0]  # surplus norms name themselves
+    for kind, keys in (('Missing', incompatible.missing_keys), ('Unexpected', unexpected)):
+        keys = [key for key in keys if not key.startswith(adapted)]
+        if keys:
+            misfits.append(f'{kind} keys: {", ".join(keys[:_NAMES_SHOWN])} ({len(keys)} in all)')
+    if misfits:
+        raise RuntimeError(f'The weights do not fit {cfg.architecture}. {". ".join(misfits)}.')
+
+
+_NAMES_SHOWN = 4
 _ADVPROP_TAG = 'ap_in1k'
 _BASES: Dict[str, str] = {}
 _LEFT_OUT: Dict[str, Mapping[str, str]] = {}

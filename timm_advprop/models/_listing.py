@@ -1,5 +1,6 @@
 """Prints the zoo: `python -m timm_advprop.models [PATTERN …]`."""
 import argparse
+import os
 import sys
 import time
 from fnmatch import fnmatch
@@ -64,16 +65,25 @@ def describe_model(variant: str) -> ZooEntry:
 @exits_on_input_error
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Print the zoo, or the architectures of timm that are not in it."""
+    try:
+        _print_models(argv)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_models(argv: Optional[Sequence[str]]) -> None:
     parser = argparse.ArgumentParser(
         prog='python -m timm_advprop.models',
-        description='Lists the *_ap models: name, timm architecture, parameters, split norms, weights, input size.')
+        description='Lists the *_ap models: name, timm architecture, parameters, split norms (batch norms, or layer '
+                    'norms and their kin), weights, input size. The whole zoo takes a minute or two.')
     parser.add_argument('patterns', nargs='*', metavar='PATTERN', help="wildcards of names, such as 'resnet*' (all)")
     parser.add_argument('--left-out', action='store_true', help="list timm's models that have no *_ap model, and why")
     args = parser.parse_args(argv)
     models: Dict[str, str] = left_out_models() if args.left_out else split_models()
+    for pattern in args.patterns:
+        if not any(fnmatch(name, pattern) for name in models):
+            raise InputError(f"No model matches {pattern}. Patterns are wildcards: '*{pattern.strip('*')}*'.")
     chosen = [name for name in models if not args.patterns or any(fnmatch(name, pattern) for pattern in args.patterns)]
-    if not chosen:
-        raise InputError(f'No model matches {" ".join(args.patterns)}. Patterns are wildcards: \'*resnet50*\'.')
     if args.left_out:
         width = max(map(len, chosen))
         print('\n'.join(f'{name:{width}}  {models[name]}' for name in chosen))
@@ -85,11 +95,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def _cells(entry: ZooEntry) -> Sequence[str]:
-    norms = f'{entry.batch_norms} batch' if entry.batch_norms else f'{entry.other_norms} other'
+    norms = f'{entry.batch_norms} batch' if entry.batch_norms else f'{entry.other_norms} layer'
     weights = [*entry.advprop_weights, *([f'{len(entry.plain_weights)} plain'] if entry.plain_weights else [])]
     return (
         entry.model, entry.base, f'{entry.main_parameters:,}', f'{entry.aux_parameters:,}', norms,
-        ' + '.join(weights) or 'none', '×'.join(map(str, entry.input_size)))
+        ' + '.join(weights) or 'none', 'x'.join(map(str, entry.input_size)))
 
 
 def _with_progress(names: Sequence[str]) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Split norms without running statistics: layer norms, group norms and their kin.
 
 They normalise each image by itself, so clean and adversarial images never share statistics; what a route keeps apart
-are the affine parameters. The paper's networks have batch norms only: this is its idea carried over.
+are the affine parameters. The paper's networks have batch norms only: this is its idea carried over. The global
+response normalisation of ConvNeXt-V2 is a gate between channels rather than a norm, and stays shared.
 """
+from copy import deepcopy
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Callable, Optional, Type
@@ -24,8 +26,8 @@ class _SplitAffineNorm(SplitNorm):
 
     def _copy_main_norm(self) -> nn.Module:
         copy = super()._copy_main_norm()
-        for name, child in self.named_children():  # an activation is shared by all routes
-            copy.add_module(name, child)
+        for name, child in self.named_children():  # an activation
+            copy.add_module(name, deepcopy(child))
         return copy
 
     def __reduce__(self):  # pickle cannot find classes that were made for a norm by name
@@ -84,8 +86,8 @@ def split_affine_norm_type(module: nn.Module) -> Optional[Type[SplitNorm]]:
     """The split norm that takes the place of a norm without running statistics, None for any other module.
 
     Args:
-        module: A layer, group, RMS, evolved or filter-response norm of torch or timm, or of a class derived from one.
-            A norm without parameters has nothing to split.
+        module: A layer, group, instance, RMS, evolved or filter-response norm of torch or timm, or of a class derived
+            from one. A norm without parameters has nothing to split.
     """
     if not isinstance(module, _PLAIN_TYPES) or not any(True for _ in module.parameters(recurse=False)):
         return None
@@ -111,6 +113,7 @@ def _new_split_norm(plain: Type[nn.Module]) -> SplitNorm:
 # EvoNorms of the B series keep running statistics: they are batch norms, of a kind that cannot be split.
 _PLAIN_TYPES = tuple(getattr(module, name) for module, name in (
     (nn, 'LayerNorm'), (nn, 'GroupNorm'), (nn, 'RMSNorm'),
+    (nn, 'InstanceNorm1d'), (nn, 'InstanceNorm2d'), (nn, 'InstanceNorm3d'),
     (layers, 'RmsNorm'), (layers, 'RmsNormFp32'), (layers, 'RmsNorm2d'), (layers, 'RmsNorm2dFp32'),
     (layers, 'SimpleNorm'), (layers, 'SimpleNormFp32'), (layers, 'SimpleNorm2d'), (layers, 'SimpleNorm2dFp32'),
     (layers, 'EvoNorm2dS0'), (layers, 'EvoNorm2dS1'), (layers, 'EvoNorm2dS2'),

@@ -7,17 +7,18 @@ from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 
 from .affine_norm import split_affine_norm_type
 from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
-from .split_norm import has_split_norm, split_norms
+from .split_norm import AuxNorms, SplitNorm, has_split_norm, split_norms
 
 __all__ = ['convert_split_norm', 'convert_sync_batchnorm', 'strip_aux']
 
 
 def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
-    """Give every batch norm of a model auxiliary norms, in place; in a model without batch norms, every other norm.
+    """Give every batch norm of a model auxiliary norms, in place; in a model without any, every layer norm or its kin.
 
     Each auxiliary norm starts as a copy of the main norm, whose parameters, buffers, hooks and state-dict keys stay as
     they are: the model's output on the default route is unchanged bit for bit. Where there are batch norms, layer and
-    group norms stay shared by all routes: they keep no statistics that adversarial images could disturb.
+    group norms stay shared by all routes: they keep no statistics that adversarial images could disturb. Without any,
+    layer, group, instance, RMS, evolved and filter-response norms that have parameters are split.
 
     Args:
         model: Any model with norms, or a norm.
@@ -43,7 +44,8 @@ def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
     if unknown:
         raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
     if not norms:
-        raise ValueError(f'{type(model).__name__} has no batch norms, nor other norms with parameters, to split.')
+        raise ValueError(f'{type(model).__name__} has no batch norms to split, nor layer norms or their kin with '
+                         'parameters.')
     for norm in norms.values():
         norm.__class__ = split_type(norm)  # keeps parameters, hooks and every reference to the module
         norm.add_aux_norms(num_aux)
@@ -64,8 +66,13 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Optional[Any] = None
     """
     if not has_split_norm(model):
         return convert_plain_sync_batchnorm(model, process_group)
-    for norm in split_norms(model):
-        synchronise(norm, process_group)
+    for module in list(model.modules()):
+        if isinstance(module, SplitNorm):
+            synchronise(module, process_group)
+        elif not isinstance(module, AuxNorms):
+            for name, child in module.named_children():
+                if is_batch_norm(child) and not isinstance(child, SplitNorm):
+                    setattr(module, name, convert_plain_sync_batchnorm(child, process_group))
     return model
 
 

@@ -9,7 +9,7 @@ try:
 except ImportError:  # older timm
     from timm.layers._fx import register_notrace_module
 
-from .state_dict import index_aux_key
+from .state_dict import index_aux_key, num_aux_in
 
 __all__ = ['AuxNorms', 'SplitNorm', 'has_split_norm', 'num_aux_norms', 'register_notrace_module', 'split_norms']
 
@@ -59,7 +59,7 @@ class SplitNorm(nn.Module):
         self.aux_bn = AuxNorms(self._copy_main_norm() for _ in range(num_aux))
 
     def _copy_main_norm(self) -> nn.Module:
-        # Without the norm's hooks and children: an auxiliary norm is a norm only.
+        # Without the norm's hooks and children.
         copy = self.aux_type.__new__(self.aux_type)
         nn.Module.__init__(copy)
         for name, value in vars(self).items():
@@ -113,6 +113,10 @@ class SplitNorm(nn.Module):
         # that create_model, load_checkpoint, resume and the Hub all pass through, strict or not.
         for key in [key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]:
             state_dict[index_aux_key(key)] = state_dict.pop(key)
+        surplus = num_aux_in([key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]) - len(self.aux_bn)
+        if surplus > 0:  # a non-strict load would drop them without a word
+            error_msgs.append(f'{prefix}aux_bn: {surplus} more auxiliary norms than the model has, create it with '
+                              f'num_aux={len(self.aux_bn) + surplus}.')
         for i, aux in enumerate(self.aux_bn):
             aux_prefix = f'{prefix}aux_bn.{i}.'
             if any(key.startswith(aux_prefix) for key in state_dict):

@@ -1,6 +1,6 @@
 """State dicts of models with split norms: the main norms' keys are the plain model's, the others hold `aux_bn.<i>`."""
 import re
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Tuple
 
 __all__ = ['has_unindexed_aux', 'index_aux_key', 'num_aux_in', 'split_state_dict']
 
@@ -23,7 +23,7 @@ def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dic
     return clean, aux
 
 
-def num_aux_in(state_dict: Mapping[str, Any]) -> int:
+def num_aux_in(state_dict: Iterable[str]) -> int:
     """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
     return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
 

@@ -17,7 +17,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, init_distributed_device, is_primary, random_seed
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import load_read_checkpoint, read_checkpoint
 from ..errors import InputError
 from ..inputs import (
     as_input_error,
@@ -28,7 +28,7 @@ from ..inputs import (
     open_dataset,
     open_model,
 )
-from ..models import configure_batch_norm
+from ..models import configure_batch_norm, split_models
 from ..regimes import create_task
 from ..regimes.arguments import attack_kwargs
 
@@ -99,7 +99,7 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else None
     model_kwargs = dict(args.model_kwargs)
-    if len(args.adv_eps) > 1 and args.model.split('.')[0].endswith('_ap'):
+    if len(args.adv_eps) > 1 and args.model.split('.')[0] in split_models():
         model_kwargs.setdefault('num_aux', len(args.adv_eps))
     model = open_model(
         args.model,
@@ -114,7 +114,8 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         **model_kwargs,
     )
     if args.initial_checkpoint:
-        load_checkpoint(model, args.initial_checkpoint)
+        state_dict = read_checkpoint(args.initial_checkpoint)
+        load_read_checkpoint(model, state_dict, args.initial_checkpoint, convert=args.regime == 'advprop')
     _init_head(model, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
