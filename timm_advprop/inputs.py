@@ -19,8 +19,8 @@ from .models import split_models
 from .norms import num_aux_in
 
 __all__ = [
-    'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_normalisation',
-    'open_dataset', 'open_model',
+    'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
+    'check_normalisation', 'open_dataset', 'open_model',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -94,11 +94,7 @@ def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> D
     Raises:
         InputError: The data set is missing, empty or cannot be read.
     """
-    reader = name.split('/')[0].lower() if '/' in name else ''
-    if not root and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
-        raise InputError('No data set: give its folder with --data-dir.')
-    if not reader:
-        _check_split_folder(root, split)
+    check_dataset_root(name, root, split)
     try:
         dataset = create_dataset(name, root=root, split=split, **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
@@ -107,6 +103,24 @@ def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> D
     if empty:
         raise InputError(f'Split {split!r} of {name or root} has no images.')
     return dataset
+
+
+def check_dataset_root(name: str, root: Optional[str], split: str) -> None:
+    """Check what can be said of a data set before a model is downloaded for it.
+
+    Args:
+        name: `<type>/<name>` of the data set, '' for image folders.
+        root: Root folder.
+        split: Split of the data set.
+
+    Raises:
+        InputError: The folder is not given or not there, or it has no such split.
+    """
+    reader = name.split('/')[0].lower() if '/' in name else ''
+    if not root and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
+        raise InputError('No data set: give its folder with --data-dir.')
+    if not reader:
+        _check_split_folder(root, split)
 
 
 def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:

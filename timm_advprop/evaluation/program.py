@@ -31,6 +31,7 @@ from ..inputs import (
     available_device,
     channel_normalisation,
     check_class_count,
+    check_dataset_root,
     check_normalisation,
     open_dataset,
     open_model,
@@ -93,6 +94,7 @@ def validate(args: Namespace) -> Results:
     if args.fast_norm:
         set_fast_norm()
 
+    check_dataset_root(args.dataset, args.data_dir, args.split)
     check_normalisation(args.mean, args.std, args.input_size[0] if args.input_size else args.in_chans or 3)
     model = _load_model(args)
     num_classes, param_count = model.num_classes, sum(parameter.numel() for parameter in model.parameters())

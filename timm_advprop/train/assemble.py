@@ -24,6 +24,7 @@ from ..inputs import (
     available_device,
     channel_normalisation,
     check_class_count,
+    check_dataset_root,
     check_normalisation,
     open_dataset,
     open_model,
@@ -46,7 +47,7 @@ class Loaders(NamedTuple):
 
 
 def check_arguments(args: Namespace) -> None:
-    """Refuse combinations of flags that would fail late, or train something else than they say.
+    """Refuse combinations of flags that would fail late, or train something else than they say, and missing data.
 
     Raises:
         InputError: The message names the flags.
@@ -65,6 +66,8 @@ def check_arguments(args: Namespace) -> None:
     ):
         if wrong:
             raise InputError(f'{message}.')
+    for split in filter(None, (args.train_split, args.val_split)):
+        check_dataset_root(args.dataset, args.data_dir, split)
 
 
 def setup_device(args: Namespace) -> torch.device:
