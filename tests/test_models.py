@@ -250,7 +250,7 @@ def test_weights_given_as_a_state_dict_load(save_weights):
     assert equal_states(model.state_dict(), state)
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(in_chans=1, num_classes=7)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(num_classes=7), dict(num_classes=0)], ids=str)
 @pytest.mark.parametrize('source, source_kwargs, message', [
     ('test_efficientnet', {}, 'Missing keys: .*Unexpected keys: conv_stem.weight'),
     ('test_resnet_ap', dict(num_aux=2), '1 more auxiliary norms .* num_aux=2'),
