@@ -19,6 +19,7 @@ ALLOWED_ROOMS = {
     'errors': set(),
     'regimes': {'norms', 'attacks', 'errors'},
     'models': {'norms', 'errors'},
+    'checkpoints': {'models', 'norms', 'errors'},
     'evaluation': {'models', 'regimes', 'norms', 'checkpoints', 'arguments', 'inputs', 'errors', 'version'},
 }
 FORBIDDEN_ROOMS = {

@@ -262,6 +262,14 @@ def test_weights_of_another_model_are_refused_whatever_the_head(source, source_k
             'test_resnet_ap', pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
 
 
+def test_missing_first_convolution_is_refused_where_it_is_not_adapted():
+    state_dict = timm.create_model('test_resnet_ap').state_dict()
+    del state_dict['conv1.0.weight']
+    with pytest.raises(RuntimeError, match=r'Missing keys: conv1\.0\.weight \(1 in all\)'):
+        timm.create_model(
+            'test_resnet_ap', pretrained=True, num_classes=7, pretrained_cfg_overlay=dict(state_dict=state_dict))
+
+
 def test_weights_that_are_copied_past_the_state_dict_fill_the_auxiliary_norms(monkeypatch):
     def load_pretrained(self, path, *args, **kwargs):
         for parameter in self.parameters():

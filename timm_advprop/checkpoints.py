@@ -19,7 +19,6 @@ from .models import split_models
 from .norms import (
     convert_split_norm,
     has_split_norm,
-    has_unindexed_aux,
     index_aux_key,
     num_aux_in,
     num_aux_norms,
@@ -113,9 +112,9 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
                          f'weights alone, without code ({type(error).__name__}).') from error
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
-    if not has_unindexed_aux(state_dict):
-        return state_dict
     indexed = {index_aux_key(key): value for key, value in state_dict.items()}
+    if indexed.keys() == state_dict.keys():
+        return indexed
     if len(indexed) < len(state_dict):
         raise InputError(f'{path} names auxiliary norms both with and without an index.')
     norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}
@@ -143,7 +142,7 @@ def explain_misfit(error: RuntimeError) -> str:
 
 def allow_numpy_scalars() -> ContextManager[Any]:
     """Let torch read checkpoints that hold an accuracy or a learning rate as a numpy number."""
-    scalar = getattr(np, '_core', getattr(np, 'core', None)).multiarray.scalar
+    scalar, _ = np.float64(0).__reduce__()  # the function that makes such numbers again
     return torch.serialization.safe_globals([
         (scalar, 'numpy.core.multiarray.scalar'),  # numpy 1
         (scalar, 'numpy._core.multiarray.scalar'),

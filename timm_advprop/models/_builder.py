@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import timm.models._builder as timm_builder
 import torch.nn as nn
@@ -47,13 +47,13 @@ def build_split_model(
         variant: Registered name of the model, `*_ap`.
         base: Name of the timm architecture it is built on.
         pretrained: Load the weights that the pretrained cfg names.
-        num_aux: Number of auxiliary norms for each batch norm.
+        num_aux: Number of auxiliary norms for each norm that is split.
         pretrained_cfg: Tag or cfg, as for `timm.create_model`.
         pretrained_cfg_overlay: Entries that replace those of the cfg, as for `timm.create_model`.
         **kwargs: Arguments of the timm architecture.
 
     Raises:
-        RuntimeError: `pretrained` is asked for and there are no AdvProp weights.
+        RuntimeError: `pretrained` is asked for and there are no AdvProp weights, or a file given for them does not fit.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = dataclasses.replace(cfg, architecture=variant)
@@ -168,11 +168,13 @@ def _splitting_before_weights_load(num_aux: int, cfg: PretrainedCfg, features_on
         if threading.get_ident() != thread or _is_npz(cfg):  # such files are copied in, past the state dict
             return load_pretrained(model, *args, filter_fn=filter_fn, **kwargs)
         convert_split_norm(model, num_aux)
-        whole_file = (cfg.file or cfg.state_dict) and not features_only
-        check = partial(_refuse_misfits, cfg) if whole_file else lambda *_: None
-        handle = model.register_load_state_dict_post_hook(check)
+        handle = None
+        if (cfg.file or cfg.state_dict) and not features_only:
+            adapted = _layer_names(cfg.classifier) + (_layer_names(cfg.first_conv) if kwargs['in_chans'] != 3 else ())
+            handle = model.register_load_state_dict_post_hook(partial(_refuse_misfits, cfg.architecture, adapted))
         load_pretrained(model, *args, filter_fn=filter_fn and _sparing_aux(filter_fn), **kwargs)
-        handle.remove()
+        if handle:
+            handle.remove()
 
     with _BUILDER_LOCK:
         load_pretrained = timm_builder.load_pretrained
@@ -198,11 +200,14 @@ def _is_npz(cfg: PretrainedCfg) -> bool:
     return not cfg.state_dict and str(location).endswith(('.npz', '.npy'))
 
 
-def _refuse_misfits(cfg: PretrainedCfg, model: nn.Module, incompatible: Any) -> None:
-    # Where the number of classes changes, timm loads a file of the user without complaint, whatever is in it.
-    names = [name for entry in (cfg.classifier, cfg.first_conv)
-             for name in ([entry] if isinstance(entry, str) else entry or ())]
-    adapted = tuple(f'{name}.' for name in names)
+def _layer_names(names: Union[None, str, Sequence[str]]) -> Tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _refuse_misfits(architecture: str, adapted: Sequence[str], model: nn.Module, incompatible: Any) -> None:
+    # Where the number of classes changes, timm loads a file of the user without complaint, whatever is in it. Only the
+    # layers that it adapts may be missing.
+    adapted = tuple(f'{name}.' for name in adapted)
     misfits = []
     unexpected = split_state_dict(dict.fromkeys(incompatible.unexpected_keys))[0]  # surplus norms name themselves
     for kind, keys in (('Missing', incompatible.missing_keys), ('Unexpected', unexpected)):
@@ -210,7 +215,7 @@ def _refuse_misfits(cfg: PretrainedCfg, model: nn.Module, incompatible: Any) -> 
         if keys:
             misfits.append(f'{kind} keys: {", ".join(keys[:_NAMES_SHOWN])} ({len(keys)} in all)')
     if misfits:
-        raise RuntimeError(f'The weights do not fit {cfg.architecture}. {". ".join(misfits)}.')
+        raise RuntimeError(f'The weights do not fit {architecture}. {". ".join(misfits)}.')
 
 
 _NAMES_SHOWN = 4

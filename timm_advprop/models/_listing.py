@@ -6,7 +6,7 @@ import time
 from fnmatch import fnmatch
 from typing import Dict, Iterator, NamedTuple, Optional, Sequence
 
-from timm.models import get_pretrained_cfg, list_pretrained
+from timm.models import get_pretrained_cfg, list_pretrained, model_entrypoint
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError, exits_on_input_error
@@ -92,6 +92,8 @@ def _print_models(argv: Optional[Sequence[str]]) -> None:
     print(layout.format(*_COLUMNS))
     for name in _with_progress(chosen):
         print(layout.format(*_cells(describe_model(name))), flush=True)
+    families = {model_entrypoint(name).__module__ for name in chosen}
+    print(f'{len(chosen)} models of {len(families)} families', file=sys.stderr)
 
 
 def _cells(entry: ZooEntry) -> Sequence[str]:

@@ -22,7 +22,7 @@ from .batch_norm import (
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux
 from .routes import Route, batch_statistics, norm_route, set_norm_route, train_aux
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
-from .state_dict import has_unindexed_aux, index_aux_key, num_aux_in, split_state_dict
+from .state_dict import index_aux_key, num_aux_in, split_state_dict
 
 __all__ = [
     'Route',
@@ -39,7 +39,6 @@ __all__ = [
     'convert_split_norm',
     'convert_sync_batchnorm',
     'has_split_norm',
-    'has_unindexed_aux',
     'index_aux_key',
     'norm_route',
     'num_aux_in',

@@ -2,7 +2,7 @@
 import re
 from typing import Any, Dict, Iterable, Mapping, Tuple
 
-__all__ = ['has_unindexed_aux', 'index_aux_key', 'num_aux_in', 'split_state_dict']
+__all__ = ['index_aux_key', 'num_aux_in', 'split_state_dict']
 
 _AUX_KEY = re.compile(r'(^|\.)aux_bn\.(\d+)\.')
 _UNINDEXED_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(?!\d+\.)')
@@ -26,11 +26,6 @@ def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dic
 def num_aux_in(state_dict: Iterable[str]) -> int:
     """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
     return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
-
-
-def has_unindexed_aux(state_dict: Mapping[str, Any]) -> bool:
-    """Whether a state dict has auxiliary norms without an index, `bn1.aux_bn.weight`, as other AdvProp code writes."""
-    return any(map(_UNINDEXED_AUX_KEY.search, state_dict))
 
 
 def index_aux_key(key: str) -> str:
