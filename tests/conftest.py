@@ -41,7 +41,7 @@ def randomize_norms():
 
 
 @pytest.fixture
-def loopback_hub(tmp_path):
-    """A running Hub that serves `tmp_path / 'hub'`."""
-    with LoopbackHub(tmp_path / 'hub') as hub:
+def loopback_hub():
+    """A running Hub."""
+    with LoopbackHub() as hub:
         yield hub

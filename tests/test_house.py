@@ -18,9 +18,13 @@ ALLOWED_ROOMS = {
     'attacks': set(),
     'errors': set(),
     'regimes': {'norms', 'attacks', 'errors'},
-    'models': {'norms', 'errors'},
+    'downloads': {'errors'},
+    'publication': {'downloads', 'norms', 'errors'},
+    'models': {'publication', 'norms', 'errors'},
     'checkpoints': {'models', 'norms', 'errors'},
     'evaluation': {'models', 'regimes', 'norms', 'checkpoints', 'arguments', 'inputs', 'errors', 'version'},
+    'hub': {'models', 'regimes', 'norms', 'publication', 'downloads', 'evaluation', 'checkpoints', 'arguments',
+            'inputs', 'errors', 'version'},
 }
 FORBIDDEN_ROOMS = {
     'train': {'norms', 'attacks', '__init__'},
@@ -80,7 +84,7 @@ def test_import_reader_sees_relative_absolute_and_nested_imports():
     assert {'torch', 'torch.nn', 'timm.task', 'timm_advprop.norms', 'timm_advprop.regimes.adversary'} <= set(
         imported_modules(task))
     assert imported_rooms(task) == {'norms'}
-    rooms = {'models', 'attacks', 'checkpoints', 'norms', 'regimes', 'version'}
+    rooms = {'models', 'attacks', 'checkpoints', 'hub', 'norms', 'regimes', 'version'}
     assert rooms == imported_rooms(PACKAGE / '__init__.py')
 
 
@@ -124,7 +128,7 @@ def test_docstring_check_sees_the_public_definitions():
 
 @pytest.mark.parametrize('name', [
     'AdvPropTask', 'convert_split_norm', 'load_checkpoint', 'set_norm_route', 'norm_route', 'strip_aux',
-    'split_state_dict', 'pgd',
+    'split_state_dict', 'pgd', 'create_model', 'push_to_hub',
 ])
 def test_package_exposes_the_public_contract(name):
     assert name in timm_advprop.__all__

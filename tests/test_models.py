@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import timm
@@ -341,7 +342,7 @@ def test_published_weights_come_from_the_hub(loopback_hub, tmp_path, save_weight
     urls = []
     for name in ('tf_efficientnet_b0.ap_in1k', 'test_resnet'):
         repo_id = get_pretrained_cfg(name).hf_hub_id
-        save_weights(name, loopback_hub.repo(repo_id) / 'model.safetensors')
+        loopback_hub.add_repo(repo_id, {'model.safetensors': Path(save_weights(name)[0])})
         urls.append(f'GET /{repo_id}/resolve/main/model.safetensors')
     assert urls[0] == 'GET /timm/tf_efficientnet_b0.ap_in1k/resolve/main/model.safetensors'
     result = subprocess.run(
@@ -374,7 +375,7 @@ print('done')
 @pytest.mark.parametrize('name', EFFICIENTNETS)
 def test_published_weights_of_every_size_come_from_the_hub(name, loopback_hub, tmp_path, save_weights):
     plain = f'{base_of(name)}.ap_in1k'
-    save_weights(plain, loopback_hub.repo(f'timm/{plain}') / 'model.safetensors')
+    loopback_hub.add_repo(f'timm/{plain}', {'model.safetensors': Path(save_weights(plain)[0])})
     result = subprocess.run(
         [sys.executable, '-c', SIZE_SCRIPT, name.removesuffix('_ap')],
         env={**loopback_hub.environment(tmp_path / 'home'), 'OMP_NUM_THREADS': '1'},

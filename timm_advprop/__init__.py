@@ -2,6 +2,8 @@
 from . import models
 from .attacks import gd, ifgsm, pgd
 from .checkpoints import load_checkpoint
+from .hub import push_to_hub
+from .models import create_model
 from .norms import (
     SplitBatchNorm1d,
     SplitBatchNorm2d,
@@ -35,6 +37,7 @@ __all__ = [
     'SplitSyncBatchNormAct',
     'convert_split_norm',
     'convert_sync_batchnorm',
+    'create_model',
     'gd',
     'has_split_norm',
     'ifgsm',
@@ -42,6 +45,7 @@ __all__ = [
     'models',
     'norm_route',
     'pgd',
+    'push_to_hub',
     'set_norm_route',
     'split_state_dict',
     'strip_aux',

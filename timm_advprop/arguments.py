@@ -1,14 +1,16 @@
 """What the command-line programs share: timm's flags that both take, YAML recipes, flags that are refused."""
 import argparse
 import difflib
+import logging
 import sys
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import yaml
+from timm.utils import setup_default_logging
 
 from .errors import InputError
 
-__all__ = ['INTERPOLATIONS', 'ProgramParser', 'refuse_flags', 'parse_with_recipe', 'near_matches']
+__all__ = ['INTERPOLATIONS', 'ProgramParser', 'near_matches', 'parse_with_recipe', 'refuse_flags', 'setup_logging']
 
 INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 
@@ -52,6 +54,13 @@ class _Refused(argparse.Action):
     # A flag of timm's script that this program does not take; const is the reason.
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f'{option_string} is not supported: {self.const}.')
+
+
+def setup_logging() -> None:
+    """timm's log for command-line programs, without a line for each HTTP request: addresses of uploads are signed."""
+    setup_default_logging()
+    for library in ('httpx', 'httpx2'):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def refuse_flags(parser: argparse.ArgumentParser, reasons: Mapping[str, Sequence[str]]) -> None:

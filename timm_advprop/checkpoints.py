@@ -7,6 +7,7 @@ every key, and use torchvision's names for ResNets, which are timm's.
 import logging
 import os
 import re
+from argparse import Namespace
 from typing import Any, ContextManager, Dict
 
 import numpy as np
@@ -26,7 +27,7 @@ from .norms import (
 )
 
 __all__ = ['allow_numpy_scalars', 'explain_misfit', 'load_checkpoint', 'load_read_checkpoint',
-           'read_checkpoint']
+           'read_checkpoint', 'read_run']
 
 _logger = logging.getLogger(__name__)
 
@@ -121,6 +122,23 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
     _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
                  f'one auxiliary norm each. Both codes normalise images by mean 0.5 and std 0.5.')
     return indexed
+
+
+def read_run(path: str) -> Dict[str, Any]:
+    """What a training checkpoint says of its run: `args` (a dict), `epoch`, `metric`, and `averaged`, whether there are
+    averaged weights. Empty for a file that holds weights alone.
+
+    Args:
+        path: A file that `read_checkpoint` reads.
+    """
+    if path.endswith('.safetensors'):
+        return {}
+    with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('args'), Namespace):
+        return {}
+    run = {name: checkpoint[name] for name in ('epoch', 'metric') if name in checkpoint}
+    return dict(run, args=dict(vars(checkpoint['args'])), averaged='state_dict_ema' in checkpoint)
 
 
 def explain_misfit(error: RuntimeError) -> str:

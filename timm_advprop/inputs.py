@@ -9,18 +9,20 @@ import torch
 import torch.nn as nn
 from timm.data import create_dataset
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model
+from timm.models import is_model, parse_model_name
 from torch.utils.data import Dataset
 
 from .arguments import near_matches
 from .checkpoints import allow_numpy_scalars, explain_misfit, read_checkpoint
+from .downloads import NETWORK_ERRORS, explain_hub_error
 from .errors import InputError
-from .models import split_models
+from .models import create_model, split_models
 from .norms import num_aux_in
+from .publication import open_publication
 
 __all__ = [
     'as_input_error', 'available_device', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
-    'check_normalisation', 'open_dataset', 'open_model',
+    'check_normalisation', 'dataset_name', 'open_dataset', 'open_model',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +69,9 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         InputError: The model is unknown, has no weights, or does not take an argument.
     """
-    if ':' not in name and not is_model(name):
+    if ':' in name:
+        return _open_published(name, **kwargs)
+    if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
     file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
     if file and num_aux_in(read_checkpoint(file)) and name.split('.')[0] not in split_models():
@@ -76,10 +80,29 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     try:
         with allow_numpy_scalars():
             return timm.create_model(name, **kwargs)
+    except InputError:
+        raise
+    except NETWORK_ERRORS as error:
+        repo_id = timm.models.get_pretrained_cfg(name).hf_hub_id
+        cause = error.__cause__ or error
+        raise InputError(f'Cannot create {name}: {explain_hub_error(cause, repo_id or name)}') from error
     except _OPEN_ERRORS as error:
         misfit = 'loading state_dict' in str(error)
         message = explain_misfit(error) if misfit else _one_line(error)
         raise InputError(f'Cannot create {name}: {message}') from error
+
+
+def _open_published(name: str, num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:
+    # A model that was published without auxiliary norms stays plain.
+    try:
+        publication = open_publication(*parse_model_name(name))
+        if not publication.num_aux and publication.architecture not in split_models():
+            num_aux = num_aux or 0
+        return create_model(name, num_aux=num_aux, **kwargs)
+    except InputError:
+        raise
+    except _OPEN_ERRORS as error:
+        raise InputError(f'Cannot create {name}: {_one_line(error)}') from error
 
 
 def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> Dataset:
@@ -103,6 +126,13 @@ def open_dataset(name: str, root: Optional[str], split: str, **kwargs: Any) -> D
     if empty:
         raise InputError(f'Split {split!r} of {name or root} has no images.')
     return dataset
+
+
+def dataset_name(dataset: Optional[str], folder: Optional[str]) -> str:
+    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of an image folder."""
+    if dataset:
+        return dataset.partition('/')[2] or dataset
+    return os.path.basename(os.path.normpath(folder)) if folder else ''
 
 
 def check_dataset_root(name: str, root: Optional[str], split: str) -> None:

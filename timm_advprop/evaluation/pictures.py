@@ -1,11 +1,11 @@
 """Pictures of what an attack does to images. Needs matplotlib."""
-from typing import Sequence
+from typing import Any, Sequence, Tuple
 
 import torch
 
 from ..errors import InputError
 
-__all__ = ['draw_attack']
+__all__ = ['draw_attack', 'new_figure']
 
 
 def draw_attack(
@@ -27,13 +27,9 @@ def draw_attack(
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("Pictures need matplotlib: pip install 'timm-advprop[demo]'.") from error
     perturbation = 0.5 + amplification * (adversarial - images)
     rows = [('clean', images), ('adversarial', adversarial), (f'difference × {amplification:g}', perturbation)]
-    figure = Figure(figsize=(1.1 * len(images) + 0.6, 3.9), dpi=150, layout='constrained')
+    figure = new_figure((1.1 * len(images) + 0.6, 3.9))
     axes = figure.subplots(len(rows), len(images), squeeze=False)
     for row, (label, pictures) in zip(axes, rows):
         row[0].set_ylabel(label, fontsize=8)
@@ -44,3 +40,19 @@ def draw_attack(
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=7)
     figure.savefig(path)
+
+
+def new_figure(size: Tuple[float, float]) -> Any:
+    """An empty matplotlib figure.
+
+    Args:
+        size: Width and height in inches.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("Pictures need matplotlib: pip install 'timm-advprop[demo]'.") from error
+    return Figure(figsize=size, dpi=150, layout='constrained')

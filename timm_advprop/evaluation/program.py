@@ -21,9 +21,9 @@ from timm.utils import (
     natural_key,
     random_seed,
     reparameterize_model,
-    setup_default_logging,
 )
 
+from ..arguments import setup_logging
 from ..checkpoints import load_read_checkpoint, read_checkpoint
 from ..errors import InputError, exits_on_input_error
 from ..inputs import (
@@ -33,6 +33,7 @@ from ..inputs import (
     check_class_count,
     check_dataset_root,
     check_normalisation,
+    dataset_name,
     open_dataset,
     open_model,
 )
@@ -57,7 +58,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     Args:
         argv: Command line, `sys.argv[1:]` by default.
     """
-    setup_default_logging()
+    setup_logging()
     args = parse_args(argv)
     if args.results_file and not os.path.isdir(os.path.dirname(os.path.abspath(args.results_file))):
         raise InputError(f'Cannot write {args.results_file}: there is no such folder.')
@@ -78,8 +79,8 @@ def validate(args: Namespace) -> Results:
         args: Arguments of the validation program.
 
     Returns:
-        timm's results (`model`, `top1`, `top5`, … in percent), and `route`, `adv_top1`, `adv_top5` and the attack
-        where one was asked for.
+        timm's results (`model`, `top1`, `top5`, … in percent), `route`, what was validated on what, and `adv_top1`,
+        `adv_top5` and the attack where one was asked for.
     """
     _check_arguments(args)
     device = torch.device(available_device(args.device))
@@ -141,6 +142,9 @@ def validate(args: Namespace) -> Results:
         crop_pct=crop_pct,
         interpolation=data_config['interpolation'],
         route=args.route,
+        dataset=dataset_name(args.dataset, args.data_dir),
+        split=args.split,
+        **(dict(checkpoint=args.checkpoint, use_ema=args.use_ema) if args.checkpoint else {}),
     )
     if adversary is not None:
         results.update(
@@ -230,7 +234,7 @@ def _load_model(args: Namespace) -> nn.Module:
         args.model,
         pretrained=args.pretrained or not args.checkpoint,
         num_classes=args.num_classes,
-        in_chans=args.in_chans or (args.input_size[0] if args.input_size else 3),
+        in_chans=args.in_chans or (args.input_size[0] if args.input_size else None),
         global_pool=args.gp,
         scriptable=args.torchscript or None,
         **model_kwargs,

@@ -66,10 +66,12 @@ from . import (
 )
 from ._batch_norm import configure_batch_norm
 from ._builder import base_of, left_out_models, split_models
+from ._factory import create_model
 
 __all__ = [
     'base_of',
     'configure_batch_norm',
+    'create_model',
     'left_out_models',
     'split_models',
     'byoanet',

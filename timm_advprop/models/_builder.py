@@ -1,5 +1,6 @@
 """Builds and registers every `*_ap` model: a timm model whose batch norms are split after construction."""
 import dataclasses
+import logging
 import sys
 import threading
 from collections import deque
@@ -20,10 +21,15 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
+from torch.utils.hooks import RemovableHandle
 
-from ..norms import convert_split_norm, has_split_norm, index_aux_key, split_state_dict
+from ..errors import InputError
+from ..norms import convert_split_norm, has_split_norm, index_aux_key, num_aux_in, split_state_dict
+from ..publication import Publication
 
 __all__ = ['base_of', 'build_split_model', 'left_out_models', 'register_split_models', 'split_models']
+
+_logger = logging.getLogger(__name__)
 
 Filter = Callable[..., Dict[str, Any]]
 
@@ -32,7 +38,7 @@ def build_split_model(
         variant: str,
         base: str,
         pretrained: bool = False,
-        num_aux: int = 1,
+        num_aux: Optional[int] = None,
         pretrained_cfg: Optional[Union[str, Dict[str, Any], PretrainedCfg]] = None,
         pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
@@ -41,25 +47,35 @@ def build_split_model(
 
     Weights are loaded by timm itself into the split model, so plain weights and weights with auxiliary norms both
     load, for any `num_classes`, `in_chans` or `features_only`. Auxiliary norms that the weights lack start as copies
-    of the main norms.
+    of the main norms. A Hub repository or local folder that is not timm's own says in its `config.json` what it holds:
+    classes, input, normalisation and number of auxiliary norms are taken from there. From the Hub only safetensors
+    files are read.
 
     Args:
         variant: Registered name of the model, `*_ap`.
         base: Name of the timm architecture it is built on.
         pretrained: Load the weights that the pretrained cfg names.
-        num_aux: Number of auxiliary norms for each norm that is split.
+        num_aux: Number of auxiliary norms for each norm that is split; by default that of the weights, else 1.
         pretrained_cfg: Tag or cfg, as for `timm.create_model`.
         pretrained_cfg_overlay: Entries that replace those of the cfg, as for `timm.create_model`.
         **kwargs: Arguments of the timm architecture.
 
     Raises:
         RuntimeError: `pretrained` is asked for and there are no AdvProp weights, or a file given for them does not fit.
+        InputError: A repository or folder cannot be read, or holds another model.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    cfg = dataclasses.replace(cfg, architecture=variant)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(_no_weights_message(variant, base))
-    with _splitting_before_weights_load(num_aux, cfg, features_only=kwargs.get('features_only', False)):
+    publication = _find_publication(variant, cfg, kwargs.get('cache_dir')) if pretrained else None
+    if publication is not None and publication.config:
+        _check_architecture(publication, variant, base)
+        cfg = resolve_pretrained_cfg(variant, publication.pretrained_cfg, pretrained_cfg_overlay)
+        kwargs = {**publication.model_args, **kwargs}
+        num_aux = publication.num_aux or 1 if num_aux is None else num_aux
+    num_aux = 1 if num_aux is None else num_aux
+    cfg = dataclasses.replace(cfg, architecture=variant)
+    with _splitting_before_weights_load(num_aux, cfg, publication, kwargs.get('features_only', False)):
         model = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
     return model if has_split_norm(model) else convert_split_norm(model, num_aux)
 
@@ -101,13 +117,9 @@ def split_models() -> Dict[str, str]:
     return dict(_BASES)
 
 
-def base_of(variant: str) -> str:
-    """The timm architecture that a registered `*_ap` model is built on.
-
-    Raises:
-        KeyError: There is no such model.
-    """
-    return _BASES[variant]
+def base_of(name: str) -> str:
+    """The timm architecture that a registered `*_ap` model is built on. Any other name is returned as it is."""
+    return _BASES.get(name, name)
 
 
 def left_out_models() -> Dict[str, str]:
@@ -158,21 +170,60 @@ def _entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.
     return create
 
 
+def _find_publication(variant: str, cfg: PretrainedCfg, cache_dir: Optional[str]) -> Optional[Publication]:
+    # None for weights that are not in a repository or a folder. timm's own repositories have no auxiliary norms, and
+    # their cfgs are in the registry: only the weights are read.
+    if cfg.source == 'local-dir':
+        return Publication.in_folder(cfg.file)
+    if cfg.state_dict or cfg.file or not cfg.hf_hub_id:
+        return None
+    if any(known.hf_hub_id == cfg.hf_hub_id for known in get_arch_pretrained_cfgs(variant).values()):
+        return Publication.of_weights(cfg.hf_hub_id, cache_dir)
+    return Publication.on_hub(cfg.hf_hub_id, cache_dir)
+
+
+def _check_architecture(publication: Publication, variant: str, base: str) -> None:
+    if publication.architecture not in (base, variant):
+        raise InputError(f'{publication.name} holds {publication.architecture}, not {base}, the base of {variant}.')
+
+
+def _published_weights(publication: Publication) -> Dict[str, Any]:
+    # Entries of a pretrained cfg that make timm load what was read here.
+    state_dict = publication.load_state_dict()
+    if publication.config and not num_aux_in(state_dict):
+        _logger.warning(f'{publication.name} has no auxiliary norms: they start as copies of the main norms.')
+    return dict(source=None, custom_load=False, state_dict=state_dict)
+
+
 @contextmanager
-def _splitting_before_weights_load(num_aux: int, cfg: PretrainedCfg, features_only: bool) -> Iterator[None]:
+def _splitting_before_weights_load(
+        num_aux: int,
+        cfg: PretrainedCfg,
+        publication: Optional[Publication],
+        features_only: bool,
+) -> Iterator[None]:
     # timm builds, loads and (for features_only) re-wraps a model in one call. The norms must be split between the first
     # two, or weights with auxiliary norms would not load; the call to load_pretrained is where that can be done.
     thread = threading.get_ident()
 
-    def split_and_load(model: nn.Module, *args: Any, filter_fn: Optional[Filter] = None, **kwargs: Any) -> None:
+    def split_and_load(
+            model: nn.Module,
+            pretrained_cfg: Dict[str, Any],
+            *args: Any,
+            filter_fn: Optional[Filter] = None,
+            **kwargs: Any,
+    ) -> None:
         if threading.get_ident() != thread or _is_npz(cfg):  # such files are copied in, past the state dict
-            return load_pretrained(model, *args, filter_fn=filter_fn, **kwargs)
+            return load_pretrained(model, pretrained_cfg, *args, filter_fn=filter_fn, **kwargs)
         convert_split_norm(model, num_aux)
+        checked = bool(cfg.file or cfg.state_dict)
+        if publication is not None:
+            pretrained_cfg = {**pretrained_cfg, **_published_weights(publication)}
+            checked = bool(publication.config)
         handle = None
-        if (cfg.file or cfg.state_dict) and not features_only:
-            adapted = _layer_names(cfg.classifier) + (_layer_names(cfg.first_conv) if kwargs['in_chans'] != 3 else ())
-            handle = model.register_load_state_dict_post_hook(partial(_refuse_misfits, cfg.architecture, adapted))
-        load_pretrained(model, *args, filter_fn=filter_fn and _sparing_aux(filter_fn), **kwargs)
+        if checked and not features_only:
+            handle = _refuse_misfits_on_load(model, cfg, kwargs['in_chans'])
+        load_pretrained(model, pretrained_cfg, *args, filter_fn=filter_fn and _sparing_aux(filter_fn), **kwargs)
         if handle:
             handle.remove()
 
@@ -202,6 +253,13 @@ def _is_npz(cfg: PretrainedCfg) -> bool:
 
 def _layer_names(names: Union[None, str, Sequence[str]]) -> Tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _refuse_misfits_on_load(model: nn.Module, cfg: PretrainedCfg, in_chans: int) -> RemovableHandle:
+    adapted = _layer_names(cfg.classifier)
+    if in_chans != cfg.input_size[0]:
+        adapted += _layer_names(cfg.first_conv)
+    return model.register_load_state_dict_post_hook(partial(_refuse_misfits, cfg.architecture, adapted))
 
 
 def _refuse_misfits(architecture: str, adapted: Sequence[str], model: nn.Module, incompatible: Any) -> None:

@@ -230,6 +230,9 @@ def _add_misc(parser):
     add('--experiment', default='', metavar='NAME', help='sub-folder of the output (default: date, model and size)')
     add('--eval-metric', default='top1', choices=('top1', 'top5', 'loss'), help='metric of the best checkpoint')
     add('--use-multi-epochs-loader', action='store_true', help='keep the loader\'s workers between epochs')
+    add('--push-to-hub', default='', metavar='user/name',
+        help='publish the best checkpoint on the Hugging Face Hub at the end')
+    add('--hub-private', action='store_true', help='make the repository private')
     add('--log-wandb', action='store_true', help='log to Weights & Biases')
     add('--wandb-project', default=None, help='wandb project')
     add('--wandb-tags', default=[], nargs='+', help='wandb tags')

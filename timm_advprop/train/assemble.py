@@ -62,6 +62,8 @@ def check_arguments(args: Namespace) -> None:
              f'mixup and cutmix need an even batch, got --batch-size {args.batch_size}'),
             (args.amp and args.model_dtype not in (None, 'float32'), '--amp needs --model-dtype float32'),
             (args.log_wandb and not _has_wandb(), '--log-wandb needs the package wandb: pip install wandb'),
+            (args.pretrained_path and ':' in args.model,
+             f'--pretrained-path gives {args.model} other weights: use --initial-checkpoint'),
             (args.val_split == '' and args.eval_metric != 'loss', 'without --val-split, --eval-metric must be loss'),
     ):
         if wrong:
@@ -99,7 +101,7 @@ def setup_precision(args: Namespace, device: torch.device) -> Tuple[Optional[tor
 
 def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dtype]) -> nn.Module:
     """Create the model and put it on its device."""
-    in_chans = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else None
     model_kwargs = dict(args.model_kwargs)
     if len(args.adv_eps) > 1 and args.model.split('.')[0] in split_models():
@@ -116,6 +118,8 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         global_pool=args.gp,
         **model_kwargs,
     )
+    if ':' in args.model and not args.pretrained:
+        _logger.info(f'The architecture of {args.model}, untrained: --pretrained loads its weights.')
     if args.initial_checkpoint:
         state_dict = read_checkpoint(args.initial_checkpoint)
         load_read_checkpoint(model, state_dict, args.initial_checkpoint, convert=args.regime == 'advprop')

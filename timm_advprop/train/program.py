@@ -5,16 +5,18 @@ import os
 import sys
 from argparse import Namespace
 from datetime import datetime
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from timm.models import safe_model_name
 from timm.task import TrainingTask
-from timm.utils import distribute_bn, is_primary, setup_default_logging
+from timm.utils import distribute_bn, is_primary
 
+from ..arguments import setup_logging
 from ..errors import InputError, exits_on_input_error
 from ..evaluation.accuracy import evaluate
+from ..hub import check_can_push, push_to_hub
 from . import assemble
 from .args import parse_args
 from .checkpoint import AtomicCheckpointSaver, resume, resume_ema
@@ -33,10 +35,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     Args:
         argv: Command line, `sys.argv[1:]` by default.
     """
-    setup_default_logging()
+    setup_logging()
     args = parse_args(argv)
     try:
-        results = train(args)
+        results, folder = train(args)
     except NonFiniteLoss as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
@@ -45,19 +47,24 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             torch.distributed.destroy_process_group()
     if is_primary(args):
         print(f'--result\n{json.dumps(results, indent=4)}')
+        if args.push_to_hub and results:
+            _publish_best(args, folder)
 
 
-def train(args: Namespace) -> List[Dict[str, Any]]:
+def train(args: Namespace) -> Tuple[List[Dict[str, Any]], Optional[str]]:
     """Train a model.
 
     Args:
         args: Arguments of the training program.
 
     Returns:
-        The ten best epochs, best last: `epoch`, `train` and `validation` metrics.
+        The ten best epochs, best last: `epoch`, `train` and `validation` metrics; and the output folder, None on other
+        processes than the first.
     """
     arguments = dict(vars(args))  # as given: the run completes args with what it finds out
     assemble.check_arguments(args)
+    if args.push_to_hub:
+        check_can_push(args.push_to_hub)
     device = assemble.setup_device(args)
     dtype, autocast, loss_scaler = assemble.setup_precision(args, device)
     model = assemble.build_model(args, device, dtype)
@@ -72,7 +79,7 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
     first_epoch = args.start_epoch if args.start_epoch is not None else (resume_epoch or 0)
     _advance_scheduler(trainer, first_epoch, args.sched_on_updates)
 
-    run_log = None
+    run_log = folder = None
     if is_primary(args):
         folder = _output_folder(args, data_config)
         run_log = RunLog(folder, arguments, first_epoch, _start_wandb(args, folder))
@@ -107,7 +114,7 @@ def train(args: Namespace) -> List[Dict[str, Any]]:
             log_interval=args.log_interval,
         )
 
-    return _run_epochs(args, trainer, loaders, validate, run_log, first_epoch)
+    return _run_epochs(args, trainer, loaders, validate, run_log, first_epoch), folder
 
 
 def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[Dict[str, Any]]:
@@ -139,6 +146,16 @@ def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[
         reverse=args.eval_metric == 'loss',
     )
     return results[-10:]
+
+
+def _publish_best(args: Namespace, folder: str) -> None:
+    checkpoint = os.path.join(folder, 'model_best.pth.tar')
+    try:
+        url = push_to_hub(checkpoint, args.push_to_hub, private=args.hub_private or None)
+    except InputError as error:
+        raise InputError(f'{error} The run is safe: python -m timm_advprop.hub push {checkpoint} {args.push_to_hub}'
+                         ) from None
+    print(f'Published {args.push_to_hub}: {url}')
 
 
 def _build_trainer(args, task, loaders, optimizer, device, dtype, autocast, loss_scaler) -> Trainer:

@@ -1,0 +1,125 @@
+"""Downloads files of Hugging Face Hub repositories, and says in one line what went wrong."""
+import re
+from typing import Optional, Tuple, Union
+
+from huggingface_hub import _CACHED_NO_EXIST, constants, get_token, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import InputError
+
+__all__ = ['HUB_ERRORS', 'NETWORK_ERRORS', 'download_file', 'explain_hub_error', 'redact', 'split_model_id']
+
+# The client's errors, and those of the HTTP library that its version is built on.
+NETWORK_ERRORS = (*(base for base in HfHubHTTPError.__mro__ if base not in OSError.__mro__), EntryNotFoundError)
+HUB_ERRORS = (*NETWORK_ERRORS, HFValidationError, OSError)
+
+_TOKEN = re.compile(r'\b(hf|api)_[A-Za-z0-9_]{16,}')
+
+
+def download_file(
+        model_id: str,
+        filename: str,
+        cache_dir: Optional[str] = None,
+        force: bool = False,
+        token: Optional[str] = None,
+) -> Optional[str]:
+    """Download a file of a Hub repository into the cache.
+
+    Args:
+        model_id: `user/name`, or `user/name@revision`.
+        filename: The file's name in the repository.
+        cache_dir: Cache folder, the client's own by default.
+        force: Download it even where the cache has it.
+        token: Hub token, the stored one by default.
+
+    Returns:
+        Its path in the cache, None where the repository has no such file.
+
+    Raises:
+        InputError: It cannot be downloaded; the message says why and what to do.
+    """
+    repo_id, revision = split_model_id(model_id)
+    location = dict(repo_id=repo_id, filename=filename, revision=revision, cache_dir=cache_dir)
+    try:
+        return hf_hub_download(**location, force_download=force, token=token, library_name='timm-advprop')
+    except LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(**location) is _CACHED_NO_EXIST:
+            return None
+        raise InputError(_explain_cold_cache(model_id, filename, error)) from error
+    except EntryNotFoundError:
+        return None
+    except (*HUB_ERRORS, ValueError) as error:  # a ValueError where a file cannot be downloaded again
+        raise InputError(f'Cannot download {filename} of {model_id}: {explain_hub_error(error, model_id)}') from error
+
+
+def split_model_id(model_id: str) -> Tuple[str, Optional[str]]:
+    """Divide `user/name@revision` into `user/name` and the revision, None where none is pinned.
+
+    Raises:
+        InputError: It has another form.
+    """
+    match = re.fullmatch(r'([^@\s]+)(?:@([^@\s]+))?', model_id)
+    if not match:
+        raise InputError(f'{model_id!r} is not the name of a Hub repository: give user/name or user/name@revision.')
+    return match[1], match[2]
+
+
+def explain_hub_error(error: Exception, model_id: str) -> str:
+    """What an error of the Hub's client means, and what to do, in one line without a token in it.
+
+    Args:
+        error: One of `HUB_ERRORS`.
+        model_id: The repository, `user/name` or `user/name@revision`.
+    """
+    repo_id, _, revision = model_id.partition('@')
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    if isinstance(error, GatedRepoError):
+        return f'{repo_id} is gated: accept its terms on {constants.ENDPOINT}/{repo_id}, then log in.'
+    if status == 401 and 'Invalid credentials' in str(error) + str(error.response.headers.get('X-Error-Message')):
+        return 'the Hub refuses the token: make a new one, then `hf auth login` or HF_TOKEN.'
+    if isinstance(error, RepositoryNotFoundError):
+        login = 'may the token see it?' if get_token() else 'if so, log in with `hf auth login` or set HF_TOKEN'
+        return f'there is no repository {repo_id} on the Hub, or it is private ({login}).'
+    if isinstance(error, RevisionNotFoundError):
+        return f'{repo_id} has no revision {revision or "main"}.'
+    if status in (401, 403):
+        return f'the Hub does not allow it: the token needs write access to {repo_id}.'
+    if isinstance(error, HFValidationError):
+        return f'{repo_id} is not the name of a Hub repository: give user/name.'
+    if status is not None:
+        return f'the Hub answered {status}: {_first_line(error)}'
+    if 'Consistency check failed' in str(error):
+        return 'the download broke off. Try again.'
+    if isinstance(error, OSError) and error.errno is not None:
+        return f'{_first_line(error)}'
+    return f'the Hub ({constants.ENDPOINT}) cannot be reached: {_first_line(error)}'
+
+
+def redact(text: str, token: Union[None, bool, str] = None) -> str:
+    """Take Hub tokens out of a text: the one given, the stored one, and whatever looks like one."""
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, '<token>')
+    return _TOKEN.sub('<token>', text)
+
+
+def _explain_cold_cache(model_id: str, filename: str, error: Exception) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return (f'{filename} of {model_id} is not in the cache, and HF_HUB_OFFLINE is set: '
+                f'download it once without HF_HUB_OFFLINE.')
+    cause = error.__cause__ or error
+    return (f'Cannot download {filename} of {model_id}, and it is not in the cache: '
+            f'{explain_hub_error(cause, model_id) if cause is not error else _first_line(error)}')
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

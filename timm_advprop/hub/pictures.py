@@ -1,0 +1,130 @@
+"""The pictures of a model card: clean and adversarial images, and main against auxiliary norms. Need matplotlib."""
+import itertools
+from typing import Any, List, Tuple
+
+import torch
+import torch.nn as nn
+from timm.data import create_transform
+
+from ..evaluation.pictures import draw_attack, new_figure
+from ..inputs import channel_normalisation, open_dataset
+from ..norms import norm_route, split_norms
+from ..regimes import Adversary
+from .release import Release
+
+__all__ = ['draw_adversarial_images', 'draw_norms']
+
+NUM_IMAGES = 8
+_ENTRIES = {
+    'weight': 'weight',
+    'bias': 'bias',
+    'running_mean': 'running mean',
+    'running_var': 'running variance',
+}
+
+
+def draw_adversarial_images(release: Release, path: str) -> None:
+    """Draw validation images of the run, clean and attacked as in training, through the first auxiliary norms.
+
+    Args:
+        release: What is published; its recipe names the data set and the attack.
+        path: File to write.
+
+    Raises:
+        InputError: The data set is not there, or matplotlib is not installed.
+    """
+    images, names = _validation_images(release)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(release.data_config))
+    attack = release.aux_norms[0]
+    adversary = Adversary(
+        eps=attack['eps_px'],
+        alpha=attack['alpha_px'],
+        steps=attack['steps'],
+        attack=attack['attack'],
+        target='none',
+        mean=mean.flatten().tolist(),
+        std=std.flatten().tolist(),
+    )
+    model = release.model.eval()
+    clean = (images - mean) / std
+    with norm_route(model, 'clean'), torch.inference_mode():
+        target = model(clean).argmax(dim=1)
+    adversarial = adversary(model, clean, target.clone(), route='aux')
+    amplification = 64 / max(attack['eps_px'], 1)
+    draw_attack(path, images, adversarial * std + mean, names, amplification)
+
+
+def draw_norms(model: nn.Module, path: str) -> None:
+    """Draw each channel's parameters and statistics in the main norm against those in the auxiliary norms.
+
+    Args:
+        model: A model with split norms.
+        path: File to write.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    norms = list(split_norms(model))
+    entries = [name for name in _ENTRIES if any(getattr(norm, name, None) is not None for norm in norms)]
+    num_aux = len(norms[0].aux_bn)
+    figure = new_figure((2.7 * len(entries), 2.7 * num_aux + 0.3))
+    axes = figure.subplots(num_aux, len(entries), squeeze=False)
+    for i, row in enumerate(axes):
+        for name, axis in zip(entries, row):
+            main, aux, depth = _paired_values(norms, name, i)
+            points = axis.scatter(main, aux, c=depth, s=2, cmap='viridis', vmin=0, vmax=1, rasterized=True)
+            low, high = min(main.min(), aux.min()), max(main.max(), aux.max())
+            axis.plot([low, high], [low, high], color='grey', linewidth=0.6)
+            if name == 'running_var' and low > 0:
+                axis.set_xscale('log')
+                axis.set_yscale('log')
+            axis.set_title(_ENTRIES[name], fontsize=8)
+            axis.set_xlabel('main norm', fontsize=7)
+            axis.set_ylabel('auxiliary norm' + (f' {i + 1}' if num_aux > 1 else ''), fontsize=7)
+            axis.tick_params(labelsize=6)
+    bar = figure.colorbar(points, ax=axes, ticks=[0, 1], shrink=0.8)
+    bar.ax.set_yticklabels(['first', 'last norm'], fontsize=7)
+    figure.savefig(path)
+
+
+def _paired_values(norms: List[nn.Module], name: str, i: int) -> Tuple[Any, Any, Any]:
+    main, aux, depth = [], [], []
+    for position, norm in enumerate(norms):
+        value = getattr(norm, name, None)
+        if value is not None:
+            main.append(value.detach().float().flatten())
+            aux.append(getattr(norm.aux_bn[i], name).detach().float().flatten())
+            depth.append(torch.full_like(main[-1], position / max(len(norms) - 1, 1)))
+    return tuple(torch.cat(values).numpy() for values in (main, aux, depth))
+
+
+def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
+    # Images [N, C, H, W] in 0–1, evenly over the data set, and the names of their classes.
+    args, config = release.recipe, release.data_config
+    dataset = open_dataset(
+        args.get('dataset') or '',
+        args.get('data_dir'),
+        args.get('val_split') or 'validation',
+        class_map=args.get('class_map') or '',
+        input_img_mode=args.get('input_img_mode') or ('RGB' if config['input_size'][0] == 3 else 'L'),
+        input_key=args.get('input_key'),
+        target_key=args.get('target_key'),
+        num_samples=args.get('val_num_samples'),
+        batch_size=NUM_IMAGES,
+    )
+    channels = config['input_size'][0]
+    dataset.transform = create_transform(
+        config['input_size'],
+        interpolation=config['interpolation'],
+        crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'],
+        mean=(0.,) * channels,
+        std=(1.,) * channels,
+    )
+    if hasattr(dataset, '__len__'):
+        chosen = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long().tolist()
+        samples = [dataset[index] for index in chosen]
+    else:
+        samples = list(itertools.islice(dataset, NUM_IMAGES))
+    names = {index: name for name, index in (getattr(dataset.reader, 'class_to_idx', None) or {}).items()}
+    return torch.stack([image for image, _ in samples]), [str(names.get(label, label)) for _, label in samples]

@@ -1,0 +1,99 @@
+"""The Hub program: `python -m timm_advprop.hub push CHECKPOINT user/name`, `… pull user/name`, `timm-advprop-hub`."""
+import os
+from argparse import Namespace
+from typing import Optional, Sequence
+
+from safetensors.torch import save_file
+
+from ..arguments import ProgramParser, setup_logging
+from ..errors import InputError, exits_on_input_error
+from ..publication import open_publication
+from .folder import write_publication
+from .push import push_to_hub
+from .release import open_release
+from .results import read_results
+
+__all__ = ['main']
+
+
+@exits_on_input_error
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run the Hub program.
+
+    Args:
+        argv: Command line, `sys.argv[1:]` by default.
+    """
+    setup_logging()
+    args = _create_parser().parse_args(argv)
+    args.run(args)
+
+
+def _create_parser() -> ProgramParser:
+    parser = ProgramParser(prog='python -m timm_advprop.hub', description='Publish models on the Hugging Face Hub, and '
+                           'fetch published ones. The token is that of `hf auth login`, or HF_TOKEN.')
+    programs = parser.add_subparsers(required=True, metavar='{push,pull}')
+    push = programs.add_parser('push', help='publish a checkpoint', description='Publish a checkpoint, as one commit.')
+    push.set_defaults(run=_push)
+    add = push.add_argument
+    add('checkpoint', metavar='CHECKPOINT', help='checkpoint; the averaged weights are taken where there are any')
+    add('repo_id', metavar='user/name', help='repository, made where it is missing')
+    add('--private', action='store_true', help='make a new repository private')
+    add('--revision', default=None, metavar='BRANCH', help='branch, made where it is missing (default: main)')
+    add('--message', default=None, metavar='TEXT', help='commit message')
+    add('--dry-run', action='store_true', help='write the folder and show the card, and send nothing')
+    add('--to', default=None, metavar='DIR', help='folder of --dry-run (default: output/hub/<name>)')
+    add('--model', default=None, metavar='NAME', help='model of a checkpoint that does not say it')
+    add('--results', nargs='+', default=[], metavar='FILE', help='results files of validate.py, shown on the card')
+    add('--dataset', default=None, metavar='NAME', help='data set on the card (default: that of the run)')
+    add('--license', default=None, metavar='NAME',
+        help='licence (default: that of the weights the run began with, else apache-2.0)')
+    add('--no-images', action='store_true', help='no validation images on the card')
+    pull = programs.add_parser('pull', help='fetch a published model', description='Write a published model, main and '
+                               'auxiliary norms, as one file that --initial-checkpoint and load_checkpoint take.')
+    pull.set_defaults(run=_pull)
+    pull.add_argument('repo_id', metavar='user/name[@revision]', help='repository, or local-dir:FOLDER')
+    pull.add_argument('--to', default=None, metavar='FILE', help='safetensors file (default: <name>.safetensors)')
+    return parser
+
+
+def _push(args: Namespace) -> None:
+    results = read_results(args.results)
+    about = dict(results=results, dataset=args.dataset, license=args.license, images=not args.no_images)
+    if args.dry_run:
+        folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
+        files = write_publication(open_release(args.checkpoint, args.model), folder, args.repo_id, **about)
+        with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
+            print(file.read())
+        print(f'Nothing was sent. {folder} has {", ".join(files)}.')
+        return
+    url = push_to_hub(
+        args.checkpoint,
+        args.repo_id,
+        message=args.message,
+        revision=args.revision,
+        private=args.private or None,
+        model=args.model,
+        **about,
+    )
+    print(f'Published {args.repo_id}: {url}')
+
+
+def _pull(args: Namespace) -> None:
+    source, _, location = args.repo_id.rpartition(':')
+    publication = open_publication(source or 'hf-hub', location)
+    name = os.path.basename(os.path.normpath(location.partition('@')[0]))
+    path = args.to or f'{name}.safetensors'
+    if not path.endswith('.safetensors'):
+        raise InputError(f'--to {path}: the file is a safetensors file, give it that ending.')
+    if os.path.exists(path):
+        raise InputError(f'{path} exists: remove it, or give another file with --to.')
+    architecture = publication.architecture
+    state_dict = publication.load_state_dict()
+    temporary = f'{path}.tmp'
+    try:
+        save_file(state_dict, temporary, metadata={'format': 'pt'})
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f'Cannot write {path}: {error}.') from error
+    norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'
+    print(f'{path}: {architecture} of {publication.name}, {norms}.')

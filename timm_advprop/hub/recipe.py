@@ -1,0 +1,50 @@
+"""The training recipe of a publication: `args.yaml` without what belongs to one machine, and the command to run it."""
+import os
+from typing import Any, Dict, Mapping
+
+from ..downloads import redact
+
+__all__ = ['publishable_recipe', 'training_command']
+
+_OF_ONE_RUN = (
+    'config', 'data', 'data_dir', 'device', 'device_modules', 'distributed', 'experiment', 'hub_private', 'local_rank',
+    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'wandb_project',
+    'wandb_resume_id', 'wandb_tags', 'world_size',
+)
+_WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')
+
+
+def publishable_recipe(arguments: Mapping[str, Any]) -> Dict[str, Any]:
+    """Arguments of a run that others can use: without folders, devices and accounts of the machine, and without tokens.
+
+    Args:
+        arguments: Arguments, under the names of `args.yaml`.
+    """
+    return {name: _publishable(value) for name, value in arguments.items() if name not in _OF_ONE_RUN}
+
+
+def training_command(arguments: Mapping[str, Any]) -> str:
+    """The command that trains with a published `args.yaml`, '' where the training program does not know its arguments.
+
+    Args:
+        arguments: Arguments of the run, under the names of `args.yaml`.
+    """
+    if 'regime' not in arguments:  # of another program
+        return ''
+    processes = arguments.get('world_size') or 1
+    program = 'timm-advprop-train'
+    if processes > 1:
+        program = f'torchrun --nproc_per_node {processes} -m timm_advprop.train'
+    reader = (arguments.get('dataset') or '').partition('/')[0]
+    data = '' if reader in _WITHOUT_FOLDER else ' --data-dir DATA'
+    return f'{program} --config args.yaml{data}'
+
+
+def _publishable(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else value)
+    if isinstance(value, Mapping):
+        return {str(key): _publishable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_publishable(entry) for entry in value]
+    return value if isinstance(value, (int, float, bool, type(None))) else redact(str(value))

@@ -1,0 +1,181 @@
+"""What is published: a model with the weights of a run, and what is known of the run."""
+import csv
+import io
+import logging
+import os
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Union
+
+import torch
+import torch.nn as nn
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+from timm.utils import unwrap_model
+
+from ..checkpoints import load_read_checkpoint, read_checkpoint, read_run
+from ..errors import InputError
+from ..inputs import dataset_name, open_model
+from ..models import base_of, split_models
+from ..norms import num_aux_in, num_aux_norms, set_norm_route
+from ..regimes import default_regime, default_steps
+
+__all__ = ['Release', 'open_release', 'release_model']
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Release:
+    """What is published.
+
+    Args:
+        model: The model, split or plain, on the CPU.
+        recipe: Arguments of the run, under the names of `args.yaml`; empty where nothing is known.
+        data_config: How images are sized and normalised, see `timm.data.resolve_data_config`.
+        summary: The run's `summary.csv`.
+        epoch: Epoch that the weights are from.
+        averaged: The weights are an exponential moving average.
+        checkpoint: File that the weights are from.
+    """
+    model: nn.Module
+    recipe: Dict[str, Any] = field(default_factory=dict)
+    data_config: Dict[str, Any] = field(default_factory=dict)
+    summary: str = ''
+    epoch: Optional[int] = None
+    averaged: bool = False
+    checkpoint: Optional[str] = None
+
+    @property
+    def architecture(self) -> str:
+        """The plain timm architecture."""
+        return base_of(self.model.pretrained_cfg['architecture'])
+
+    @property
+    def num_aux(self) -> int:
+        """Number of auxiliary norms for each norm, 0 for a plain model."""
+        return num_aux_norms(self.model)
+
+    @property
+    def regime(self) -> Optional[str]:
+        """The training regime, None where it is not known."""
+        if 'regime' not in self.recipe:
+            return None
+        return self.recipe['regime'] or default_regime(self.model)
+
+    @property
+    def aux_norms(self) -> List[Dict[str, Any]]:
+        """For each auxiliary norm, what it was trained on; strengths and step sizes in 0–255 pixels."""
+        if self.regime is None:
+            return [{} for _ in range(self.num_aux)]
+        if self.regime == 'vanilla':
+            return [dict(trained_on='nothing') for _ in range(self.num_aux)]
+        return [dict(
+            trained_on='adversarial images',
+            attack=self.recipe['adv_attack'],
+            eps_px=eps,
+            alpha_px=self.recipe['adv_alpha'],
+            steps=self.recipe['adv_steps'] or default_steps(eps),
+            target=self.recipe['adv_target'],
+            random_start=self.recipe['adv_random_start'],
+        ) for eps in self.recipe['adv_eps']]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set of the run, '' where it is not known."""
+        return dataset_name(self.recipe.get('dataset'), self.recipe.get('data_dir'))
+
+    @property
+    def metrics(self) -> Dict[str, float]:
+        """Validation metrics of the weights, in percent, as the training program measured them."""
+        if self.averaged and self.recipe.get('model_ema_force_cpu'):
+            return {}  # the program validates the weights themselves then
+        rows = csv.DictReader(io.StringIO(self.summary))
+        row = next((row for row in rows if row.get('epoch') == str(self.epoch)), {})
+        return {name: float(row[f'eval_{name}']) for name in ('top1', 'top5') if row.get(f'eval_{name}')}
+
+
+def release_model(model: nn.Module, recipe: Optional[Mapping[str, Any]] = None) -> Release:
+    """Publish a model as it is.
+
+    Args:
+        model: A timm model with or without split norms; DDP and compilation are taken off. It is left as it is.
+        recipe: Arguments of the run, under the names of `args.yaml`.
+
+    Raises:
+        InputError: It is not a timm classifier.
+    """
+    model = unwrap_model(model)
+    if not (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or not hasattr(model, 'num_classes'):
+        raise InputError(f'{type(model).__name__} is not a timm classifier: only models that timm can create again '
+                         'can be published.')
+    model = deepcopy(model).cpu()
+    return Release(model, dict(recipe or {}), resolve_data_config({}, model=model))
+
+
+def open_release(
+        checkpoint: Union[str, os.PathLike],
+        model: Optional[str] = None,
+        recipe: Optional[Mapping[str, Any]] = None,
+) -> Release:
+    """Publish a checkpoint: the averaged weights where there are any.
+
+    Args:
+        checkpoint: A checkpoint of the training program or of timm's, which say which model they are of, or a file with
+            weights alone.
+        model: Model name, for a file that does not say it.
+        recipe: Arguments of the run, by default those in the checkpoint.
+
+    Raises:
+        InputError: There is no such file, it does not say which model it is of, or it does not fit.
+    """
+    path = os.fspath(checkpoint)
+    state_dict = read_checkpoint(path, use_ema=True)
+    run = read_run(path)
+    args = dict(recipe or run.get('args') or {})
+    name = model or args.get('model')
+    if not name:
+        raise InputError(f'{path} does not say which model it is of: give --model (in Python, model=…).')
+    model = open_model(name, **_model_kwargs(name, args, state_dict))
+    load_read_checkpoint(model, state_dict, path, convert=True)
+    if num_aux_norms(model):
+        set_norm_route(model, 'clean')
+    return Release(
+        model,
+        recipe=args,
+        data_config=resolve_data_config(args, model=model),
+        summary=_read_summary(os.path.join(os.path.dirname(path), 'summary.csv')) if run else '',
+        epoch=run.get('epoch'),
+        averaged=run.get('averaged', False),
+        checkpoint=path,
+    )
+
+
+def _model_kwargs(name: str, args: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Dict[str, Any]:
+    input_size = args.get('input_size')
+    kwargs = dict(
+        num_classes=args.get('num_classes') or _count_classes(name, state_dict),
+        in_chans=args.get('in_chans') or (input_size[0] if input_size else None),
+        global_pool=args.get('gp'),
+        **(args.get('model_kwargs') or {}),
+    )
+    num_aux = num_aux_in(state_dict)
+    if num_aux and (':' in name or name.split('.')[0] in split_models()):
+        kwargs['num_aux'] = num_aux
+    return kwargs
+
+
+def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optional[int]:
+    # From the classifier's bias; None where the model has none of that name.
+    classifier = None if ':' in name else get_pretrained_cfg(name.split('.')[0]).classifier
+    for layer in (classifier,) if isinstance(classifier, str) else classifier or ():
+        if f'{layer}.bias' in state_dict:
+            return len(state_dict[f'{layer}.bias'])
+    return None
+
+
+def _read_summary(path: str) -> str:
+    if not os.path.isfile(path):
+        return ''
+    with open(path, newline='', encoding='utf-8') as file:
+        return file.read()

@@ -1,0 +1,189 @@
+"""Published weights: a Hub repository or a local folder of the same layout.
+
+`model.safetensors` and `config.json` are the plain model, as stock timm reads and writes them. `aux.safetensors` holds
+the auxiliary norms, and `config.json` has under `timm_advprop` what is needed to rebuild the split model.
+"""
+import hashlib
+import json
+import logging
+import os
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._hub import _parse_model_cfg
+
+from .downloads import download_file, split_model_id
+from .errors import InputError
+from .norms import num_aux_in, split_state_dict
+
+__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest', 'open_publication']
+
+WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
+CONFIG_KEY = 'timm_advprop'
+
+_PICKLED_FILES = ('pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+_logger = logging.getLogger(__name__)
+
+
+class Publication:
+    """Published weights.
+
+    Args:
+        name: Name for messages.
+        locate: Maps a file's name, and `force=True` to download it again, to its path, None where there is none.
+        origin: Entries of a pretrained cfg that say where the weights are.
+        config: Contents of `config.json`, empty where there is none.
+    """
+
+    def __init__(self, name: str, locate: Callable[..., Optional[str]], origin: Dict[str, Any], config: Dict[str, Any]):
+        self.name = name
+        self.origin = origin
+        self.config = config
+        self._locate = locate
+
+    @classmethod
+    def on_hub(cls, model_id: str, cache_dir: Optional[str] = None) -> 'Publication':
+        """Open `user/name` or `user/name@revision`. All files are taken from the commit that `config.json` is from."""
+        path = download_file(model_id, CONFIG_FILE, cache_dir)
+        config = _read_config(path, model_id)
+        if path:  # …/snapshots/<commit>/config.json
+            model_id = f'{split_model_id(model_id)[0]}@{Path(path).parent.name}'
+        locate = partial(download_file, model_id, cache_dir=cache_dir)
+        return cls(model_id, locate, dict(hf_hub_id=model_id, source='hf-hub'), config)
+
+    @classmethod
+    def of_weights(cls, model_id: str, cache_dir: Optional[str] = None) -> 'Publication':
+        """Open a repository that is known to hold plain weights, and read nothing else of it."""
+        locate = partial(download_file, model_id, cache_dir=cache_dir)
+        return cls(model_id, locate, dict(hf_hub_id=model_id), {})
+
+    @classmethod
+    def in_folder(cls, folder: str) -> 'Publication':
+        """Open a local folder."""
+        if not os.path.isdir(folder):
+            raise InputError(f'There is no folder {folder}.')
+
+        def locate(filename: str, force: bool = False) -> Optional[str]:
+            path = os.path.join(folder, filename)
+            return path if os.path.isfile(path) else None
+
+        config = _read_config(locate(CONFIG_FILE), folder)
+        return cls(folder, locate, dict(file=folder, source='local-dir'), config)
+
+    @property
+    def details(self) -> Dict[str, Any]:
+        """What `config.json` says of AdvProp: `num_aux`, `regime`, `aux_norms`, …; empty for a plain model."""
+        return self.config.get(CONFIG_KEY) or {}
+
+    @property
+    def num_aux(self) -> int:
+        """Number of auxiliary norms for each norm, 0 for a plain model."""
+        return self.details.get('num_aux') or self._saved_args.get('num_aux') or 0
+
+    @property
+    def architecture(self) -> str:
+        """The plain timm architecture.
+
+        Raises:
+            InputError: There is no `config.json`, or it names none.
+        """
+        if not isinstance(self.config.get('architecture'), str):
+            raise InputError(f'{self.name} does not hold a timm model: it has no {CONFIG_FILE} that names an '
+                             'architecture.')
+        return self.config['architecture']
+
+    @property
+    def pretrained_cfg(self) -> Dict[str, Any]:
+        """The model's pretrained cfg, as timm's factory takes it."""
+        return _parse_model_cfg(deepcopy(self.config), dict(self.origin))[0]
+
+    @property
+    def model_args(self) -> Dict[str, Any]:
+        """Arguments that the plain model is created with."""
+        return {name: value for name, value in self._saved_args.items() if name != 'num_aux'}
+
+    @property
+    def _saved_args(self) -> Dict[str, Any]:
+        # `num_aux` is among them where timm's own save_for_hf saved a split model: all norms are in one file then.
+        return _parse_model_cfg(deepcopy(self.config), {})[2] if self.config else {}
+
+    def load_state_dict(self) -> Dict[str, torch.Tensor]:
+        """The state dict of the split model, or of the plain one where there are no auxiliary norms.
+
+        Raises:
+            InputError: A file is missing or damaged, or the weights are there in a pickled form only.
+        """
+        state_dict = self._load(WEIGHTS_FILE)
+        if self.details.get('num_aux'):
+            aux = self._load(AUX_FILE)
+            if split_state_dict(aux)[0] or num_aux_in(aux) != self.num_aux:
+                raise InputError(f'{AUX_FILE} of {self.name} does not hold the {self.num_aux} auxiliary norm(s) for '
+                                 f'each norm that its {CONFIG_FILE} announces.')
+            state_dict.update(aux)
+        return state_dict
+
+    def _load(self, filename: str) -> Dict[str, torch.Tensor]:
+        path = self._locate(filename)
+        if path is None:
+            pickled = next((name for name in _PICKLED_FILES if self._locate(name)), None)
+            also = f' but {pickled}, and pickled files, which could run code, are not read' if pickled else ''
+            raise InputError(f'{self.name} has no {filename}{also}.')
+        try:
+            return self._read_weights(path, filename)
+        except InputError as damage:
+            if 'hf_hub_id' not in self.origin:
+                raise
+            _logger.warning(f'{damage} It is downloaded again.')
+            return self._read_weights(self._locate(filename, force=True), filename)
+
+    def _read_weights(self, path: str, filename: str) -> Dict[str, torch.Tensor]:
+        expected = (self.details.get('sha256') or {}).get(filename)
+        try:
+            if expected and file_digest(path) != expected:
+                raise InputError(f'{filename} of {self.name} is damaged: its contents are not what was published.')
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f'{filename} of {self.name} is damaged or no safetensors file: '
+                             f'{" ".join(str(error).split())}.') from error
+
+
+def open_publication(source: str, location: str, cache_dir: Optional[str] = None) -> Publication:
+    """Open published weights.
+
+    Args:
+        source: `'hf-hub'` or `'local-dir'`, as timm calls them.
+        location: `user/name`, `user/name@revision` or a folder.
+        cache_dir: Cache folder of the Hub's client.
+
+    Raises:
+        InputError: There is no such repository, revision or folder, or it cannot be read.
+    """
+    return Publication.in_folder(location) if source == 'local-dir' else Publication.on_hub(location, cache_dir)
+
+
+def file_digest(path: str) -> str:
+    """The SHA-256 of a file, as a hexadecimal number."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_config(path: Optional[str], name: str) -> Dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding='utf-8') as file:
+            config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{CONFIG_FILE} of {name} is damaged ({error}): delete {path} and try again.') from error
+    if not isinstance(config, dict):
+        raise InputError(f'{CONFIG_FILE} of {name} is damaged: it is no JSON object.')
+    return config
