@@ -1,11 +1,14 @@
 """Fixtures that the tests share."""
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from loopback_hub import LoopbackHub
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from timm_advprop.data import write_digits
 from timm_advprop.norms import SplitNorm, split_norms
 
 torch.set_num_threads(1)
@@ -45,3 +48,23 @@ def loopback_hub():
     """A running Hub."""
     with LoopbackHub() as hub:
         yield hub
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope='session')
+def few_digits(digits, tmp_path_factory):
+    """64 training and 40 validation images, four batches of 16."""
+    folder = tmp_path_factory.mktemp('few')
+    for split, per_class in (('train', (7, 7, 7, 7, 6, 6, 6, 6, 6, 6)), ('validation', (4,) * 10)):
+        for digit, count in enumerate(per_class):
+            target = folder / split / str(digit)
+            target.mkdir(parents=True)
+            for file in sorted(Path(digits, split, str(digit)).iterdir())[:count]:
+                os.link(file, target / file.name)
+    return str(folder)

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 import timm_advprop
-from timm_advprop.data import write_digits
 from timm_advprop.evaluation import main as validate_main
 from timm_advprop.train import main as train_main
 from timm_advprop.train.loop import Trainer
@@ -23,26 +22,6 @@ ROOT = Path(__file__).parents[1]
 MODEL = ['--model', 'test_resnet_ap', '--num-classes', '10', '--img-size', '32', '--workers', '0', '--device', 'cpu']
 FAST = [*MODEL, '--batch-size', '16', '--epochs', '1', '--warmup-epochs', '0', '--lr', '0.05', '--adv-eps', '1',
         '--log-interval', '100']
-
-
-@pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data') / 'digits'
-    write_digits(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope='module')
-def few_digits(digits, tmp_path_factory):
-    """64 training and 40 validation images, four batches of 16."""
-    folder = tmp_path_factory.mktemp('few')
-    for split, per_class in (('train', (7, 7, 7, 7, 6, 6, 6, 6, 6, 6)), ('validation', (4,) * 10)):
-        for digit, count in enumerate(per_class):
-            target = folder / split / str(digit)
-            target.mkdir(parents=True)
-            for file in sorted(Path(digits, split, str(digit)).iterdir())[:count]:
-                os.link(file, target / file.name)
-    return str(folder)
 
 
 def run_train(data, output, *flags):

@@ -26,8 +26,6 @@ __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE
 WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
 CONFIG_KEY = 'timm_advprop'
 
-_PICKLED_FILES = ('pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
-
 _logger = logging.getLogger(__name__)
 
 
@@ -111,7 +109,7 @@ class Publication:
     @property
     def _saved_args(self) -> Dict[str, Any]:
         # `num_aux` is among them where timm's own save_for_hf saved a split model: all norms are in one file then.
-        return _parse_model_cfg(deepcopy(self.config), {})[2] if self.config else {}
+        return _parse_model_cfg(deepcopy(self.config), {})[2] if 'architecture' in self.config else {}
 
     def load_state_dict(self) -> Dict[str, torch.Tensor]:
         """The state dict of the split model, or of the plain one where there are no auxiliary norms.
@@ -131,9 +129,8 @@ class Publication:
     def _load(self, filename: str) -> Dict[str, torch.Tensor]:
         path = self._locate(filename)
         if path is None:
-            pickled = next((name for name in _PICKLED_FILES if self._locate(name)), None)
-            also = f' but {pickled}, and pickled files, which could run code, are not read' if pickled else ''
-            raise InputError(f'{self.name} has no {filename}{also}.')
+            raise InputError(f'{self.name} has no {filename}. Pickled weights, such as pytorch_model.bin, could run '
+                             'code and are not read.')
         try:
             return self._read_weights(path, filename)
         except InputError as damage:

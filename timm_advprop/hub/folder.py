@@ -141,10 +141,14 @@ def _check_loads(release: Release, folder: str) -> None:
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE}: '
                          f'{" ".join(str(error).split())[:400]}') from error
-    for name, value in release.model.state_dict().items():
-        if name not in loaded or not torch.equal(loaded[name].to(value.dtype), value):
-            raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE}: {name} differs. '
-                             'Which norms are split, and how, must be what convert_split_norm does.')
+    if not release.num_aux:
+        loaded = split_state_dict(loaded)[0]
+    state_dict = release.model.state_dict()
+    different = [name for name in {**state_dict, **loaded} if name not in state_dict or name not in loaded
+                 or not torch.equal(loaded[name].to(state_dict[name].dtype), state_dict[name])]
+    if different:
+        raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE}, {different[0]} '
+                         'differs: publish a model that timm creates, whose norms convert_split_norm split.')
 
 
 def _draw_pictures(release: Release, folder: str, images: bool) -> None:

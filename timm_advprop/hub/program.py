@@ -3,6 +3,7 @@ import os
 from argparse import Namespace
 from typing import Optional, Sequence
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..arguments import ProgramParser, setup_logging
@@ -93,7 +94,7 @@ def _pull(args: Namespace) -> None:
     try:
         save_file(state_dict, temporary, metadata={'format': 'pt'})
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f'Cannot write {path}: {error}.') from error
     norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'
     print(f'{path}: {architecture} of {publication.name}, {norms}.')

@@ -40,11 +40,11 @@ def create_model(
     if not source:
         return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, **kwargs)
     publication = open_publication(source, location, kwargs.get('cache_dir'))
-    kwargs = {**publication.model_args, **{key: value for key, value in kwargs.items() if value is not None}}
-    kwargs.update(pretrained=pretrained is not False, pretrained_cfg=publication.pretrained_cfg)
     base = base_of(publication.architecture)
     if not is_model(base):
         raise InputError(f'{publication.name} holds {base}, which this timm does not know.')
+    kwargs = {**publication.model_args, **{key: value for key, value in kwargs.items() if value is not None}}
+    kwargs.update(pretrained=pretrained is not False, pretrained_cfg=publication.pretrained_cfg)
     if num_aux == 0:
         return _create_plain(base, publication, **kwargs)
     kwargs['num_aux'] = num_aux or publication.num_aux or 1
