@@ -122,9 +122,9 @@ def _aux_norms(release: Release) -> str:
         return ''
     rows = [['aux norm', 'trained on', 'attack', 'eps', 'step size', 'steps', 'target', 'random start']]
     for i, norm in enumerate(release.aux_norms):
-        attack = [norm['attack'].upper(), *(f'{norm[key]:g}/255' for key in ('eps_px', 'alpha_px')), norm['steps'],
-                  norm['target'], f'{norm["random_start"]:g}'] if 'attack' in norm else ['–'] * 6
-        rows.append([i + 1, norm['trained_on'], *attack])
+        pixels = [f'{norm[key]:g}/255' if key in norm else '–' for key in ('eps_px', 'alpha_px')]
+        others = [norm.get(key, '–') for key in ('steps', 'target', 'random_start')]
+        rows.append([i + 1, norm['trained_on'], norm.get('attack', '–').upper(), *pixels, *others])
     return _table(rows)
 
 

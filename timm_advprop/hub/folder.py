@@ -60,10 +60,7 @@ def write_publication(
         InputError: The model cannot be created again from what was written, or the results are not its own.
     """
     measured = collect_results(release, results, dataset)
-    os.makedirs(folder, exist_ok=True)
-    for name in FILES:
-        if os.path.isfile(os.path.join(folder, name)):
-            os.remove(os.path.join(folder, name))
+    _clear(folder)
     _write_weights(release, folder)
     _check_loads(release, folder)
     if release.recipe:
@@ -84,6 +81,16 @@ def write_publication(
     with open(os.path.join(folder, CARD), 'w', encoding='utf-8') as file:
         file.write(redact(card))
     return [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
+
+
+def _clear(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name in FILES:
+            if os.path.isfile(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+    except OSError as error:
+        raise InputError(f'Cannot write the folder {folder}: {error}.') from error
 
 
 def _write_weights(release: Release, folder: str) -> None:
@@ -156,7 +163,7 @@ def _draw_pictures(release: Release, folder: str, images: bool) -> None:
     try:
         if release.num_aux and release.regime != 'vanilla':
             draw_norms(release.model, os.path.join(folder, NORMS_PICTURE))
-            if images and release.dataset:
+            if images and release.dataset and release.aux_norms[0].keys() >= {'attack', 'eps_px', 'alpha_px'}:
                 draw_adversarial_images(release, os.path.join(folder, IMAGES_PICTURE))
     except InputError as error:
         _logger.warning(f'A picture is left out: {error}')

@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from timm.utils import ParseKwargs
 
 from ..arguments import ProgramParser, setup_logging
 from ..errors import InputError, exits_on_input_error
@@ -44,6 +45,7 @@ def _create_parser() -> ProgramParser:
     add('--dry-run', action='store_true', help='write the folder and show the card, and send nothing')
     add('--to', default=None, metavar='DIR', help='folder of --dry-run (default: output/hub/<name>)')
     add('--model', default=None, metavar='NAME', help='model of a checkpoint that does not say it')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further arguments of that model, key=value')
     add('--results', nargs='+', default=[], metavar='FILE', help='results files of validate.py, shown on the card')
     add('--dataset', default=None, metavar='NAME', help='data set on the card (default: that of the run)')
     add('--license', default=None, metavar='NAME',
@@ -58,11 +60,14 @@ def _create_parser() -> ProgramParser:
 
 
 def _push(args: Namespace) -> None:
+    if args.to and not args.dry_run:
+        raise InputError('--to is the folder of --dry-run.')
     results = read_results(args.results)
     about = dict(results=results, dataset=args.dataset, license=args.license, images=not args.no_images)
     if args.dry_run:
         folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
-        files = write_publication(open_release(args.checkpoint, args.model), folder, args.repo_id, **about)
+        release = open_release(args.checkpoint, args.model, args.model_kwargs)
+        files = write_publication(release, folder, args.repo_id, **about)
         with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
             print(file.read())
         print(f'Nothing was sent. {folder} has {", ".join(files)}.')
@@ -74,6 +79,7 @@ def _push(args: Namespace) -> None:
         revision=args.revision,
         private=args.private or None,
         model=args.model,
+        model_kwargs=args.model_kwargs,
         **about,
     )
     print(f'Published {args.repo_id}: {url}')

@@ -20,6 +20,7 @@ def push_to_hub(
         private: Optional[bool] = None,
         token: Optional[str] = None,
         model: Optional[str] = None,
+        model_kwargs: Optional[Mapping[str, Any]] = None,
         recipe: Optional[Mapping[str, Any]] = None,
         results: Sequence[Mapping[str, Any]] = (),
         dataset: Optional[str] = None,
@@ -40,6 +41,7 @@ def push_to_hub(
         private: Make a new repository private.
         token: Hub token with write access; by default `HF_TOKEN` or the one of `hf auth login`.
         model: Model name, for a checkpoint file that does not say it.
+        model_kwargs: Further arguments of the model, for such a file.
         recipe: Arguments of the run, under the names of `args.yaml`, where the checkpoint does not have them.
         results: Results of the validation program, which the card shows.
         dataset: Name of the data set on the card, by default that of the run.
@@ -56,7 +58,7 @@ def push_to_hub(
     if isinstance(model_or_checkpoint, nn.Module):
         release = release_model(model_or_checkpoint, recipe)
     else:
-        release = open_release(model_or_checkpoint, model, recipe)
+        release = open_release(model_or_checkpoint, model, model_kwargs, recipe)
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, results, dataset, license, images)
         return upload_folder(

@@ -1,7 +1,6 @@
 """What is published: a model with the weights of a run, and what is known of the run."""
 import csv
 import io
-import logging
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from ..regimes import default_regime, default_steps
 
 __all__ = ['Release', 'open_release', 'release_model']
 
-_logger = logging.getLogger(__name__)
+_ATTACK_SETTINGS = dict(
+    attack='adv_attack', alpha_px='adv_alpha', target='adv_target', random_start='adv_random_start')
 
 
 @dataclass
@@ -70,15 +70,15 @@ class Release:
             return [{} for _ in range(self.num_aux)]
         if self.regime == 'vanilla':
             return [dict(trained_on='nothing') for _ in range(self.num_aux)]
+        settings = {name: self.recipe[key] for name, key in _ATTACK_SETTINGS.items()
+                    if self.recipe.get(key) is not None}
+        strengths = list(self.recipe.get('adv_eps') or [])
+        strengths += [None] * (self.num_aux - len(strengths))
         return [dict(
             trained_on='adversarial images',
-            attack=self.recipe['adv_attack'],
-            eps_px=eps,
-            alpha_px=self.recipe['adv_alpha'],
-            steps=self.recipe['adv_steps'] or default_steps(eps),
-            target=self.recipe['adv_target'],
-            random_start=self.recipe['adv_random_start'],
-        ) for eps in self.recipe['adv_eps']]
+            **settings,
+            **({} if eps is None else dict(eps_px=eps, steps=self.recipe.get('adv_steps') or default_steps(eps))),
+        ) for eps in strengths[:self.num_aux]]
 
     @property
     def dataset(self) -> str:
@@ -116,6 +116,7 @@ def release_model(model: nn.Module, recipe: Optional[Mapping[str, Any]] = None) 
 def open_release(
         checkpoint: Union[str, os.PathLike],
         model: Optional[str] = None,
+        model_kwargs: Optional[Mapping[str, Any]] = None,
         recipe: Optional[Mapping[str, Any]] = None,
 ) -> Release:
     """Publish a checkpoint: the averaged weights where there are any.
@@ -124,6 +125,7 @@ def open_release(
         checkpoint: A checkpoint of the training program or of timm's, which say which model they are of, or a file with
             weights alone.
         model: Model name, for a file that does not say it.
+        model_kwargs: Further arguments of the model, for such a file.
         recipe: Arguments of the run, by default those in the checkpoint.
 
     Raises:
@@ -133,6 +135,8 @@ def open_release(
     state_dict = read_checkpoint(path, use_ema=True)
     run = read_run(path)
     args = dict(recipe or run.get('args') or {})
+    if model_kwargs:
+        args['model_kwargs'] = {**(args.get('model_kwargs') or {}), **model_kwargs}
     name = model or args.get('model')
     if not name:
         raise InputError(f'{path} does not say which model it is of: give --model (in Python, model=…).')
@@ -157,8 +161,8 @@ def _model_kwargs(name: str, args: Mapping[str, Any], state_dict: Mapping[str, t
         num_classes=args.get('num_classes') or _count_classes(name, state_dict),
         in_chans=args.get('in_chans') or (input_size[0] if input_size else None),
         global_pool=args.get('gp'),
-        **(args.get('model_kwargs') or {}),
     )
+    kwargs.update(args.get('model_kwargs') or {})
     num_aux = num_aux_in(state_dict)
     if num_aux and (':' in name or name.split('.')[0] in split_models()):
         kwargs['num_aux'] = num_aux

@@ -31,7 +31,6 @@ ATTEMPTS = 4
 FIRST_PAUSE = 2.  # seconds, doubled after each attempt
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _CHANGED_MEANWHILE = 412
-_UNCHANGED = 'No file of {} was changed. Push again: what was uploaded is not sent again.'
 # what the client raises for an upload that failed: its own errors, and those of the Xet library
 _UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError, ValueError)
 
@@ -99,7 +98,7 @@ def upload_folder(
     except InputError:
         raise
     except _UPLOAD_ERRORS as error:
-        raise branch.failure(error, _UNCHANGED.format(repo_id)) from None
+        raise branch.unchanged(error) from None
     operations = [*additions, *(CommitOperationDelete(name) for name in stale)]
     return _commit(branch, operations, {name: _digests(os.path.join(folder, name)) for name in files}, message, head)
 
@@ -164,6 +163,10 @@ class _Branch:
             commit = metadata.commit_hash
         return commit
 
+    def unchanged(self, error: Exception) -> InputError:
+        again = '' if _is_refusal(error) else ' Push again: what was uploaded is not sent again.'
+        return self.failure(error, f'No file of {self.repo_id} was changed.{again}')
+
     def failure(self, error: Exception, outcome: str) -> InputError:
         cause = error.__cause__ or error
         explanation = explain_hub_error(cause, self.model_id).rstrip('.')
@@ -196,7 +199,7 @@ def _commit(
             if _status(error) == _CHANGED_MEANWHILE:
                 raise branch.failure(error, f'{branch.repo_id} was changed meanwhile: push again.') from None
             if attempt == ATTEMPTS or not _is_transient(error):
-                raise branch.failure(error, _UNCHANGED.format(branch.repo_id)) from None
+                raise branch.unchanged(error) from None
             _logger.warning(f'No commit yet: {explain_hub_error(error, branch.model_id)} '
                             f'Attempt {attempt + 1} of {ATTEMPTS} in {pause:.0f} s.')
         time.sleep(pause)
@@ -205,9 +208,8 @@ def _commit(
 
 
 def _look_for_commit(branch: _Branch, digests: Mapping[str, Set[str]], reason: Exception) -> Optional[str]:
-    status = _status(reason)
-    if status is not None and 400 <= status < 500 and status not in (*_TRANSIENT, _CHANGED_MEANWHILE):
-        return None  # refused
+    if _is_refusal(reason):
+        return None
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -236,6 +238,12 @@ def _open_api(repo_id: str, token: Optional[str]) -> HfApi:
 
 def _status(error: Exception) -> Optional[int]:
     return getattr(getattr(error, 'response', None), 'status_code', None)
+
+
+def _is_refusal(error: Exception) -> bool:
+    # An answer that will not change, and says that nothing was done.
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in (*_TRANSIENT, _CHANGED_MEANWHILE)
 
 
 def _is_transient(error: Exception) -> bool:

@@ -135,8 +135,10 @@ class Adversary(nn.Module):
             )
 
     def describe(self) -> str:
-        """Name of the attack and its strength, for logs: `PGD-5, eps 4/255`."""
-        return f'{self.attack.upper().replace("IFGSM", "I-FGSM")}-{self.steps}, eps {self.eps_px:g}/255'
+        """Name of the attack and its strength: `PGD-5, eps 4/255, alpha 1/255, untargeted`."""
+        name = self.attack.upper().replace('IFGSM', 'I-FGSM')
+        target = 'random target' if self.target == 'random' else 'untargeted'
+        return f'{name}-{self.steps}, eps {self.eps_px:g}/255, alpha {self.alpha_px:g}/255, {target}'
 
     def _units_on(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
         # Kept on each device: a copy from the host in every step would make the device wait.

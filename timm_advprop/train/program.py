@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from datetime import datetime
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -23,7 +23,7 @@ from .checkpoint import AtomicCheckpointSaver, resume, resume_ema
 from .loop import NonFiniteLoss, Trainer
 from .run_log import RunLog
 
-__all__ = ['main', 'train']
+__all__ = ['Run', 'main', 'train']
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     setup_logging()
     args = parse_args(argv)
     try:
-        results, folder = train(args)
+        run = train(args)
     except NonFiniteLoss as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
@@ -46,26 +46,35 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     if is_primary(args):
-        print(f'--result\n{json.dumps(results, indent=4)}')
-        if args.push_to_hub and results:
-            _publish_best(args, folder)
+        print(f'--result\n{json.dumps(run.results, indent=4)}')
+        if args.push_to_hub and run.finished:
+            _publish_best(args, run.folder)
 
 
-def train(args: Namespace) -> Tuple[List[Dict[str, Any]], Optional[str]]:
+class Run(NamedTuple):
+    """What came of a training run.
+
+    Args:
+        results: The ten best epochs, best last: `epoch`, `train` and `validation` metrics.
+        finished: It was not interrupted.
+        folder: Output folder, None on other processes than the first.
+    """
+    results: List[Dict[str, Any]]
+    finished: bool
+    folder: Optional[str]
+
+
+def train(args: Namespace) -> Run:
     """Train a model.
 
     Args:
         args: Arguments of the training program.
-
-    Returns:
-        The ten best epochs, best last: `epoch`, `train` and `validation` metrics; and the output folder, None on other
-        processes than the first.
     """
     arguments = dict(vars(args))  # as given: the run completes args with what it finds out
     assemble.check_arguments(args)
-    if args.push_to_hub:
-        check_can_push(args.push_to_hub)
     device = assemble.setup_device(args)
+    if args.push_to_hub and is_primary(args):
+        check_can_push(args.push_to_hub)
     dtype, autocast, loss_scaler = assemble.setup_precision(args, device)
     model = assemble.build_model(args, device, dtype)
     data_config = assemble.resolve_data(args, model)
@@ -114,11 +123,12 @@ def train(args: Namespace) -> Tuple[List[Dict[str, Any]], Optional[str]]:
             log_interval=args.log_interval,
         )
 
-    return _run_epochs(args, trainer, loaders, validate, run_log, first_epoch), folder
+    results, finished = _run_epochs(args, trainer, loaders, validate, run_log, first_epoch)
+    return Run(results, finished, folder)
 
 
-def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[Dict[str, Any]]:
-    results, best = [], (None, None)
+def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> Tuple[List[Dict[str, Any]], bool]:
+    results, finished, best = [], True, (None, None)
     try:
         for epoch in range(first_epoch, trainer.num_epochs):
             _start_epoch(args, loaders, epoch)
@@ -138,6 +148,7 @@ def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[
                 trainer.lr_scheduler.step(epoch + 1, metric)
             results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
     except KeyboardInterrupt:
+        finished = False
         _logger.info('Interrupted. Continue from the last checkpoint with --resume.')
     if best[0] is not None:
         _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
@@ -145,7 +156,7 @@ def _run_epochs(args, trainer, loaders, validate, run_log, first_epoch) -> List[
         key=lambda result: (result['validation'] or result['train'])[args.eval_metric],
         reverse=args.eval_metric == 'loss',
     )
-    return results[-10:]
+    return results[-10:], finished
 
 
 def _publish_best(args: Namespace, folder: str) -> None:
