@@ -57,8 +57,12 @@ class _Refused(argparse.Action):
 
 
 def setup_logging() -> None:
-    """timm's log for command-line programs, without a line for each HTTP request: addresses of uploads are signed."""
+    """timm's log for command-line programs.
+
+    Without a line for each HTTP request, since addresses of uploads are signed; and the Hub's client logs once.
+    """
     setup_default_logging()
+    logging.getLogger('huggingface_hub').propagate = False  # it has a handler of its own
     for library in ('httpx', 'httpx2'):
         logging.getLogger(library).setLevel(logging.WARNING)
 
