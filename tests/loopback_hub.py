@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from loopback_xet import shard_files, xorb_chunks
 
@@ -216,19 +216,6 @@ def _history(repo: Repo, revision: str) -> List[Commit]:
     return commits
 
 
-def _entries(commit: Commit) -> List[Dict[str, Any]]:
-    """The files of a commit as git knows them: one in large file storage is a pointer there."""
-    entries = []
-    for path, content in commit.files.items():
-        oid, size = commit.oids[path], len(content)
-        entries.append({'type': 'file', 'path': path, 'size': size, 'oid': oid})
-        if len(oid) == 64:
-            pointer = f'version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n'.encode()
-            lfs = {'oid': oid, 'sha256': oid, 'size': size, 'pointerSize': len(pointer)}
-            entries[-1].update(oid=_git_oid(pointer), lfs=lfs)
-    return entries
-
-
 _ROUTES: List[Tuple[str, re.Pattern, bool, Callable[..., _Answer]]] = []
 _PARTS = {'repo': '[^/]+/[^/]+', 'revision': '[^/]+', 'file': '.+', 'oid': '[0-9a-f]{64}'}
 
@@ -328,9 +315,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(403 if self.user else 401, f'You have no write access to {repo_id}')
         return repo
 
-    def _query(self) -> Dict[str, List[str]]:
-        return parse_qs(urlsplit(self.path).query)
-
     @_route('GET', '/api/whoami-v2', login=True)
     def _whoami(self) -> _Answer:
         return _json({'type': 'user', 'name': self.user, 'fullname': self.user, 'orgs': []})
@@ -361,29 +345,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repo: Repo, revision: str = 'main') -> _Answer:
         head = _history(repo, revision)[-1]
         siblings = [{'rfilename': name} for name in head.files]
-        if 'blobs' in self._query():
-            siblings = [{**entry, 'rfilename': entry['path'], 'blobId': entry['oid']} for entry in _entries(head)]
         dates = {'createdAt': _DATE, 'lastModified': _DATE}
         return _json({
             'id': repo.id, 'author': repo.owner, 'sha': head.sha, 'private': repo.private, 'gated': False,
             'disabled': False, 'downloads': 0, 'likes': 0, 'tags': [], 'siblings': siblings, **dates,
         })
-
-    @_route('GET', '/api/models/{repo}/tree/{revision}')
-    def _tree(self, repo: Repo, revision: str) -> _Answer:
-        """Always answers the files of all folders, and no folders."""
-        return _json(_entries(_history(repo, revision)[-1]))
-
-    @_route('POST', '/api/models/{repo}/paths-info/{revision}')
-    def _paths_info(self, repo: Repo, revision: str) -> _Answer:
-        paths = parse_qs(self.content.decode())['paths']
-        return _json([entry for entry in _entries(_history(repo, revision)[-1]) if entry['path'] in paths])
-
-    @_route('GET', '/api/models/{repo}/commits/{revision}')
-    def _commits(self, repo: Repo, revision: str) -> _Answer:
-        common = {'message': '', 'authors': [{'user': repo.owner}], 'date': _DATE}
-        commits = reversed(_history(repo, revision))
-        return _json([{'id': commit.sha, 'title': commit.message, **common} for commit in commits])
 
     @_route('POST', '/api/models/{repo}/branch/{revision}', login=True)
     def _create_branch(self, repo: Repo, revision: str) -> _Answer:
@@ -453,8 +419,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, repo: Repo, revision: str) -> _Answer:
         if revision not in repo.branches:
             raise _Refusal(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
-        if 'create_pr' in self._query():
-            raise _Refusal(400, 'This Hub has no pull requests')
         head = repo.branches[revision][-1]
         header, *operations = [json.loads(line) for line in self.content.splitlines()]
         if header['value'].get('parentCommit', head.sha) != head.sha:
