@@ -272,6 +272,7 @@ def test_revision_is_pinned(hub, split_model):
 
 
 def test_local_folder_works_like_a_repository(hub, split_model, tmp_path):
+    (tmp_path / 'folder').mkdir()
     hub_folder.write_publication(release_model(split_model), str(tmp_path / 'folder'), REPO)
     model = timm_advprop.create_model(f'local-dir:{tmp_path / "folder"}')
     assert equal_states(model.state_dict(), split_model.state_dict())
@@ -618,15 +619,32 @@ def test_dry_run_writes_the_folder_with_pictures_and_sends_nothing(
     assert not loopback_hub.requests
 
 
+def test_dry_run_replaces_nothing_but_a_former_publication(hub, split_model, tmp_path, capsys):
+    path, folder = tmp_path / 'weights.safetensors', tmp_path / 'run'
+    save_file(split_model.state_dict(), path)
+    push = ['push', str(path), REPO, '--model', 'test_resnet_ap', '--dry-run', '--to', str(folder)]
+    folder.mkdir()
+    (folder / 'summary.csv').write_text('of a run')
+    assert 'holds something else than a publication' in error_line(capsys, hub_main, push)
+    (folder / 'summary.csv').rename(tmp_path / 'elsewhere')
+    hub_main(push)
+    (folder / 'summary.csv').write_text('of a former publication')
+    assert 'does not fit' in error_line(capsys, hub_main, [*push, '--model-kwargs', 'num_aux=3', 'num_classes=4'])
+    assert (folder / 'summary.csv').exists()
+    hub_main(push)
+    assert not (folder / 'summary.csv').exists()
+
+
 def test_pull_writes_one_file_with_all_norms(hub, split_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'work').mkdir()
+    monkeypatch.chdir(tmp_path / 'work')
     push_to_hub(split_model, REPO)
     hub_main(['pull', REPO])
     assert equal_states(load_file('model.safetensors'), split_model.state_dict())
     assert 'exists: remove it' in error_line(capsys, hub_main, ['pull', REPO])
     assert 'give it that ending' in error_line(capsys, hub_main, ['pull', REPO, '--to', 'model.pth'])
     assert 'Cannot write' in error_line(capsys, hub_main, ['pull', REPO, '--to', 'missing/model.safetensors'])
-    assert sorted(file.name for file in Path().iterdir() if file.is_file()) == ['model.safetensors']
+    assert [file.name for file in Path().iterdir()] == ['model.safetensors']
 
 
 def test_checkpoint_that_does_not_say_its_model(hub, split_model, tmp_path, capsys):

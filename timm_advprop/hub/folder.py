@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import shutil
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from ..downloads import redact
 from ..errors import InputError
 from ..models import create_model
 from ..norms import split_state_dict, strip_aux
-from ..publication import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, file_digest
+from ..publication import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
 from ..version import __version__
 from .card import render_card
 from .pictures import draw_adversarial_images, draw_norms
@@ -22,7 +23,7 @@ from .recipe import publishable_recipe
 from .release import Release
 from .results import collect_results
 
-__all__ = ['FILES', 'write_publication']
+__all__ = ['FILES', 'check_replaceable', 'replace_folder', 'write_publication']
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def write_publication(
 
     Args:
         release: What is published.
-        folder: Folder to write; files of a former publication in it are replaced.
+        folder: An empty folder.
         repo_id: Repository, which the card names.
         results: Results of the validation program, which the card shows.
         dataset: Name of the data set on the card, by default that of the run.
@@ -60,7 +61,6 @@ def write_publication(
         InputError: The model cannot be created again from what was written, or the results are not its own.
     """
     measured = collect_results(release, results, dataset)
-    _clear(folder)
     _write_weights(release, folder)
     _check_loads(release, folder)
     if release.recipe:
@@ -83,14 +83,36 @@ def write_publication(
     return [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
 
 
-def _clear(folder: str) -> None:
+def check_replaceable(folder: str) -> None:
+    """Check that a folder can be written without a loss: it is new, empty, or holds a former publication.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    if not os.path.exists(folder):
+        return
+    if not os.path.isdir(folder):
+        raise InputError(f'{folder} is not a folder: give another one.')
+    if os.listdir(folder) and not Publication.in_folder(folder).details:
+        raise InputError(f'{folder} holds something else than a publication: give another folder.')
+
+
+def replace_folder(source: str, folder: str) -> None:
+    """Copy a publication to a folder, instead of a former one.
+
+    Args:
+        source: Folder that `write_publication` wrote.
+        folder: Folder that `check_replaceable` has seen.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         for name in FILES:
-            if os.path.isfile(os.path.join(folder, name)):
+            if os.path.isfile(os.path.join(source, name)):
+                shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
+            elif os.path.isfile(os.path.join(folder, name)):
                 os.remove(os.path.join(folder, name))
     except OSError as error:
-        raise InputError(f'Cannot write the folder {folder}: {error}.') from error
+        raise InputError(f'Cannot write {folder}: {error}.') from error
 
 
 def _write_weights(release: Release, folder: str) -> None:

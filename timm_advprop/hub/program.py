@@ -1,7 +1,8 @@
 """The Hub program: `python -m timm_advprop.hub push CHECKPOINT user/name`, `… pull user/name`, `timm-advprop-hub`."""
 import os
+import tempfile
 from argparse import Namespace
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -10,7 +11,7 @@ from timm.utils import ParseKwargs
 from ..arguments import ProgramParser, setup_logging
 from ..errors import InputError, exits_on_input_error
 from ..publication import open_publication
-from .folder import write_publication
+from .folder import check_replaceable, replace_folder, write_publication
 from .push import push_to_hub
 from .release import open_release
 from .results import read_results
@@ -65,13 +66,7 @@ def _push(args: Namespace) -> None:
     results = read_results(args.results)
     about = dict(results=results, dataset=args.dataset, license=args.license, images=not args.no_images)
     if args.dry_run:
-        folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
-        release = open_release(args.checkpoint, args.model, args.model_kwargs)
-        files = write_publication(release, folder, args.repo_id, **about)
-        with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
-            print(file.read())
-        print(f'Nothing was sent. {folder} has {", ".join(files)}.')
-        return
+        return _write_folder(args, **about)
     url = push_to_hub(
         args.checkpoint,
         args.repo_id,
@@ -83,6 +78,18 @@ def _push(args: Namespace) -> None:
         **about,
     )
     print(f'Published {args.repo_id}: {url}')
+
+
+def _write_folder(args: Namespace, **about: Any) -> None:
+    folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
+    check_replaceable(folder)
+    release = open_release(args.checkpoint, args.model, args.model_kwargs)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write_publication(release, temporary, args.repo_id, **about)
+        replace_folder(temporary, folder)
+    with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
+        print(file.read())
+    print(f'Nothing was sent. {folder} has {", ".join(files)}.')
 
 
 def _pull(args: Namespace) -> None:
