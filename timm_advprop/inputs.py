@@ -71,6 +71,9 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ':' in name:
         return _open_published(name, **kwargs)
+    if '/' in name:
+        raise InputError(f'Unknown model {name!r}: give hf-hub:{name} for a repository of the Hub, local-dir:{name} '
+                         'for a folder.')
     if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(name.split(".")[0], timm.list_models())}.')
     file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')

@@ -26,6 +26,8 @@ __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE
 WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
 CONFIG_KEY = 'timm_advprop'
 
+_MOST_AUX = 100  # more would be a mistake, or an attempt to exhaust the memory
+
 _logger = logging.getLogger(__name__)
 
 
@@ -181,6 +183,18 @@ def _read_config(path: Optional[str], name: str) -> Dict[str, Any]:
             config = json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f'{CONFIG_FILE} of {name} is damaged ({error}): delete {path} and try again.') from error
-    if not isinstance(config, dict):
-        raise InputError(f'{CONFIG_FILE} of {name} is damaged: it is no JSON object.')
+    if not _is_well_formed(config):
+        raise InputError(f'{CONFIG_FILE} of {name} is damaged: its entries are not what timm and timm-advprop write.')
     return config
+
+
+def _is_well_formed(config: Any) -> bool:
+    if not isinstance(config, dict):
+        return False
+    details = config.get(CONFIG_KEY, {})
+    return (
+        all(isinstance(config.get(entry, {}), dict) for entry in ('model_args', 'pretrained_cfg', CONFIG_KEY))
+        and isinstance(details.get('sha256', {}), dict)
+        and type(details.get('num_aux', 0)) is int
+        and 0 <= details.get('num_aux', 0) <= _MOST_AUX
+    )

@@ -192,7 +192,7 @@ def _commit(
                 parent_commit=head,
             ).commit_url
         except _UPLOAD_ERRORS as error:
-            commit = _look_for_commit(branch, digests, error)
+            commit = _look_for_commit(branch, digests, head, error)
             if commit:
                 _logger.info('The Hub made the commit, its answer was lost.')
                 return f'{branch.api.endpoint}/{branch.repo_id}/commit/{commit}'
@@ -207,13 +207,20 @@ def _commit(
     raise AssertionError('unreachable')
 
 
-def _look_for_commit(branch: _Branch, digests: Mapping[str, Set[str]], reason: Exception) -> Optional[str]:
+def _look_for_commit(
+        branch: _Branch,
+        digests: Mapping[str, Set[str]],
+        head: Optional[str],
+        reason: Exception,
+) -> Optional[str]:
+    # The commit that was made in spite of an error, None where none was made.
     if _is_refusal(reason):
         return None
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return branch.commit_with(digests)
+            commit = branch.commit_with(digests)
+            return commit if commit != head else None
         except HUB_ERRORS as error:
             if attempt == ATTEMPTS:
                 url = f'{branch.api.endpoint}/{branch.repo_id}'
