@@ -84,7 +84,7 @@ def test_import_reader_sees_relative_absolute_and_nested_imports():
     assert {'torch', 'torch.nn', 'timm.task', 'timm_advprop.norms', 'timm_advprop.regimes.adversary'} <= set(
         imported_modules(task))
     assert imported_rooms(task) == {'norms'}
-    rooms = {'models', 'attacks', 'checkpoints', 'hub', 'norms', 'regimes', 'version'}
+    rooms = {'models', 'attacks', 'checkpoints', 'errors', 'hub', 'norms', 'regimes', 'version'}
     assert rooms == imported_rooms(PACKAGE / '__init__.py')
 
 

@@ -17,13 +17,16 @@ from timm.models import save_for_hf
 from timm.utils import ModelEmaV3
 
 import timm_advprop
+from timm_advprop.checkpoints import weights_digest
 from timm_advprop.errors import InputError
 from timm_advprop.evaluation import main as validate_main
 from timm_advprop.hub import folder as hub_folder
 from timm_advprop.hub import main as hub_main
 from timm_advprop.hub import push_to_hub
+from timm_advprop.hub.pictures import draw_adversarial_images
 from timm_advprop.hub.recipe import publishable_recipe
-from timm_advprop.hub.release import release_model
+from timm_advprop.hub.release import open_release, release_model
+from timm_advprop.hub.results import read_results
 from timm_advprop.train import main as train_main
 from timm_advprop.train.args import parse_args
 
@@ -353,6 +356,32 @@ def test_commit_whose_answer_is_an_error_is_made_once(times, status, effect, hub
     assert url.endswith(hub.commits(REPO)[-1].sha)
 
 
+def test_what_fails_once_is_tried_again(hub, split_model):
+    for pattern in ('GET /api/whoami', 'POST /api/repos/create', f'GET /api/models/{REPO}', 'GET .*/config.json'):
+        hub.fail(pattern, status=503)
+    hub.fail('POST /api/repos/create', effect='after')
+    push_to_hub(split_model, REPO)
+    assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_model_without_norms_is_published(hub):
+    model = timm.create_model('test_nfnet', num_classes=3)
+    push_to_hub(model, REPO)
+    assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}', num_aux=0).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_vit_ap', dict(img_size=64)), ('test_resnet_ap', dict(global_pool='max')),
+    ('test_resnet', dict(global_pool='', num_classes=0))])
+def test_model_arguments_are_published(name, kwargs, hub):
+    model = timm.create_model(name, **kwargs).eval()
+    push_to_hub(model, REPO, model_kwargs=kwargs)
+    images = torch.randn(1, 3, 64, 64)
+    for loaded in (timm_advprop.create_model(f'hf-hub:{REPO}'), timm.create_model(f'hf-hub:{REPO}', pretrained=True)):
+        torch.testing.assert_close(loaded.eval()(images), model(images))
+
+
 def test_lost_answer_and_a_hub_that_cannot_be_asked(hub, split_model):
     push_to_hub(split_model, REPO)
     with torch.no_grad():
@@ -379,10 +408,18 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, split_
     hub.add_repo('user/other', {'config.json': json.dumps(dict(architecture='resnet50'))})
     hub.add_repo('somebody/model', {'README.md': 'theirs'})
     before = state_of(hub)
+    with pytest.raises(InputError, match='is taken'):
+        push_to_hub(split_model, 'user/other', revision='v2')
+    with pytest.raises(InputError, match="'a b' is not the name of a branch"):
+        push_to_hub(split_model, 'user/other', revision='a b')
+    hub.add_repo('user/pickled', {'pytorch_model.bin': 'weights of somebody', 'README.md': 'by hand'})
+    hub.add_repo('user/list', {'config.json': '[1]'})
+    before = state_of(hub)
     for repo_id, message in (
+            ('user/pickled', 'The name user/pickled is taken: it holds pytorch_model.bin but no config.json'),
+            ('user/list', 'The name user/list is taken: it holds a config.json that is not'),
             ('user/other', 'The name user/other is taken: it holds resnet50, not test_resnet'),
-            ('somebody/model', 'the token needs write access to somebody/model'),
-            ('somebody/new', 'the token needs write access to somebody/new'),
+            ('somebody/model', 'the token is of user, who does not own somebody'),
             ('model', 'give user/name'),
             ('user/a/b', 'give user/name'),
     ):
@@ -402,8 +439,15 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, split_
     with pytest.raises(InputError, match='No checkpoint file'):
         push_to_hub('missing.pth', REPO)
     split_model.layer1[0].bn1 = timm_advprop.strip_aux(split_model.layer1[0].bn1)  # one norm is not split
-    with pytest.raises(InputError, match='cannot be created again from its config.json'):
+    with pytest.raises(InputError, match='The auxiliary norms of .* do not fit test_resnet, such as layer1.0.bn1'):
         push_to_hub(split_model, REPO)
+    changed = timm.create_model('test_resnet_ap', num_classes=2)
+    changed.act1 = torch.nn.Sigmoid()
+    with pytest.raises(InputError, match='is not the same when it is created again from its config.json .outputs'):
+        push_to_hub(changed, REPO)
+    torch.nn.init.constant_(changed.fc.bias, float('nan'))
+    with pytest.raises(InputError, match='fc.bias has values that are not finite'):
+        push_to_hub(changed, REPO)
     assert state_of(hub) == {**before, 'user/public': state_of(hub)['user/public']}
 
 
@@ -465,11 +509,19 @@ def test_repository_that_holds_something_else(hub, tmp_path, capsys):
     hub.add_repo('user/other', {'config.json': config, 'model.safetensors': weights})
     announcing = json.dumps(dict(json.loads(config), timm_advprop=dict(num_aux=1)))
     hub.add_repo('user/lost', {'config.json': announcing, 'model.safetensors': weights})
+    for repo_id, entries in (
+            ('user/many', dict(timm_advprop=dict(num_aux=10 ** 9))),
+            ('user/evil', dict(model_args=dict(cache_dir=str(tmp_path / 'evil')))),
+    ):
+        text = json.dumps({**json.loads(config), **entries})
+        hub.add_repo(repo_id, {'config.json': text, 'model.safetensors': weights})
     for name, message in (
-            ('user/pickled', 'has no model.safetensors. Pickled weights, such as pytorch_model.bin, could run code'),
+            ('user/pickled', 'has no model.safetensors, and pickled weights, such as pytorch_model.bin, could run'),
             ('user/bert', 'user/bert@.* does not hold a timm model'),
             ('user/empty', 'user/empty does not hold a timm model'),
             ('user/text', 'config.json of user/text is damaged'),
+            ('user/many', 'config.json of user/many is damaged'),
+            ('user/evil', 'config.json of user/evil@.* has the model argument cache_dir, which is not one'),
             ('user/lost', 'has no aux.safetensors'),
     ):
         with pytest.raises(InputError, match=message):
@@ -478,6 +530,7 @@ def test_repository_that_holds_something_else(hub, tmp_path, capsys):
         line = error_line(capsys, train_main, flags)
         assert line.startswith('error: ') and name in line
     assert not any('pytorch_model' in request for request in hub.requests)
+    assert not (tmp_path / 'evil').exists()
     overlay = dict(hf_hub_id='user/other')
     with pytest.raises(InputError, match='holds test_resnet, not test_efficientnet, the base of test_efficientnet_ap'):
         timm.create_model('test_efficientnet_ap', pretrained=True, pretrained_cfg_overlay=overlay)
@@ -494,6 +547,9 @@ def test_damaged_file_is_downloaded_again_once(hub, split_model, tmp_path, caplo
     hub.fail('GET .*/model.safetensors', body='corrupted')
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
     assert 'It is downloaded again' in caplog.text
+    config = next((tmp_path / 'cache').glob('**/snapshots/*/config.json'))
+    config.write_text('{')
+    assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
     cached = next((tmp_path / 'cache').glob('**/snapshots/*/aux.safetensors'))
     cached.write_bytes(cached.read_bytes()[:-8])  # truncated on this disk
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
@@ -527,9 +583,9 @@ def test_checkpoint_is_published_with_recipe_summary_and_averaged_weights(hub, c
 
 
 def test_card_shows_what_was_measured(hub, checkpoint):
-    path, _ = checkpoint()
-    row = dict(model='test_resnet_ap', top1='70.5', top5='', route='aux', adv_attack='PGD-10, eps 4/255',
-               adv_top1='31.25', adv_top5='', dataset='digits', split='test', checkpoint=str(path))
+    path, model = checkpoint()
+    row = dict(model='test_resnet_ap', weights=weights_digest(model.state_dict(), 'aux'), route='aux', top1='70.5',
+               top5='', adv_attack='PGD-10, eps 4/255', adv_top1='31.25', adv_top5='', dataset='digits', split='test')
     push_to_hub(path, REPO, results=[row])
     text = published(hub)['README.md'].decode()
     for line in ('| clean | main | 71.50 | 93.25 | digits | validation | train.py |',
@@ -559,13 +615,18 @@ def test_card_of_a_model_alone_has_no_numbers_that_were_not_measured(hub, split_
 
 @pytest.mark.parametrize('change, message', [
     (dict(model='test_vit'), 'results are of test_vit, the published model is test_resnet'),
-    (dict(checkpoint='other.pth.tar'), 'results are of other.pth.tar, not of'),
-    (dict(use_ema=False), 'validate with --use-ema'),
+    (dict(model='hf-hub:user/other', weights='0' * 16), 'are of other weights .* validate with --use-ema'),
+    (dict(route='aux'), 'are of other weights'),
+    (dict(weights=None), 'do not say which weights'),
     (dict(top1='many'), 'lack a number'),
+    (dict(top1='nan'), 'not accuracies in percent'),
+    (dict(adv_attack='PGD'), 'lack a number'),
 ])
 def test_results_of_something_else_are_refused(change, message, hub, checkpoint):
-    path, _ = checkpoint(averaged=True)
-    row = {**dict(model='test_resnet_ap', top1=1., route='clean', checkpoint=str(path), use_ema=True), **change}
+    path, model = checkpoint(averaged=True)
+    row = dict(model='test_resnet_ap', top1=1., route='clean', weights=weights_digest(model.state_dict()))
+    push_to_hub(path, 'user/right', results=[row])
+    row.update(change)
     with pytest.raises(InputError, match=message):
         push_to_hub(path, REPO, results=[row])
     assert REPO not in hub.repos
@@ -580,30 +641,38 @@ def test_numbers_of_weights_that_were_not_validated_are_left_out(hub, checkpoint
     assert '71.5' not in published(hub)['README.md'].decode()
 
 
-def test_token_is_nowhere(hub, checkpoint, caplog, capsys):
+@pytest.mark.parametrize('secret', ['a-token-like-no-other', 'hf_' + 'a' * 34])
+@pytest.mark.parametrize('as_argument', [True, False])
+def test_token_is_nowhere(secret, as_argument, hub, use_hub, checkpoint, caplog, capsys):
     caplog.set_level(logging.DEBUG)
-    path, _ = checkpoint()
+    hub.tokens = {secret: 'user'}
+    use_hub(hub, token=None if as_argument else secret)
+    path, _ = checkpoint(summary=f'epoch,eval_top1,note\n3,71.5,{secret}\n')
     content = torch.load(path, weights_only=False)
     vars(content['args']).update(
-        dataset=f'wds/https://x:{TOKEN}@host/data', model_kwargs={}, wandb_tags=[TOKEN], opt_kwargs=dict(note=TOKEN))
+        dataset='wds/https://me:password@host/data', val_split=secret, opt_kwargs=dict(note=secret))
     torch.save(content, path)
     hub.fail('POST .*/commit/', status=503)
-    push_to_hub(path, REPO, message='Publish')
-    with pytest.raises(InputError):
+    push_to_hub(path, REPO, message=f'With {secret}', token=secret if as_argument else None)
+    with pytest.raises(InputError) as error:
         hub.fail('POST .*/commit/', status=400)
-        push_to_hub(timm.create_model('test_resnet', num_classes=2), REPO)
-    texts = [value for name, value in published(hub).items() if not name.endswith('.safetensors')]
+        push_to_hub(timm.create_model('test_resnet', num_classes=2), REPO, token=secret if as_argument else None)
+    texts = b''.join(value for name, value in published(hub).items() if not name.endswith('.safetensors')).decode()
     output = capsys.readouterr()
     own = '\n'.join(record.getMessage() for record in caplog.records if not record.name.startswith('httpcore'))
-    assert not any(TOKEN.encode() in text for text in texts)
-    assert TOKEN not in output.out + output.err + own
+    for text in (texts, hub.commits(REPO)[-1].message, output.out, output.err, own, str(error.value)):
+        assert secret not in text and 'me:password' not in text
+    assert hub.commits(REPO)[-1].message == 'With <token>'
 
 
 def test_recipe_has_nothing_of_one_machine():
     recipe = publishable_recipe(dict(
         model='resnet18_ap', data_dir='/data/imagenet', output='out', initial_checkpoint='/home/me/w.pth', lr=0.1,
-        rank=0, push_to_hub='user/name', class_map=('/a/b.txt',), resume='last.pth.tar', note='hf_' + 'a' * 34))
-    assert recipe == dict(model='resnet18_ap', initial_checkpoint='w.pth', lr=0.1, class_map=['b.txt'], note='<token>')
+        rank=0, push_to_hub='user/name', class_map=('/a/b.txt',), resume='last.pth.tar', note='hf_' + 'a' * 34,
+        teacher='local-dir:/home/me/teacher', dataset='wds/https://host/a/b'))
+    assert recipe == dict(
+        model='resnet18_ap', initial_checkpoint='w.pth', lr=0.1, class_map=['b.txt'], note='<token>',
+        teacher='local-dir:teacher', dataset='wds/https://host/a/b')
 
 
 def test_dry_run_writes_the_folder_with_pictures_and_sends_nothing(
@@ -620,6 +689,8 @@ def test_dry_run_writes_the_folder_with_pictures_and_sends_nothing(
     for picture in ('norms.png', 'adversarial.png'):
         assert (tmp_path / 'folder' / picture).read_bytes()[:4] == b'\x89PNG' and f'({picture})' in card
     assert equal_states(timm_advprop.create_model(f'local-dir:{tmp_path / "folder"}').state_dict(), model.state_dict())
+    draw_adversarial_images(open_release(path), str(tmp_path / 'again.png'))
+    assert (tmp_path / 'again.png').read_bytes() == (tmp_path / 'folder/adversarial.png').read_bytes()
     assert not any(request.startswith('POST') for request in loopback_hub.requests)
 
 
@@ -680,10 +751,13 @@ def test_train_pushes_its_best_checkpoint_and_trains_on(hub, few_digits, tmp_pat
     push_to_hub(tmp_path / 'on/last.pth.tar', REPO)
     assert json.loads(published(hub)['config.json'])['architecture'] == 'test_resnet'
 
-    results = tmp_path / 'results.json'
+    results = tmp_path / 'results'
     validate_main(['--model', f'hf-hub:{REPO}', '--route', 'aux', '--data-dir', few_digits, '-j', '0',
                    '--device', 'cpu', '--results-file', str(results), '--results-format', 'json'])
-    assert json.loads(results.read_text())['route'] == 'aux'
+    row, = read_results([str(results)])
+    assert (row['route'], row['dataset']) == ('aux', Path(few_digits).name)
+    push_to_hub(tmp_path / 'on/last.pth.tar', REPO, results=[row])
+    assert '| clean | aux |' in published(hub)['README.md'].decode()
 
 
 def test_train_finds_out_before_the_training_that_it_cannot_push(hub, few_digits, tmp_path, use_hub, capsys):
@@ -694,6 +768,7 @@ def test_train_finds_out_before_the_training_that_it_cannot_push(hub, few_digits
     assert 'refuses the token' in error_line(capsys, train_main, [*run, '--push-to-hub', REPO])
     use_hub(hub)
     assert 'give user/name' in error_line(capsys, train_main, [*run, '--push-to-hub', 'name'])
+    assert 'does not own' in error_line(capsys, train_main, [*run, '--push-to-hub', 'somebody/name'])
     assert not (tmp_path / 'out').exists()
     hub.fail('POST .*/commit/', status=400)
     line = error_line(capsys, train_main, [*run, '--experiment', 'run', '--push-to-hub', REPO])

@@ -2,6 +2,7 @@
 from . import models
 from .attacks import gd, ifgsm, pgd
 from .checkpoints import load_checkpoint
+from .errors import InputError
 from .hub import push_to_hub
 from .models import create_model
 from .norms import (
@@ -27,6 +28,7 @@ from .version import __version__
 __all__ = [
     '__version__',
     'AdvPropTask',
+    'InputError',
     'SplitBatchNorm1d',
     'SplitBatchNorm2d',
     'SplitBatchNormAct2d',

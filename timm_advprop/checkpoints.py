@@ -4,11 +4,12 @@ The reference PyTorch code (github.com/tingxueronghua/pytorch-classification-adv
 (github.com/meijieru/fast_advprop) call the one auxiliary norm `….aux_bn.weight`, without an index, put `module.` before
 every key, and use torchvision's names for ResNets, which are timm's.
 """
+import hashlib
 import logging
 import os
 import re
 from argparse import Namespace
-from typing import Any, ContextManager, Dict
+from typing import Any, ContextManager, Dict, Mapping
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from .norms import (
 )
 
 __all__ = ['allow_numpy_scalars', 'explain_misfit', 'load_checkpoint', 'load_read_checkpoint',
-           'read_checkpoint', 'read_run']
+           'read_checkpoint', 'read_run', 'weights_digest']
 
 _logger = logging.getLogger(__name__)
 
@@ -139,6 +140,22 @@ def read_run(path: str) -> Dict[str, Any]:
         return {}
     run = {name: checkpoint[name] for name in ('epoch', 'metric') if name in checkpoint}
     return dict(run, args=dict(vars(checkpoint['args'])), averaged='state_dict_ema' in checkpoint)
+
+
+def weights_digest(state_dict: Mapping[str, torch.Tensor], route: str = 'clean') -> str:
+    """A name for weights, the same wherever they are kept: 16 digits of a SHA-256.
+
+    Args:
+        state_dict: State dict of a model, split or plain.
+        route: With `'clean'`, of the plain model's part; else of all.
+    """
+    entries = split_state_dict(state_dict)[0] if route == 'clean' else state_dict
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        value = entries[name].detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def explain_misfit(error: RuntimeError) -> str:

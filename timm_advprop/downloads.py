@@ -1,6 +1,9 @@
 """Downloads files of Hugging Face Hub repositories, and says in one line what went wrong."""
+import logging
 import re
-from typing import Optional, Tuple, Union
+import time
+from http import HTTPStatus
+from typing import Any, Callable, Optional, Tuple, Union
 
 from huggingface_hub import _CACHED_NO_EXIST, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -9,19 +12,30 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from .errors import InputError
 
-__all__ = ['HUB_ERRORS', 'NETWORK_ERRORS', 'download_file', 'explain_hub_error', 'redact', 'split_model_id']
+__all__ = [
+    'ATTEMPTS', 'FIRST_PAUSE', 'HUB_ERRORS', 'NETWORK_ERRORS', 'download_file', 'explain_hub_error', 'hub_status',
+    'is_transient', 'patiently', 'redact', 'split_model_id',
+]
 
 # The client's errors, and those of the HTTP library that its version is built on.
 NETWORK_ERRORS = (*(base for base in HfHubHTTPError.__mro__ if base not in OSError.__mro__), EntryNotFoundError)
 HUB_ERRORS = (*NETWORK_ERRORS, HFValidationError, OSError)
 
+ATTEMPTS = 4
+FIRST_PAUSE = 2.  # seconds, doubled after each attempt
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+_logger = logging.getLogger(__name__)
+
 _TOKEN = re.compile(r'\b(hf|api)_[A-Za-z0-9_]{16,}')
+_PASSWORD = re.compile(r'://[^/\s@]+@')
 
 
 def download_file(
@@ -49,7 +63,8 @@ def download_file(
     repo_id, revision = split_model_id(model_id)
     location = dict(repo_id=repo_id, filename=filename, revision=revision, cache_dir=cache_dir)
     try:
-        return hf_hub_download(**location, force_download=force, token=token, library_name='timm-advprop')
+        return patiently(
+            hf_hub_download, **location, force_download=force, token=token, library_name='timm-advprop')
     except LocalEntryNotFoundError as error:
         if try_to_load_from_cache(**location) is _CACHED_NO_EXIST:
             return None
@@ -60,13 +75,40 @@ def download_file(
         raise InputError(f'Cannot download {filename} of {model_id}: {explain_hub_error(error, model_id)}') from error
 
 
+def patiently(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the Hub's client, again after a pause where the Hub cannot answer just now. Only for what may
+    be done twice."""
+    pause = FIRST_PAUSE
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return function(*args, **kwargs)
+        except NETWORK_ERRORS as error:
+            if isinstance(error, LocalEntryNotFoundError) or not is_transient(error):  # the client has waited for that
+                raise
+            _logger.warning(f'{explain_hub_error(error, "the Hub")} Trying again in {pause:.0f} s.')
+        time.sleep(pause)
+        pause *= 2
+    return function(*args, **kwargs)
+
+
+def hub_status(error: Exception) -> Optional[int]:
+    """HTTP status that an error of the Hub's client stands for, None where the Hub did not answer."""
+    return getattr(getattr(error, 'response', None), 'status_code', None)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later: no answer, or one that says so."""
+    status = hub_status(error)
+    return status in _TRANSIENT if status is not None else not isinstance(error, (RuntimeError, ValueError))
+
+
 def split_model_id(model_id: str) -> Tuple[str, Optional[str]]:
     """Divide `user/name@revision` into `user/name` and the revision, None where none is pinned.
 
     Raises:
         InputError: It has another form.
     """
-    match = re.fullmatch(r'([^@\s]+)(?:@([^@\s]+))?', model_id)
+    match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([^@\s]+))?', model_id)
     if not match:
         raise InputError(f'{model_id!r} is not the name of a Hub repository: give user/name or user/name@revision.')
     return match[1], match[2]
@@ -80,7 +122,9 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
         model_id: The repository, `user/name` or `user/name@revision`.
     """
     repo_id, _, revision = model_id.partition('@')
-    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    status = hub_status(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return 'HF_HUB_OFFLINE is set: unset it.'
     if isinstance(error, GatedRepoError):
         return f'{repo_id} is gated: accept its terms on {constants.ENDPOINT}/{repo_id}, then log in.'
     if status == 401 and 'Invalid credentials' in str(error) + str(error.response.headers.get('X-Error-Message')):
@@ -91,24 +135,27 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f'{repo_id} has no revision {revision or "main"}.'
     if status in (401, 403):
-        return f'the Hub does not allow it: the token needs write access to {repo_id}.'
+        return f'the Hub does not allow it: the token needs access to {repo_id}, to publish the right to write.'
     if isinstance(error, HFValidationError):
         return f'{repo_id} is not the name of a Hub repository: give user/name.'
     if status is not None:
-        return f'the Hub answered {status}: {_first_line(error)}'
+        said = error.response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
+        return redact(f'the Hub answered {status} ({said or HTTPStatus(status).phrase}).')
     if 'Consistency check failed' in str(error):
         return 'the download broke off. Try again.'
     if isinstance(error, OSError) and error.errno is not None:
-        return f'{_first_line(error)}'
-    return f'the Hub ({constants.ENDPOINT}) cannot be reached: {_first_line(error)}'
+        return f'{_first_line(error)}.'
+    if isinstance(error, (RuntimeError, ValueError)):  # of the Xet library, or an answer that is no JSON
+        return f'{_first_line(error)}.'
+    return f'the Hub ({constants.ENDPOINT}) cannot be reached ({_first_line(error)}): check the connection, try again.'
 
 
 def redact(text: str, token: Union[None, bool, str] = None) -> str:
-    """Take Hub tokens out of a text: the one given, the stored one, and whatever looks like one."""
+    """Take secrets out of a text: the token given, the stored one, whatever looks like one, and passwords in URLs."""
     for secret in (token, get_token()):
         if isinstance(secret, str) and secret:
             text = text.replace(secret, '<token>')
-    return _TOKEN.sub('<token>', text)
+    return _PASSWORD.sub('://', _TOKEN.sub('<token>', text))
 
 
 def _explain_cold_cache(model_id: str, filename: str, error: Exception) -> str:
@@ -122,4 +169,4 @@ def _explain_cold_cache(model_id: str, filename: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip('.')

@@ -14,9 +14,12 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     """Let a program's main function end with status 2 and one line on an `InputError`."""
     @wraps(main)
     def wrapper(*args, **kwargs) -> None:
+        message = None
         try:
             main(*args, **kwargs)
         except InputError as error:
-            print(f'error: {error}', file=sys.stderr)
+            message = str(error)
+        if message is not None:  # now that the error is gone, and progress bars that it kept with it
+            print(f'error: {message}', file=sys.stderr)
             sys.exit(2)
     return wrapper

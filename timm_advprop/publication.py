@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from copy import deepcopy
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
@@ -16,16 +17,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models._hub import _parse_model_cfg
+from timm.models._pretrained import PretrainedCfg
 
 from .downloads import download_file, split_model_id
 from .errors import InputError
 from .norms import num_aux_in, split_state_dict
 
-__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest', 'open_publication']
+__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
+           'open_publication', 'read_config']
 
 WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
 CONFIG_KEY = 'timm_advprop'
 
+# Arguments of timm's factory and builder, which say what is loaded and how. The others reach the model alone.
+_NOT_OF_MODELS = {
+    'base', 'cache_dir', 'checkpoint_path', 'device', 'dtype', 'exportable', 'feature_cfg', 'features_only',
+    'kwargs_filter', 'model_cls', 'model_name', 'no_jit', 'out_indices', 'pretrained', 'pretrained_cfg',
+    'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict', 'scriptable',
+    'variant',
+}
 _MOST_AUX = 100  # more would be a mistake, or an attempt to exhaust the memory
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +61,12 @@ class Publication:
     def on_hub(cls, model_id: str, cache_dir: Optional[str] = None) -> 'Publication':
         """Open `user/name` or `user/name@revision`. All files are taken from the commit that `config.json` is from."""
         path = download_file(model_id, CONFIG_FILE, cache_dir)
-        config = _read_config(path, model_id)
+        try:
+            config = read_config(path, model_id)
+        except InputError as damage:
+            _logger.warning(f'{damage} It is downloaded again.')
+            path = download_file(model_id, CONFIG_FILE, cache_dir, force=True)
+            config = read_config(path, model_id)
         if path:  # …/snapshots/<commit>/config.json
             model_id = f'{split_model_id(model_id)[0]}@{Path(path).parent.name}'
         locate = partial(download_file, model_id, cache_dir=cache_dir)
@@ -73,7 +88,7 @@ class Publication:
             path = os.path.join(folder, filename)
             return path if os.path.isfile(path) else None
 
-        config = _read_config(locate(CONFIG_FILE), folder)
+        config = read_config(locate(CONFIG_FILE), folder)
         return cls(folder, locate, dict(file=folder, source='local-dir'), config)
 
     @property
@@ -100,12 +115,22 @@ class Publication:
 
     @property
     def pretrained_cfg(self) -> Dict[str, Any]:
-        """The model's pretrained cfg, as timm's factory takes it."""
-        return _parse_model_cfg(deepcopy(self.config), dict(self.origin))[0]
+        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know."""
+        known = {field.name for field in fields(PretrainedCfg)}
+        cfg = _parse_model_cfg(deepcopy(self.config), dict(self.origin))[0]
+        return {name: value for name, value in cfg.items() if name in known}
 
     @property
     def model_args(self) -> Dict[str, Any]:
-        """Arguments that the plain model is created with."""
+        """Arguments that the plain model is created with.
+
+        Raises:
+            InputError: There is one that says where to load from, or what, which is not for a publication to say.
+        """
+        refused = _NOT_OF_MODELS & self._saved_args.keys()
+        if refused:
+            raise InputError(f'{CONFIG_FILE} of {self.name} has the model argument {min(refused)}, which is not one: '
+                             'the model is not created.')
         return {name: value for name, value in self._saved_args.items() if name != 'num_aux'}
 
     @property
@@ -131,8 +156,10 @@ class Publication:
     def _load(self, filename: str) -> Dict[str, torch.Tensor]:
         path = self._locate(filename)
         if path is None:
-            raise InputError(f'{self.name} has no {filename}. Pickled weights, such as pytorch_model.bin, could run '
-                             'code and are not read.')
+            why = f'which its {CONFIG_FILE} announces: it is not complete'
+            if filename == WEIGHTS_FILE:
+                why = 'and pickled weights, such as pytorch_model.bin, could run code and are not read'
+            raise InputError(f'{self.name} has no {filename}, {why}.')
         try:
             return self._read_weights(path, filename)
         except InputError as damage:
@@ -175,14 +202,23 @@ def file_digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _read_config(path: Optional[str], name: str) -> Dict[str, Any]:
+def read_config(path: Optional[str], name: str) -> Dict[str, Any]:
+    """Read a `config.json`.
+
+    Args:
+        path: The file, None for none.
+        name: Name of the publication for messages.
+
+    Raises:
+        InputError: It is damaged.
+    """
     if path is None:
         return {}
     try:
         with open(path, encoding='utf-8') as file:
             config = json.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f'{CONFIG_FILE} of {name} is damaged ({error}): delete {path} and try again.') from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise InputError(f'{CONFIG_FILE} of {name} is damaged ({error}).') from error
     if not _is_well_formed(config):
         raise InputError(f'{CONFIG_FILE} of {name} is damaged: its entries are not what timm and timm-advprop write.')
     return config

@@ -24,7 +24,7 @@ from timm.utils import (
 )
 
 from ..arguments import setup_logging
-from ..checkpoints import load_read_checkpoint, read_checkpoint
+from ..checkpoints import load_read_checkpoint, read_checkpoint, weights_digest
 from ..errors import InputError, exits_on_input_error
 from ..inputs import (
     as_input_error,
@@ -98,6 +98,7 @@ def validate(args: Namespace) -> Results:
     check_dataset_root(args.dataset, args.data_dir, args.split)
     check_normalisation(args.mean, args.std, args.input_size[0] if args.input_size else args.in_chans or 3)
     model = _load_model(args)
+    weights = weights_digest(model.state_dict(), args.route)
     num_classes, param_count = model.num_classes, sum(parameter.numel() for parameter in model.parameters())
     data_config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
     adversary = _build_adversary(args, data_config, device)
@@ -144,7 +145,7 @@ def validate(args: Namespace) -> Results:
         route=args.route,
         dataset=dataset_name(args.dataset, args.data_dir),
         split=args.split,
-        **(dict(checkpoint=args.checkpoint, use_ema=args.use_ema) if args.checkpoint else {}),
+        weights=weights,
     )
     if adversary is not None:
         results.update(
@@ -230,15 +231,14 @@ def _load_model(args: Namespace) -> nn.Module:
     model_kwargs = dict(args.model_kwargs)
     if num_aux and args.model.split('.')[0] in split_models():
         model_kwargs.setdefault('num_aux', num_aux)
-    model = open_model(
-        args.model,
+    flags = dict(
         pretrained=args.pretrained or not args.checkpoint,
         num_classes=args.num_classes,
         in_chans=args.in_chans or (args.input_size[0] if args.input_size else None),
         global_pool=args.gp,
         scriptable=args.torchscript or None,
-        **model_kwargs,
     )
+    model = open_model(args.model, **{**flags, **model_kwargs})
     if state_dict is not None:
         as_input_error(load_read_checkpoint, model, state_dict, args.checkpoint, convert=True)
     if args.route != 'clean' and not has_split_norm(model):

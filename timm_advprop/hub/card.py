@@ -5,7 +5,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..norms import split_state_dict
 from ..version import __version__
-from .recipe import training_command
+from .recipe import starting_point, training_command
 from .release import Release
 from .results import Result
 
@@ -85,7 +85,7 @@ def _eval_results(result: Result) -> List[EvalResult]:
         dataset_split=result.split,
         metric_type='accuracy',
         metric_name=f'{metric}, {_images(result)}, {result.norms} norms (percent)',
-        metric_value=value,
+        metric_value=round(value, 4),
     ) for metric, value in values.items() if value is not None]
 
 
@@ -180,14 +180,18 @@ def _training(release: Release, repo_id: str, files: Sequence[str]) -> str:
 hf download {repo_id} args.yaml --local-dir .
 {command}
 ```'''
+    start = starting_point(release.recipe)
+    if start:
+        text += f'\n\nThe run began with `{start}`, which is not part of this repository.'
     return text + ('\n\n`summary.csv` has the metrics of every epoch.' if 'summary.csv' in files else '')
 
 
 def _pictures(release: Release, files: Sequence[str]) -> str:
     text = ''
     if 'adversarial.png' in files:
-        text += ('\n\nValidation images, the same attacked through the auxiliary norms as strongly as in training '
-                 '(untargeted), and the difference:\n\n![Clean and adversarial images](adversarial.png)')
+        text += ('\n\nValidation images under their class, the same attacked through the auxiliary norms as strongly '
+                 'as in training (untargeted, without a random start), and the difference:\n\n'
+                 '![Clean and adversarial images](adversarial.png)')
     if 'norms.png' in files:
         text += ('\n\nEach point is a channel: its parameter or statistic in the main norm and in the auxiliary norm.'
                  '\n\n![Main and auxiliary norms](norms.png)')
@@ -202,7 +206,7 @@ def _epoch(release: Release) -> Optional[str]:
     if release.epoch is None:
         return None
     epochs = release.recipe.get('epochs')
-    return f'{release.epoch + 1}' + (f' of {epochs}' if epochs else '')
+    return f'{release.epoch + 1} of {epochs}' if epochs else f'{release.epoch + 1}'
 
 
 def _count(parameters: Dict[str, Any]) -> int:

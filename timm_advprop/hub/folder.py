@@ -3,9 +3,11 @@ import json
 import logging
 import os
 import shutil
+from copy import deepcopy
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
+import torch.nn as nn
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -14,7 +16,7 @@ from timm.models import save_for_hf
 from ..downloads import redact
 from ..errors import InputError
 from ..models import create_model
-from ..norms import split_state_dict, strip_aux
+from ..norms import has_split_norm, set_norm_route, split_state_dict, strip_aux
 from ..publication import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
 from ..version import __version__
 from .card import render_card
@@ -30,6 +32,8 @@ _logger = logging.getLogger(__name__)
 CARD, RECIPE, SUMMARY = 'README.md', 'args.yaml', 'summary.csv'
 IMAGES_PICTURE, NORMS_PICTURE = 'adversarial.png', 'norms.png'
 FILES = (WEIGHTS_FILE, CONFIG_FILE, AUX_FILE, CARD, RECIPE, SUMMARY, IMAGES_PICTURE, NORMS_PICTURE)
+_WAY_OUT = ('publish a model as timm creates it, with norms as convert_split_norm splits them. timm before 1.0.31 does '
+            'not remember the arguments of a model: give them as model_kwargs.')
 _TEST_ENTRIES = ('test_input_size', 'test_crop_pct', 'test_pool_size')
 _DATA_ENTRIES = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
@@ -42,6 +46,7 @@ def write_publication(
         dataset: Optional[str] = None,
         license: Optional[str] = None,
         images: bool = True,
+        token: Optional[str] = None,
 ) -> List[str]:
     """Write everything that a repository of the Hub gets, and load it again to see that it is whole.
 
@@ -53,6 +58,7 @@ def write_publication(
         dataset: Name of the data set on the card, by default that of the run.
         license: Licence on the card, by default that of the weights the run began with, else `apache-2.0`.
         images: Put validation images on the card, where the run's data set is there.
+        token: Hub token, which must not get into a file.
 
     Returns:
         Names of the files in the folder.
@@ -79,8 +85,19 @@ def write_publication(
         files=os.listdir(folder),
     )
     with open(os.path.join(folder, CARD), 'w', encoding='utf-8') as file:
-        file.write(redact(card))
+        file.write(card)
+    _redact_files(folder, token)
     return [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
+
+
+def _redact_files(folder: str, token: Optional[str]) -> None:
+    for name in (CARD, CONFIG_FILE, RECIPE, SUMMARY):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with open(path, newline='', encoding='utf-8') as file:
+                text = file.read()
+            with open(path, 'w', newline='', encoding='utf-8') as file:
+                file.write(redact(text, token))
 
 
 def check_replaceable(folder: str) -> None:
@@ -122,6 +139,8 @@ def _write_weights(release: Release, folder: str) -> None:
         plain._model_args = {name: value for name, value in plain._model_args.items() if name != 'num_aux'}
     model_args = dict(release.recipe.get('model_kwargs') or {})
     model_args.pop('num_aux', None)
+    if release.recipe.get('gp'):
+        model_args['global_pool'] = release.recipe['gp']
     try:
         save_for_hf(plain, folder, model_args=model_args or None, safe_serialization=True)
         if release.num_aux:
@@ -140,7 +159,6 @@ def _pretrained_cfg(release: Release) -> Dict[str, Any]:
         cfg = {name: value for name, value in cfg.items() if name not in _TEST_ENTRIES}
     if tuple(data['input_size'][1:]) != tuple(cfg['input_size'][1:]):
         cfg['pool_size'] = None
-    data['input_size'] = (getattr(model, 'in_chans', None) or data['input_size'][0], *data['input_size'][1:])
     return dict(cfg, **data, architecture=release.architecture, num_classes=model.num_classes, custom_load=False)
 
 
@@ -160,24 +178,41 @@ def _add_details(release: Release, folder: str) -> None:
         config = json.load(file)
     config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}
     with open(path, 'w', encoding='utf-8') as file:
-        file.write(redact(json.dumps(config, indent=2)) + '\n')
+        file.write(json.dumps(config, indent=2) + '\n')
 
 
 def _check_loads(release: Release, folder: str) -> None:
-    # A publication that cannot be loaded, or not as it was, is found before it is made.
+    # A publication that cannot be loaded, or computes something else, is found before it is made.
+    model = deepcopy(release.model).float().eval()
+    state_dict = model.state_dict()
+    unfit = [name for name, value in release.model.state_dict().items()
+             if value.dtype == torch.float64 or not value.isfinite().all()]
+    if unfit:
+        raise InputError(f'{unfit[0]} has values that are not finite, or float64, which timm does not load.')
     try:
-        loaded = create_model(f'local-dir:{folder}').state_dict()
+        loaded = create_model(f'local-dir:{folder}', num_aux=release.num_aux).eval()
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE}: '
-                         f'{" ".join(str(error).split())[:400]}') from error
-    if not release.num_aux:
-        loaded = split_state_dict(loaded)[0]
-    state_dict = release.model.state_dict()
-    different = [name for name in {**state_dict, **loaded} if name not in state_dict or name not in loaded
-                 or not torch.equal(loaded[name].to(state_dict[name].dtype), state_dict[name])]
-    if different:
-        raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE}, {different[0]} '
-                         'differs: publish a model that timm creates, whose norms convert_split_norm split.')
+        raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE} '
+                         f'({" ".join(str(error).split())[:400]}): {_WAY_OUT}') from error
+    loaded_state = loaded.state_dict()
+    different = [name for name in {**state_dict, **loaded_state} if name not in state_dict or name not in loaded_state
+                 or not torch.equal(loaded_state[name], state_dict[name])]
+    if different or not _compute_the_same(model, loaded, release.data_config['input_size']):
+        raise InputError(f'{release.architecture} is not the same when it is created again from its {CONFIG_FILE} '
+                         f'({different[0] if different else "outputs"}): {_WAY_OUT}')
+
+
+def _compute_the_same(model: nn.Module, other: nn.Module, input_size: Sequence[int]) -> bool:
+    if has_split_norm(model):
+        set_norm_route(model, 'clean')
+    images = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            output, expected = other(images), model(images)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f'The model cannot be tried with an image of {"x".join(map(str, input_size))}: '
+                         f'{" ".join(str(error).split())[:400]}.') from error
+    return output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
 def _draw_pictures(release: Release, folder: str, images: bool) -> None:

@@ -1,20 +1,25 @@
 """The Hub program: `python -m timm_advprop.hub push CHECKPOINT user/name`, `… pull user/name`, `timm-advprop-hub`."""
 import os
+import shutil
 import tempfile
 from argparse import Namespace
 from typing import Any, Optional, Sequence
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from timm.models import parse_model_name
 from timm.utils import ParseKwargs
 
 from ..arguments import ProgramParser, setup_logging
 from ..errors import InputError, exits_on_input_error
+from ..inputs import open_model
+from ..models import base_of
 from ..publication import open_publication
 from .folder import check_replaceable, replace_folder, write_publication
 from .push import push_to_hub
 from .release import open_release
 from .results import read_results
+from .upload import check_repo_id
 
 __all__ = ['main']
 
@@ -82,6 +87,7 @@ def _push(args: Namespace) -> None:
 
 def _write_folder(args: Namespace, **about: Any) -> None:
     folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
+    check_repo_id(args.repo_id)
     check_replaceable(folder)
     release = open_release(args.checkpoint, args.model, args.model_kwargs)
     with tempfile.TemporaryDirectory() as temporary:
@@ -93,21 +99,24 @@ def _write_folder(args: Namespace, **about: Any) -> None:
 
 
 def _pull(args: Namespace) -> None:
-    source, _, location = args.repo_id.rpartition(':')
-    publication = open_publication(source or 'hf-hub', location)
+    source = args.repo_id if ':' in args.repo_id else f'hf-hub:{args.repo_id}'
+    location = source.partition(':')[2]
+    model = open_model(source, pretrained=True)  # what is fetched can be loaded
+    publication = open_publication(*parse_model_name(source))
     name = os.path.basename(os.path.normpath(location.partition('@')[0]))
     path = args.to or f'{name}.safetensors'
     if not path.endswith('.safetensors'):
         raise InputError(f'--to {path}: the file is a safetensors file, give it that ending.')
     if os.path.exists(path):
         raise InputError(f'{path} exists: remove it, or give another file with --to.')
-    architecture = publication.architecture
     state_dict = publication.load_state_dict()
-    temporary = f'{path}.tmp'
     try:
-        save_file(state_dict, temporary, metadata={'format': 'pt'})
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as temporary:
+            file = os.path.join(temporary, 'weights')
+            save_file(state_dict, file, metadata={'format': 'pt'})
+            shutil.copyfile(file, f'{file}.copy')  # safetensors' own cannot be read by others
+            os.replace(f'{file}.copy', path)
     except (OSError, SafetensorError) as error:
         raise InputError(f'Cannot write {path}: {error}.') from error
     norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'
-    print(f'{path}: {architecture} of {publication.name}, {norms}.')
+    print(f'{path}: {base_of(model.pretrained_cfg["architecture"])} of {publication.name}, {norms}.')

@@ -41,7 +41,7 @@ def push_to_hub(
         private: Make a new repository private.
         token: Hub token with write access; by default `HF_TOKEN` or the one of `hf auth login`.
         model: Model name, for a checkpoint file that does not say it.
-        model_kwargs: Further arguments of the model, for such a file.
+        model_kwargs: Further arguments of the model, where neither the file nor timm remembers them.
         recipe: Arguments of the run, under the names of `args.yaml`, where the checkpoint does not have them.
         results: Results of the validation program, which the card shows.
         dataset: Name of the data set on the card, by default that of the run.
@@ -56,18 +56,18 @@ def push_to_hub(
     """
     check_can_push(repo_id, token)
     if isinstance(model_or_checkpoint, nn.Module):
-        release = release_model(model_or_checkpoint, recipe)
+        release = release_model(model_or_checkpoint, recipe, model_kwargs)
     else:
         release = open_release(model_or_checkpoint, model, model_kwargs, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_publication(release, folder, repo_id, results, dataset, license, images)
+        files = write_publication(release, folder, repo_id, results, dataset, license, images, token)
         return upload_folder(
             folder,
             files,
             repo_id,
             architecture=release.architecture,
             message=message or f'Publish {release.architecture}',
-            stale=[name for name in FILES if name not in files],
+            stale=[name for name in (*FILES, 'pytorch_model.bin') if name not in files],
             revision=revision,
             private=private,
             token=token,

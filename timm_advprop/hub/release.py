@@ -2,17 +2,19 @@
 import csv
 import io
 import os
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
 import torch.nn as nn
+import yaml
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 
-from ..checkpoints import load_read_checkpoint, read_checkpoint, read_run
+from ..checkpoints import load_read_checkpoint, read_checkpoint, read_run, weights_digest
 from ..errors import InputError
 from ..inputs import dataset_name, open_model
 from ..models import base_of, split_models
@@ -72,13 +74,18 @@ class Release:
             return [dict(trained_on='nothing') for _ in range(self.num_aux)]
         settings = {name: self.recipe[key] for name, key in _ATTACK_SETTINGS.items()
                     if self.recipe.get(key) is not None}
-        strengths = list(self.recipe.get('adv_eps') or [])
+        strengths = self.recipe.get('adv_eps') or []
+        strengths = list(strengths) if isinstance(strengths, (list, tuple)) else [strengths]
         strengths += [None] * (self.num_aux - len(strengths))
         return [dict(
             trained_on='adversarial images',
             **settings,
             **({} if eps is None else dict(eps_px=eps, steps=self.recipe.get('adv_steps') or default_steps(eps))),
         ) for eps in strengths[:self.num_aux]]
+
+    def digest(self, route: str) -> str:
+        """Digest of the weights that images pass on a route, see `weights_digest`."""
+        return weights_digest(self.model.state_dict(), route)
 
     @property
     def dataset(self) -> str:
@@ -92,15 +99,21 @@ class Release:
             return {}  # the program validates the weights themselves then
         rows = csv.DictReader(io.StringIO(self.summary))
         row = next((row for row in rows if row.get('epoch') == str(self.epoch)), {})
-        return {name: float(row[f'eval_{name}']) for name in ('top1', 'top5') if row.get(f'eval_{name}')}
+        return {name: float(row[f'eval_{name}']) for name in ('top1', 'top5')
+                if re.fullmatch(r'[\d.]+', row.get(f'eval_{name}') or '')}
 
 
-def release_model(model: nn.Module, recipe: Optional[Mapping[str, Any]] = None) -> Release:
+def release_model(
+        model: nn.Module,
+        recipe: Optional[Mapping[str, Any]] = None,
+        model_kwargs: Optional[Mapping[str, Any]] = None,
+) -> Release:
     """Publish a model as it is.
 
     Args:
         model: A timm model with or without split norms; DDP and compilation are taken off. It is left as it is.
         recipe: Arguments of the run, under the names of `args.yaml`.
+        model_kwargs: Arguments that the model was created with, where timm does not remember them.
 
     Raises:
         InputError: It is not a timm classifier.
@@ -110,7 +123,7 @@ def release_model(model: nn.Module, recipe: Optional[Mapping[str, Any]] = None) 
         raise InputError(f'{type(model).__name__} is not a timm classifier: only models that timm can create again '
                          'can be published.')
     model = deepcopy(model).cpu()
-    return Release(model, dict(recipe or {}), resolve_data_config({}, model=model))
+    return Release(model, _with_model_kwargs(recipe, model_kwargs), _data_config({}, model))
 
 
 def open_release(
@@ -134,9 +147,7 @@ def open_release(
     path = os.fspath(checkpoint)
     state_dict = read_checkpoint(path, use_ema=True)
     run = read_run(path)
-    args = dict(recipe or run.get('args') or {})
-    if model_kwargs:
-        args['model_kwargs'] = {**(args.get('model_kwargs') or {}), **model_kwargs}
+    args = _with_model_kwargs(recipe or _as_given(run.get('args') or {}, os.path.dirname(path)), model_kwargs)
     name = model or args.get('model')
     if not name:
         raise InputError(f'{path} does not say which model it is of: give --model (in Python, model=…).')
@@ -147,12 +158,18 @@ def open_release(
     return Release(
         model,
         recipe=args,
-        data_config=resolve_data_config(args, model=model),
+        data_config=_data_config(args, model),
         summary=_read_summary(os.path.join(os.path.dirname(path), 'summary.csv')) if run else '',
-        epoch=run.get('epoch'),
+        epoch=run['epoch'] if isinstance(run.get('epoch'), int) else None,
         averaged=run.get('averaged', False),
         checkpoint=path,
     )
+
+
+def _data_config(args: Mapping[str, Any], model: nn.Module) -> Dict[str, Any]:
+    config = resolve_data_config(dict(args), model=model)
+    channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
+    return dict(config, input_size=(channels, *config['input_size'][1:]))
 
 
 def _model_kwargs(name: str, args: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Dict[str, Any]:
@@ -171,7 +188,8 @@ def _model_kwargs(name: str, args: Mapping[str, Any], state_dict: Mapping[str, t
 
 def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optional[int]:
     # From the classifier's bias; None where the model has none of that name.
-    classifier = None if ':' in name else get_pretrained_cfg(name.split('.')[0]).classifier
+    cfg = None if ':' in name else get_pretrained_cfg(name.split('.')[0])
+    classifier = cfg.classifier if cfg else None
     for layer in (classifier,) if isinstance(classifier, str) else classifier or ():
         if f'{layer}.bias' in state_dict:
             return len(state_dict[f'{layer}.bias'])
@@ -181,5 +199,32 @@ def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optiona
 def _read_summary(path: str) -> str:
     if not os.path.isfile(path):
         return ''
-    with open(path, newline='', encoding='utf-8') as file:
+    with open(path, newline='', encoding='utf-8', errors='replace') as file:
         return file.read()
+
+
+def _as_given(args: Dict[str, Any], folder: str) -> Dict[str, Any]:
+    # A run completes its arguments, such as the learning rate; args.yaml beside the checkpoint has them as given.
+    path = os.path.join(folder, 'args.yaml')
+    try:
+        with open(path, encoding='utf-8') as file:
+            given = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError):
+        return args
+    same_run = isinstance(given, dict) and all(
+        value is None or name == 'device' or _plain(args.get(name)) == value for name, value in given.items())
+    return {**args, **given} if same_run else args
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _with_model_kwargs(
+        recipe: Optional[Mapping[str, Any]],
+        model_kwargs: Optional[Mapping[str, Any]],
+) -> Dict[str, Any]:
+    recipe = dict(recipe or {})
+    if model_kwargs:
+        recipe['model_kwargs'] = {**(recipe.get('model_kwargs') or {}), **model_kwargs}
+    return recipe

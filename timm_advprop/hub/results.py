@@ -1,7 +1,7 @@
 """Measured results of a publication: from the run's own validation and from result files of the validation program."""
 import csv
+import io
 import json
-import os
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..errors import InputError
@@ -45,7 +45,7 @@ def collect_results(
         dataset: Name of the data set, by default the name in the rows or that of the training run.
 
     Raises:
-        InputError: A row is of another model, another checkpoint or other weights of it.
+        InputError: A row is of another model or of other weights.
     """
     results: Dict[Any, Result] = {}
     default = dataset or release.dataset
@@ -56,11 +56,11 @@ def collect_results(
     for row in rows:
         _check_row(release, row)
         norms = 'aux' if row.get('route') == 'aux' else 'main'
-        about = dict(norms=norms, dataset=dataset or row.get('dataset') or default,
-                     split=row.get('split') or 'validation', source='validate.py')
-        kinds = [('clean', {'top1': row['top1'], 'top5': row.get('top5')})]
+        about = dict(norms=norms, dataset=dataset or str(row.get('dataset') or default),
+                     split=str(row.get('split') or 'validation'), source='validate.py')
+        kinds = [('clean', {'top1': row.get('top1'), 'top5': row.get('top5')})]
         if row.get('adv_attack'):
-            kinds.append((row['adv_attack'], {'top1': row['adv_top1'], 'top5': row.get('adv_top5')}))
+            kinds.append((str(row['adv_attack']), {'top1': row.get('adv_top1'), 'top5': row.get('adv_top5')}))
         for images, metrics in kinds:
             result = Result(images, **_accuracies(release, metrics), **about)
             results[result.images, result.norms, result.dataset, result.split] = result
@@ -78,8 +78,9 @@ def read_results(paths: Sequence[str]) -> List[Dict[str, Any]]:
     for path in paths:
         try:
             with open(path, newline='', encoding='utf-8') as file:
-                content = json.load(file) if path.endswith('.json') else list(csv.DictReader(file))
-        except (OSError, ValueError) as error:
+                text = file.read()
+            content = json.loads(text) if text.lstrip()[:1] in ('[', '{') else list(csv.DictReader(io.StringIO(text)))
+        except (OSError, RecursionError, ValueError) as error:
             raise InputError(f'Cannot read the results {path}: {error}.') from error
         content = content if isinstance(content, list) else [content]
         if not content or not all(isinstance(row, dict) and 'top1' in row and 'model' in row for row in content):
@@ -92,23 +93,20 @@ def _check_row(release: Release, row: Mapping[str, Any]) -> None:
     name = str(row['model'])
     if ':' not in name and base_of(name.split('.')[0]) != release.architecture:
         raise InputError(f'The results are of {name}, the published model is {release.architecture}.')
-    measured, published = row.get('checkpoint'), release.checkpoint
-    if measured and published and not _same_file(measured, published):
-        raise InputError(f'The results are of {measured}, not of {published}: validate that checkpoint.')
-    if release.averaged and measured and str(row.get('use_ema')).lower() != 'true':
-        raise InputError('The averaged weights are published, and the results are of the others: '
-                         'validate with --use-ema.')
-
-
-def _same_file(first: str, second: str) -> bool:
-    return os.path.realpath(first) == os.path.realpath(second) or (
-        os.path.isfile(first) and os.path.samefile(first, second))
+    if not row.get('weights'):
+        raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
+                         'this version.')
+    if row['weights'] != release.digest(row.get('route') or 'clean'):
+        also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
+        raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
 
 
 def _accuracies(release: Release, metrics: Mapping[str, Any]) -> Dict[str, Optional[float]]:
     try:
         top1 = float(metrics['top1'])
-        top5 = float(metrics['top5']) if metrics.get('top5') not in (None, '') else None
-    except (KeyError, TypeError, ValueError) as error:
+        top5 = None if metrics.get('top5') in (None, '') else float(metrics['top5'])
+    except (TypeError, ValueError) as error:
         raise InputError(f'The results lack a number: {error}.') from error
+    if not all(0 <= value <= 100 for value in (top1, top5 or 0)):
+        raise InputError(f'The results are not accuracies in percent: {top1}, {top5}.')
     return dict(top1=top1, top5=top5 if release.model.num_classes > 5 else None)

@@ -1,6 +1,5 @@
 """Uploads a folder to the Hub as one commit, and makes sure that it is one commit and no more."""
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,42 +14,58 @@ from huggingface_hub import (
     get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
-from ..downloads import HUB_ERRORS, download_file, explain_hub_error, redact
+from ..downloads import (
+    ATTEMPTS,
+    FIRST_PAUSE,
+    HUB_ERRORS,
+    download_file,
+    explain_hub_error,
+    hub_status,
+    is_transient,
+    patiently,
+    redact,
+)
 from ..errors import InputError
 from ..models import base_of
-from ..publication import CONFIG_FILE, file_digest
+from ..publication import CONFIG_FILE, file_digest, read_config
 from ..version import __version__
 
-__all__ = ['check_can_push', 'upload_folder']
+__all__ = ['check_can_push', 'check_repo_id', 'upload_folder']
 
 _logger = logging.getLogger(__name__)
 
-ATTEMPTS = 4
-FIRST_PAUSE = 2.  # seconds, doubled after each attempt
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_OF_A_NEW_REPOSITORY = {'.gitattributes', '.gitignore', 'LICENSE', 'README.md'}
 _CHANGED_MEANWHILE = 412
 # what the client raises for an upload that failed: its own errors, and those of the Xet library
 _UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError, ValueError)
 
 
-def check_can_push(repo_id: str, token: Optional[str] = None) -> None:
+def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> None:
     """Check what can be said before a long work whose result is to be published: the name and the token.
 
     Args:
         repo_id: `user/name`.
         token: Hub token, the stored one by default.
+        must_reach: A Hub that cannot be reached now is an error, not a warning.
 
     Raises:
         InputError: The name is wrong, there is no token, or the Hub refuses it.
     """
     api = _open_api(repo_id, token)
     try:
-        api.whoami()
+        user = patiently(api.whoami)
     except HUB_ERRORS as error:
-        if _status(error) == 401:
-            raise InputError(f'Cannot publish {repo_id}: {explain_hub_error(error, repo_id)}') from None
+        problem = f'Cannot publish {repo_id}: {explain_hub_error(error, repo_id)}'
+        if hub_status(error) == 401 or hub_status(error) is None and must_reach:
+            raise InputError(redact(problem, api.token)) from None
+        _logger.warning(redact(problem, api.token))
+        return
+    owner, owners = repo_id.split('/')[0], [user.get('name'), *(org.get('name') for org in user.get('orgs') or ())]
+    if user.get('name') and owner not in owners:
+        raise InputError(f'Cannot publish {repo_id}: the token is of {user["name"]}, who does not own {owner}.')
 
 
 def upload_folder(
@@ -86,68 +101,81 @@ def upload_folder(
     Raises:
         InputError: It could not be published; the message says why, what happened and what to do.
     """
+    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
+        raise InputError(f'{revision!r} is not the name of a branch.')
     branch = _Branch(_open_api(repo_id, token), repo_id, revision)
     try:
-        existed = branch.create(private)
-        head = branch.prepare()
-        if existed:
-            branch.check_holds(architecture)
-        stale = [name for name in stale if existed and branch.has_file(name)]
+        patiently(branch.create, private)
+        branch.look(private)
+        branch.check_holds(architecture)
+        branch.start()
         additions = [CommitOperationAdd(name, os.path.join(folder, name)) for name in files]
         branch.api.preupload_lfs_files(repo_id, additions, revision=revision, free_memory=False)
     except InputError:
         raise
     except _UPLOAD_ERRORS as error:
         raise branch.unchanged(error) from None
+    stale = [name for name in stale if name in branch.files]
+    if stale:
+        _logger.info(f'The commit deletes {", ".join(stale)} of the former publication.')
     operations = [*additions, *(CommitOperationDelete(name) for name in stale)]
-    return _commit(branch, operations, {name: _digests(os.path.join(folder, name)) for name in files}, message, head)
+    return _commit(branch, operations, {name: _digests(os.path.join(folder, name)) for name in files}, message)
 
 
 class _Branch:
-    # A branch of a repository, as the Hub's client sees it.
+    # A branch of a repository, as the Hub's client sees it. `head` is None where the Hub does not say.
     def __init__(self, api: HfApi, repo_id: str, revision: Optional[str]):
         self.api, self.repo_id, self.revision = api, repo_id, revision
         self.model_id = f'{repo_id}@{revision}' if revision else repo_id
+        self.head: Optional[str] = None
+        self.files: Set[str] = set()
+        self.is_new = self.is_new_repo = False
 
-    def create(self, private: Optional[bool]) -> bool:
-        # Makes the repository; whether it was there before.
+    def create(self, private: Optional[bool]) -> None:
+        # Makes the repository where it is missing.
         try:
             self.api.create_repo(self.repo_id, private=private)
-            return False
+            self.is_new_repo = True
         except HfHubHTTPError as error:
-            if _status(error) == 403 and self.api.repo_exists(self.repo_id):
-                return True  # a token for this repository alone may not create others
-            if _status(error) != 409:
+            # a token for this repository alone may not create others
+            if hub_status(error) != 409 and not (hub_status(error) == 403 and self.api.repo_exists(self.repo_id)):
                 raise
-        if private and self.api.model_info(self.repo_id).private is False:
+
+    def look(self, private: Optional[bool]) -> None:
+        # What the branch holds, or `main`, of which it will be a copy.
+        try:
+            info = patiently(self.api.model_info, self.repo_id, revision=self.revision)
+        except RevisionNotFoundError:
+            self.is_new = True
+            info = patiently(self.api.model_info, self.repo_id)
+        except HfHubHTTPError as error:
+            if hub_status(error) == 404:  # it exists: the Hub's index lags behind
+                return
+            raise
+        if private and info.private is False:
             raise InputError(f'{self.repo_id} exists and is public: make it private in its settings first, or leave '
                              '--private out.')
-        return True
-
-    def prepare(self) -> Optional[str]:
-        # Makes the branch; its head, None where the Hub does not say.
-        try:
-            return self.api.model_info(self.repo_id, revision=self.revision).sha
-        except RevisionNotFoundError:
-            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
-            return self.api.model_info(self.repo_id, revision=self.revision).sha
-        except HfHubHTTPError as error:
-            if _status(error) == 404:  # it exists: the Hub's index lags behind
-                return None
-            raise
+        self.head, self.files = info.sha, {file.rfilename for file in info.siblings or ()}
 
     def check_holds(self, architecture: str) -> None:
-        path = download_file(self.model_id, CONFIG_FILE, token=self.api.token)
-        if path is None:
-            return
-        with open(path, encoding='utf-8') as file:
-            held = json.load(file).get('architecture')
-        if base_of(held) != architecture:
-            raise InputError(f'The name {self.repo_id} is taken: it holds {held or "something else"}, not '
-                             f'{architecture}. Choose another name.')
+        # A repository may hold a former publication, or nothing but what comes with a new one.
+        path = None
+        if not self.is_new_repo:
+            path = download_file(self.repo_id if self.is_new else self.model_id, CONFIG_FILE, token=self.api.token)
+        others = sorted(self.files - _OF_A_NEW_REPOSITORY)
+        held = f'{", ".join(others[:3])} but no {CONFIG_FILE}' if others else architecture
+        if path is not None:
+            try:
+                held = base_of(str(read_config(path, self.model_id).get('architecture')))
+            except InputError:
+                held = f'a {CONFIG_FILE} that is not timm\'s'
+        if held != architecture:
+            raise InputError(f'The name {self.repo_id} is taken: it holds {held}, not {architecture}. Choose another '
+                             'name.')
 
-    def has_file(self, name: str) -> bool:
-        return self.api.file_exists(self.repo_id, name, revision=self.revision)
+    def start(self) -> None:
+        if self.is_new:
+            patiently(self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True)
 
     def commit_with(self, digests: Mapping[str, Set[str]]) -> Optional[str]:
         # The head, if it has these files, None if not.
@@ -164,8 +192,9 @@ class _Branch:
         return commit
 
     def unchanged(self, error: Exception) -> InputError:
-        again = '' if _is_refusal(error) else ' Push again: what was uploaded is not sent again.'
-        return self.failure(error, f'No file of {self.repo_id} was changed.{again}')
+        outcome = '{} was made and is empty' if self.is_new_repo else 'No file of {} was changed'
+        again = '.' if _is_refusal(error) or isinstance(error, HFValidationError) else ': push again.'
+        return self.failure(error, outcome.format(self.repo_id) + again)
 
     def failure(self, error: Exception, outcome: str) -> InputError:
         cause = error.__cause__ or error
@@ -178,27 +207,26 @@ def _commit(
         operations: Sequence[Any],
         digests: Mapping[str, Set[str]],
         message: str,
-        head: Optional[str],
 ) -> str:
-    # `head` as parent makes the Hub refuse a second commit where the first one was made.
+    # The head as parent makes the Hub refuse a second commit where the first one was made.
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return branch.api.create_commit(
                 branch.repo_id,
                 operations,
-                commit_message=message,
+                commit_message=redact(message, branch.api.token),
                 revision=branch.revision,
-                parent_commit=head,
+                parent_commit=branch.head,
             ).commit_url
         except _UPLOAD_ERRORS as error:
-            commit = _look_for_commit(branch, digests, head, error)
+            commit = _look_for_commit(branch, digests, error)
             if commit:
                 _logger.info('The Hub made the commit, its answer was lost.')
                 return f'{branch.api.endpoint}/{branch.repo_id}/commit/{commit}'
-            if _status(error) == _CHANGED_MEANWHILE:
+            if hub_status(error) == _CHANGED_MEANWHILE:
                 raise branch.failure(error, f'{branch.repo_id} was changed meanwhile: push again.') from None
-            if attempt == ATTEMPTS or not _is_transient(error):
+            if attempt == ATTEMPTS or not is_transient(error):
                 raise branch.unchanged(error) from None
             _logger.warning(f'No commit yet: {explain_hub_error(error, branch.model_id)} '
                             f'Attempt {attempt + 1} of {ATTEMPTS} in {pause:.0f} s.')
@@ -210,7 +238,6 @@ def _commit(
 def _look_for_commit(
         branch: _Branch,
         digests: Mapping[str, Set[str]],
-        head: Optional[str],
         reason: Exception,
 ) -> Optional[str]:
     # The commit that was made in spite of an error, None where none was made.
@@ -220,7 +247,7 @@ def _look_for_commit(
     for attempt in range(1, ATTEMPTS + 1):
         try:
             commit = branch.commit_with(digests)
-            return commit if commit != head else None
+            return commit if commit != branch.head else None
         except HUB_ERRORS as error:
             if attempt == ATTEMPTS:
                 url = f'{branch.api.endpoint}/{branch.repo_id}'
@@ -231,9 +258,22 @@ def _look_for_commit(
     return None
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Check that a text has the form of a repository's name, `user/name`.
+
+    Raises:
+        InputError: It has not.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id = f'/{repo_id}'
+    if repo_id.count('/') != 1 or repo_id.startswith('/'):
+        raise InputError(f'{repo_id.lstrip("/")!r} is not the name of a Hub repository: give user/name.')
+
+
 def _open_api(repo_id: str, token: Optional[str]) -> HfApi:
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
-        raise InputError(f'{repo_id!r} is not the name of a Hub repository: give user/name.')
+    check_repo_id(repo_id)
     token = token or get_token()
     if not token:
         raise InputError('There is no Hub token: log in with `hf auth login`, or set HF_TOKEN to a token with write '
@@ -243,19 +283,10 @@ def _open_api(repo_id: str, token: Optional[str]) -> HfApi:
     return HfApi(token=token, library_name='timm-advprop', library_version=__version__)
 
 
-def _status(error: Exception) -> Optional[int]:
-    return getattr(getattr(error, 'response', None), 'status_code', None)
-
-
 def _is_refusal(error: Exception) -> bool:
     # An answer that will not change, and says that nothing was done.
-    status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in (*_TRANSIENT, _CHANGED_MEANWHILE)
-
-
-def _is_transient(error: Exception) -> bool:
-    status = _status(error)
-    return status in _TRANSIENT if status is not None else not isinstance(error, (RuntimeError, ValueError))
+    status = hub_status(error)
+    return status is not None and 400 <= status < 500 and status != _CHANGED_MEANWHILE and not is_transient(error)
 
 
 def _digests(path: str) -> Set[str]:

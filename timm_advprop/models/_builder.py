@@ -187,10 +187,16 @@ def _check_architecture(publication: Publication, variant: str, base: str) -> No
         raise InputError(f'{publication.name} holds {publication.architecture}, not {base}, the base of {variant}.')
 
 
-def _published_weights(publication: Publication) -> Dict[str, Any]:
+def _published_weights(publication: Publication, model: nn.Module) -> Dict[str, Any]:
     # Entries of a pretrained cfg that make timm load what was read here.
     state_dict = publication.load_state_dict()
-    if publication.config and not num_aux_in(state_dict):
+    num_aux, aux = num_aux_in(state_dict), split_state_dict(state_dict)[1]
+    expected = split_state_dict(model.state_dict())[1]
+    misfits = {key for key in expected if num_aux_in([key]) <= num_aux} ^ aux.keys()
+    if aux and misfits:  # norms that are missing would start as copies without a word
+        raise InputError(f'The auxiliary norms of {publication.name} do not fit {publication.architecture}, such as '
+                         f'{min(misfits)}.')
+    if publication.config and not num_aux:
         _logger.warning(f'{publication.name} has no auxiliary norms: they start as copies of the main norms.')
     return dict(source=None, custom_load=False, state_dict=state_dict)
 
@@ -218,7 +224,7 @@ def _splitting_before_weights_load(
         convert_split_norm(model, num_aux)
         checked = bool(cfg.file or cfg.state_dict)
         if publication is not None:
-            pretrained_cfg = {**pretrained_cfg, **_published_weights(publication)}
+            pretrained_cfg = {**pretrained_cfg, **_published_weights(publication, model)}
             checked = bool(publication.config)
         handle = None
         if checked and not features_only:

@@ -106,8 +106,7 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
     model_kwargs = dict(args.model_kwargs)
     if len(args.adv_eps) > 1 and args.model.split('.')[0] in split_models():
         model_kwargs.setdefault('num_aux', len(args.adv_eps))
-    model = open_model(
-        args.model,
+    flags = dict(
         pretrained=args.pretrained or bool(args.pretrained_path),
         pretrained_cfg_overlay=overlay,
         in_chans=in_chans,
@@ -116,8 +115,8 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         drop_path_rate=args.drop_path if args.drop_path is not None else args.drop_connect,
         drop_block_rate=args.drop_block,
         global_pool=args.gp,
-        **model_kwargs,
     )
+    model = open_model(args.model, **{**flags, **model_kwargs})
     if ':' in args.model and not args.pretrained:
         _logger.info(f'The architecture of {args.model}, untrained: --pretrained loads its weights.')
     if args.initial_checkpoint:

@@ -74,7 +74,7 @@ def train(args: Namespace) -> Run:
     assemble.check_arguments(args)
     device = assemble.setup_device(args)
     if args.push_to_hub and is_primary(args):
-        check_can_push(args.push_to_hub)
+        check_can_push(args.push_to_hub, must_reach=False)
     dtype, autocast, loss_scaler = assemble.setup_precision(args, device)
     model = assemble.build_model(args, device, dtype)
     data_config = assemble.resolve_data(args, model)

@@ -5,6 +5,8 @@ from typing import Any, Dict, Optional
 
 import yaml
 
+from ..downloads import redact
+
 __all__ = ['RunLog']
 
 
@@ -22,7 +24,7 @@ class RunLog:
         self.summary_path = os.path.join(folder, 'summary.csv')
         self.wandb_run = wandb_run
         with open(os.path.join(folder, 'args.yaml'), 'w', encoding='utf-8') as file:
-            yaml.safe_dump(arguments, file, default_flow_style=False)
+            file.write(redact(yaml.safe_dump(arguments, default_flow_style=False)))
         self._rows = [row for row in self._read() if int(row['epoch']) < first_epoch]
 
     def add_epoch(
