@@ -129,10 +129,12 @@ def test_published_model_loads_bit_for_bit(storage, use_hub, split_model, monkey
     with LoopbackHub(storage) as hub:
         use_hub(hub)
         url = push_to_hub(split_model, REPO)
-        assert url.endswith(hub.commits(REPO)[-1].sha)
+        commit = hub.commits(REPO)[-1].sha
+        assert url.endswith(commit)
         for model in (timm_advprop.create_model(f'hf-hub:{REPO}'), timm.create_model('test_resnet_ap', **OVERLAY)):
             assert equal_states(model.state_dict(), split_model.state_dict())
             assert model.num_classes == 7
+        assert f'GET /{REPO}/resolve/{commit}/aux.safetensors' in hub.requests  # of the commit of config.json
 
 
 def test_publication_is_one_commit_of_a_plain_model_and_its_auxiliary_norms(hub, split_model):

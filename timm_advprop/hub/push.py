@@ -42,7 +42,7 @@ def push_to_hub(
         token: Hub token with write access; by default `HF_TOKEN` or the one of `hf auth login`.
         model: Model name, for a checkpoint file that does not say it.
         model_kwargs: Further arguments of the model, where neither the file nor timm remembers them.
-        recipe: Arguments of the run, under the names of `args.yaml`, where the checkpoint does not have them.
+        recipe: Arguments of the run, under the names of `args.yaml`; they replace or add to those in the checkpoint.
         results: Results of the validation program, which the card shows.
         dataset: Name of the data set on the card, by default that of the run.
         license: Licence, by default that of the weights the run began with, else `apache-2.0`.

@@ -38,7 +38,6 @@ class Release:
         summary: The run's `summary.csv`.
         epoch: Epoch that the weights are from.
         averaged: The weights are an exponential moving average.
-        checkpoint: File that the weights are from.
     """
     model: nn.Module
     recipe: Dict[str, Any] = field(default_factory=dict)
@@ -46,7 +45,6 @@ class Release:
     summary: str = ''
     epoch: Optional[int] = None
     averaged: bool = False
-    checkpoint: Optional[str] = None
 
     @property
     def architecture(self) -> str:
@@ -139,7 +137,7 @@ def open_release(
             weights alone.
         model: Model name, for a file that does not say it.
         model_kwargs: Further arguments of the model, for such a file.
-        recipe: Arguments of the run, by default those in the checkpoint.
+        recipe: Arguments of the run that replace or add to those in the checkpoint.
 
     Raises:
         InputError: There is no such file, it does not say which model it is of, or it does not fit.
@@ -147,7 +145,8 @@ def open_release(
     path = os.fspath(checkpoint)
     state_dict = read_checkpoint(path, use_ema=True)
     run = read_run(path)
-    args = _with_model_kwargs(recipe or _as_given(run.get('args') or {}, os.path.dirname(path)), model_kwargs)
+    args = {**_as_given(run.get('args') or {}, os.path.dirname(path)), **(recipe or {})}
+    args = _with_model_kwargs(args, model_kwargs)
     name = model or args.get('model')
     if not name:
         raise InputError(f'{path} does not say which model it is of: give --model (in Python, model=…).')
@@ -162,7 +161,6 @@ def open_release(
         summary=_read_summary(os.path.join(os.path.dirname(path), 'summary.csv')) if run else '',
         epoch=run['epoch'] if isinstance(run.get('epoch'), int) else None,
         averaged=run.get('averaged', False),
-        checkpoint=path,
     )
 
 
