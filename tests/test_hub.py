@@ -29,6 +29,7 @@ from timm_advprop.hub.release import open_release, release_model
 from timm_advprop.hub.results import read_results
 from timm_advprop.train import main as train_main
 from timm_advprop.train.args import parse_args
+from timm_advprop.train.loop import Trainer
 
 TOKEN = 'hf_loopback_token_of_user'
 REPO = 'user/model'
@@ -358,6 +359,14 @@ def test_commit_whose_answer_is_an_error_is_made_once(times, status, effect, hub
     assert url.endswith(hub.commits(REPO)[-1].sha)
 
 
+def test_commit_that_only_deletes_is_made_in_spite_of_an_error(hub, split_model):
+    push_to_hub(split_model, REPO)
+    hub.add_repo(REPO, {**published(hub), 'pytorch_model.bin': b'former weights'})
+    hub.fail('POST .*/commit/', status=503)
+    push_to_hub(split_model, REPO)
+    assert 'pytorch_model.bin' not in published(hub)
+
+
 def test_what_fails_once_is_tried_again(hub, split_model):
     for pattern in ('GET /api/whoami', 'POST /api/repos/create', f'GET /api/models/{REPO}', 'GET .*/config.json'):
         hub.fail(pattern, status=503)
@@ -412,6 +421,7 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, split_
     before = state_of(hub)
     with pytest.raises(InputError, match='is taken'):
         push_to_hub(split_model, 'user/other', revision='v2')
+    assert list(hub.repos['user/other'].branches) == ['main']
     with pytest.raises(InputError, match="'a b' is not the name of a branch"):
         push_to_hub(split_model, 'user/other', revision='a b')
     hub.add_repo('user/pickled', {'pytorch_model.bin': 'weights of somebody', 'README.md': 'by hand'})
@@ -760,6 +770,22 @@ def test_train_pushes_its_best_checkpoint_and_trains_on(hub, few_digits, tmp_pat
     assert (row['route'], row['dataset']) == ('aux', Path(few_digits).name)
     push_to_hub(tmp_path / 'on/last.pth.tar', REPO, results=[row])
     assert '| clean | aux |' in published(hub)['README.md'].decode()
+
+
+def test_interrupted_training_is_not_published(hub, few_digits, tmp_path, monkeypatch, capsys):
+    train_epoch = Trainer.train_epoch
+
+    def interrupted_in_the_second(self, epoch):
+        if epoch:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(Trainer, 'train_epoch', interrupted_in_the_second)
+    train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', 'run', *RUN, '--epochs', '2',
+                '--push-to-hub', REPO])
+    assert (tmp_path / 'run/model_best.pth.tar').exists()
+    assert '--result' in capsys.readouterr().out
+    assert not hub.repos
 
 
 def test_train_finds_out_before_the_training_that_it_cannot_push(hub, few_digits, tmp_path, use_hub, capsys):
