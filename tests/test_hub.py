@@ -587,6 +587,7 @@ def test_checkpoint_is_published_with_recipe_summary_and_averaged_weights(hub, c
     expected = vars(parse_args(['--data-dir', str(tmp_path / 'digits'), *RUN]))
     assert {name: recipe[name] for name in recipe if name not in own} == {
         name: expected[name] for name in expected if name not in own}
+    assert json.loads(files['config.json'])['pretrained_cfg']['input_size'] == [3, 32, 32]  # that of the run
     details = json.loads(files['config.json'])['timm_advprop']
     assert details['regime'] == 'advprop' and details['averaged']
     assert details['aux_norms'] == [dict(
@@ -755,6 +756,7 @@ def test_train_pushes_its_best_checkpoint_and_trains_on(hub, few_digits, tmp_pat
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), best['state_dict_ema'])
     top1 = f'{best["metric"]:.2f}'
     assert f'| clean | main | {top1} |' in published(hub)['README.md'].decode()
+    assert 'lr: null\n' in published(hub)['args.yaml'].decode()  # as given: the run computed one
 
     train_main([*data, '--model', f'hf-hub:{REPO}', '--pretrained', '--experiment', 'on', '--lr', '1e-9'])
     trained_on = torch.load(tmp_path / 'on/last.pth.tar', weights_only=False)['state_dict']
