@@ -723,6 +723,14 @@ def test_dry_run_replaces_nothing_but_a_former_publication(hub, split_model, tmp
     assert not (folder / 'summary.csv').exists()
 
 
+def test_without_matplotlib_the_pictures_are_left_out(split_model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    files = hub_folder.write_publication(release_model(split_model), str(tmp_path), REPO)
+    assert 'A picture is left out: Pictures need matplotlib' in caplog.text
+    assert 'aux.safetensors' in files and 'norms.png' not in files
+    assert 'norms.png' not in (tmp_path / 'README.md').read_text()
+
+
 def test_pull_writes_one_file_with_all_norms(hub, split_model, tmp_path, monkeypatch, capsys):
     (tmp_path / 'work').mkdir()
     monkeypatch.chdir(tmp_path / 'work')

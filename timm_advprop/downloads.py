@@ -140,7 +140,8 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
         return f'{repo_id} is not the name of a Hub repository: give user/name.'
     if status is not None:
         said = error.response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
-        return redact(f'the Hub answered {status} ({said or HTTPStatus(status).phrase}).')
+        said = said or next((known.phrase for known in HTTPStatus if known == status), 'and no more')
+        return redact(f'the Hub answered {status} ({" ".join(said.split())}).')
     if 'Consistency check failed' in str(error):
         return 'the download broke off. Try again.'
     if isinstance(error, OSError) and error.errno is not None:

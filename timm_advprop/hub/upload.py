@@ -58,10 +58,10 @@ def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool =
     try:
         user = patiently(api.whoami)
     except HUB_ERRORS as error:
-        problem = f'Cannot publish {repo_id}: {explain_hub_error(error, repo_id)}'
+        problem = redact(explain_hub_error(error, repo_id), api.token)
         if hub_status(error) == 401 or hub_status(error) is None and must_reach:
-            raise InputError(redact(problem, api.token)) from None
-        _logger.warning(redact(problem, api.token))
+            raise InputError(f'Cannot publish {repo_id}: {problem}') from None
+        _logger.warning(f'Whether {repo_id} can be published is not known yet: {problem}')
         return
     owner, owners = repo_id.split('/')[0], [user.get('name'), *(org.get('name') for org in user.get('orgs') or ())]
     if user.get('name') and owner not in owners:
