@@ -164,7 +164,7 @@ def test_changed_model_gets_all_norms(kwargs, hub, split_model):
         assert model.num_classes == kwargs.get('num_classes', 7)
 
 
-def test_grey_model_with_other_normalisation_stays_what_it_is(hub, checkpoint):
+def test_grey_model_with_other_normalisation_stays_what_it_is(hub):
     model = timm.create_model('test_resnet_ap', num_classes=3, in_chans=1)
     model.pretrained_cfg = dict(model.pretrained_cfg, mean=(0.25,), std=(0.125,))
     push_to_hub(model, REPO)
@@ -463,7 +463,7 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, split_
     assert state_of(hub) == {**before, 'user/public': state_of(hub)['user/public']}
 
 
-def test_no_network(hub, split_model, use_hub, capsys):
+def test_no_network(hub, split_model, use_hub):
     push_to_hub(split_model, REPO)
     timm_advprop.create_model(f'hf-hub:{REPO}')
     use_hub(SimpleNamespace(endpoint='http://127.0.0.1:9'))  # nobody listens there
@@ -501,7 +501,8 @@ def test_wrong_names_are_one_line(hub, split_model, use_hub, capsys):
             ('user/missing', 'no repository user/missing on the Hub, or it is private'),
             ('user/secret', 'no repository user/secret on the Hub, or it is private'),
             (f'{REPO}@v9', f'{REPO} has no revision v9'),
-            ('a@b@c', 'give user/name'),
+            ('a/b@c@d', 'give user/name'),
+            ('a@b', 'give user/name'),
     ):
         assert message in error_line(capsys, hub_main, ['pull', name])
         assert message in error_line(capsys, validate_main, ['--model', f'hf-hub:{name}', '--data-dir', '.'])

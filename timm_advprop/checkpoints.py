@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import zipfile
 from argparse import Namespace
 from typing import Any, ContextManager, Dict, Mapping
 
@@ -135,7 +136,8 @@ def read_run(path: str) -> Dict[str, Any]:
     if path.endswith('.safetensors'):
         return {}
     with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        mmap = zipfile.is_zipfile(path)  # the tensors are not read
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('args'), Namespace):
         return {}
     run = {name: checkpoint[name] for name in ('epoch', 'metric') if name in checkpoint}

@@ -16,20 +16,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError
 
 __all__ = [
-    'ATTEMPTS', 'FIRST_PAUSE', 'HUB_ERRORS', 'NETWORK_ERRORS', 'download_file', 'explain_hub_error', 'hub_status',
+    'HUB_ERRORS', 'NETWORK_ERRORS', 'PAUSES', 'check_repo_id', 'download_file', 'explain_hub_error', 'hub_status',
     'is_transient', 'patiently', 'redact', 'split_model_id',
 ]
 
 # The client's errors, and those of the HTTP library that its version is built on.
 NETWORK_ERRORS = (*(base for base in HfHubHTTPError.__mro__ if base not in OSError.__mro__), EntryNotFoundError)
-HUB_ERRORS = (*NETWORK_ERRORS, HFValidationError, OSError)
+HUB_ERRORS = (*NETWORK_ERRORS, OSError)
 
-ATTEMPTS = 4
-FIRST_PAUSE = 2.  # seconds, doubled after each attempt
+PAUSES = (2., 4., 8.)  # seconds between attempts
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 _logger = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def download_file(
 def patiently(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function of the Hub's client, again after a pause where the Hub cannot answer just now. Only for what may
     be done twice."""
-    pause = FIRST_PAUSE
-    for _ in range(ATTEMPTS - 1):
+    for pause in PAUSES:
         try:
             return function(*args, **kwargs)
         except NETWORK_ERRORS as error:
@@ -87,7 +86,6 @@ def patiently(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 raise
             _logger.warning(f'{explain_hub_error(error, "the Hub")} Trying again in {pause:.0f} s.')
         time.sleep(pause)
-        pause *= 2
     return function(*args, **kwargs)
 
 
@@ -108,10 +106,26 @@ def split_model_id(model_id: str) -> Tuple[str, Optional[str]]:
     Raises:
         InputError: It has another form.
     """
-    match = re.fullmatch(r'([\w.-]+/[\w.-]+)(?:@([^@\s]+))?', model_id)
-    if not match:
-        raise InputError(f'{model_id!r} is not the name of a Hub repository: give user/name or user/name@revision.')
-    return match[1], match[2]
+    repo_id, at, revision = model_id.partition('@')
+    check_repo_id(repo_id)
+    if at and not re.fullmatch(r'[^@\s]+', revision):
+        raise InputError(f'{revision!r} is not the name of a revision: give user/name or user/name@revision.')
+    return repo_id, revision or None
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Check that a text has the form of a repository's name, `user/name`.
+
+    Raises:
+        InputError: It has not.
+    """
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count('/') == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise InputError(f'{repo_id!r} is not the name of a Hub repository: give user/name.')
 
 
 def explain_hub_error(error: Exception, model_id: str) -> str:
@@ -136,8 +150,6 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
         return f'{repo_id} has no revision {revision or "main"}.'
     if status in (401, 403):
         return f'the Hub does not allow it: the token needs access to {repo_id}, to publish the right to write.'
-    if isinstance(error, HFValidationError):
-        return f'{repo_id} is not the name of a Hub repository: give user/name.'
     if status is not None:
         said = error.response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
         said = said or next((known.phrase for known in HTTPStatus if known == status), 'and no more')

@@ -98,10 +98,11 @@ def open_model(name: str, **kwargs: Any) -> nn.Module:
 def _open_published(name: str, num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:
     # A model that was published without auxiliary norms stays plain.
     try:
-        publication = open_publication(*parse_model_name(name))
+        source, location = parse_model_name(name)
+        publication = open_publication(source, location, kwargs.get('cache_dir'))
         if not publication.num_aux and publication.architecture not in split_models():
             num_aux = num_aux or 0
-        return create_model(name, num_aux=num_aux, **kwargs)
+        return create_model(f'{source}:{publication.name}', num_aux=num_aux, **kwargs)  # of the same commit
     except InputError:
         raise
     except _OPEN_ERRORS as error:

@@ -169,7 +169,7 @@ class Publication:
             return self._read_weights(self._locate(filename, force=True), filename)
 
     def _read_weights(self, path: str, filename: str) -> Dict[str, torch.Tensor]:
-        expected = (self.details.get('sha256') or {}).get(filename)
+        expected = self.details.get('sha256', {}).get(filename)
         try:
             if expected and file_digest(path) != expected:
                 raise InputError(f'{filename} of {self.name} is damaged: its contents are not what was published.')

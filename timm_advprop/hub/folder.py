@@ -229,5 +229,3 @@ def _draw_pictures(release: Release, folder: str, images: bool) -> None:
 def _license(release: Release) -> str:
     began_with_weights = not release.recipe or release.recipe.get('pretrained')
     return (release.model.pretrained_cfg.get('license') if began_with_weights else None) or 'apache-2.0'
-
-

@@ -3,23 +3,24 @@ import os
 import shutil
 import tempfile
 from argparse import Namespace
-from typing import Any, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import parse_model_name
 from timm.utils import ParseKwargs
 
 from ..arguments import ProgramParser, setup_logging
+from ..downloads import check_repo_id
 from ..errors import InputError, exits_on_input_error
-from ..inputs import open_model
+from ..inputs import as_input_error, open_model
 from ..models import base_of
 from ..publication import open_publication
 from .folder import check_replaceable, replace_folder, write_publication
 from .push import push_to_hub
 from .release import open_release
 from .results import read_results
-from .upload import check_repo_id
 
 __all__ = ['main']
 
@@ -99,17 +100,28 @@ def _write_folder(args: Namespace, **about: Any) -> None:
 
 
 def _pull(args: Namespace) -> None:
-    source = args.repo_id if ':' in args.repo_id else f'hf-hub:{args.repo_id}'
-    location = source.partition(':')[2]
-    model = open_model(source, pretrained=True)  # what is fetched can be loaded
-    publication = open_publication(*parse_model_name(source))
-    name = os.path.basename(os.path.normpath(location.partition('@')[0]))
-    path = args.to or f'{name}.safetensors'
+    source, location = 'hf-hub', args.repo_id
+    if ':' in args.repo_id:
+        source, location = as_input_error(parse_model_name, args.repo_id)
+    path = args.to or f'{os.path.basename(os.path.normpath(location.partition("@")[0]))}.safetensors'
+    _check_new_file(path)
+    publication = open_publication(source, location)
+    open_model(f'{source}:{publication.name}', pretrained=True)  # what is fetched can be loaded
+    _write_weights(publication.load_state_dict(), path)
+    norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'
+    print(f'{path}: {base_of(publication.architecture)} of {publication.name}, {norms}.')
+
+
+def _check_new_file(path: str) -> None:
     if not path.endswith('.safetensors'):
         raise InputError(f'--to {path}: the file is a safetensors file, give it that ending.')
     if os.path.exists(path):
         raise InputError(f'{path} exists: remove it, or give another file with --to.')
-    state_dict = publication.load_state_dict()
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise InputError(f'Cannot write {path}: there is no such folder.')
+
+
+def _write_weights(state_dict: Dict[str, torch.Tensor], path: str) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as temporary:
             file = os.path.join(temporary, 'weights')
@@ -118,5 +130,3 @@ def _pull(args: Namespace) -> None:
             os.replace(f'{file}.copy', path)
     except (OSError, SafetensorError) as error:
         raise InputError(f'Cannot write {path}: {error}.') from error
-    norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'
-    print(f'{path}: {base_of(model.pretrained_cfg["architecture"])} of {publication.name}, {norms}.')

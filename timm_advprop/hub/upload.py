@@ -14,13 +14,12 @@ from huggingface_hub import (
     get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
 from ..downloads import (
-    ATTEMPTS,
-    FIRST_PAUSE,
     HUB_ERRORS,
+    PAUSES,
+    check_repo_id,
     download_file,
     explain_hub_error,
     hub_status,
@@ -33,7 +32,7 @@ from ..models import base_of
 from ..publication import CONFIG_FILE, file_digest, read_config
 from ..version import __version__
 
-__all__ = ['check_can_push', 'check_repo_id', 'upload_folder']
+__all__ = ['check_can_push', 'upload_folder']
 
 _logger = logging.getLogger(__name__)
 
@@ -193,7 +192,7 @@ class _Branch:
 
     def unchanged(self, error: Exception) -> InputError:
         outcome = '{} was made and is empty' if self.is_new_repo else 'No file of {} was changed'
-        again = '.' if _is_refusal(error) or isinstance(error, HFValidationError) else ': push again.'
+        again = '.' if _is_refusal(error) else ': push again.'
         return self.failure(error, outcome.format(self.repo_id) + again)
 
     def failure(self, error: Exception, outcome: str) -> InputError:
@@ -209,8 +208,7 @@ def _commit(
         message: str,
 ) -> str:
     # The head as parent makes the Hub refuse a second commit where the first one was made.
-    pause = FIRST_PAUSE
-    for attempt in range(1, ATTEMPTS + 1):
+    for pause in (*PAUSES, None):
         try:
             return branch.api.create_commit(
                 branch.repo_id,
@@ -226,13 +224,11 @@ def _commit(
                 return f'{branch.api.endpoint}/{branch.repo_id}/commit/{commit}'
             if hub_status(error) == _CHANGED_MEANWHILE:
                 raise branch.failure(error, f'{branch.repo_id} was changed meanwhile: push again.') from None
-            if attempt == ATTEMPTS or not is_transient(error):
+            if pause is None or not is_transient(error):
                 raise branch.unchanged(error) from None
-            _logger.warning(f'No commit yet: {explain_hub_error(error, branch.model_id)} '
-                            f'Attempt {attempt + 1} of {ATTEMPTS} in {pause:.0f} s.')
+            _logger.warning(f'{explain_hub_error(error, branch.model_id)} No commit was made, trying again in '
+                            f'{pause:.0f} s.')
         time.sleep(pause)
-        pause *= 2
-    raise AssertionError('unreachable')
 
 
 def _look_for_commit(
@@ -243,33 +239,13 @@ def _look_for_commit(
     # The commit that was made in spite of an error, None where none was made.
     if _is_refusal(reason):
         return None
-    pause = FIRST_PAUSE
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            commit = branch.commit_with(digests)
-            return commit if commit != branch.head else None
-        except HUB_ERRORS as error:
-            if attempt == ATTEMPTS:
-                url = f'{branch.api.endpoint}/{branch.repo_id}'
-                raise branch.failure(error, f'Whether the commit was made is not known: look at {url} before you push '
-                                            'again.') from None
-        time.sleep(pause)
-        pause *= 2
-    return None
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Check that a text has the form of a repository's name, `user/name`.
-
-    Raises:
-        InputError: It has not.
-    """
     try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        repo_id = f'/{repo_id}'
-    if repo_id.count('/') != 1 or repo_id.startswith('/'):
-        raise InputError(f'{repo_id.lstrip("/")!r} is not the name of a Hub repository: give user/name.')
+        commit = patiently(branch.commit_with, digests)
+    except HUB_ERRORS as error:
+        url = f'{branch.api.endpoint}/{branch.repo_id}'
+        raise branch.failure(
+            error, f'Whether the commit was made is not known: look at {url} before you push again.') from None
+    return commit if commit != branch.head else None
 
 
 def _open_api(repo_id: str, token: Optional[str]) -> HfApi:

@@ -92,19 +92,7 @@ def train(args: Namespace) -> Run:
     if is_primary(args):
         folder = _output_folder(args, data_config)
         run_log = RunLog(folder, arguments, first_epoch, _start_wandb(args, folder))
-        trainer.saver = AtomicCheckpointSaver(
-            model=task.get_trainable_module(),
-            optimizer=optimizer,
-            args=args,
-            amp_scaler=loss_scaler,
-            checkpoint_dir=folder,
-            recovery_dir=folder,
-            decreasing=args.eval_metric == 'loss',
-            max_history=args.checkpoint_hist,
-            task=task,
-        )
-        if args.resume:
-            trainer.saver.restore_history(args.resume)
+        trainer.saver = _build_saver(args, task, optimizer, loss_scaler, folder)
         trainer.image_folder = folder if args.save_images else None
         _logger.info(f'Training {args.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} updates '
                      f'on {device}, into {folder}.')
@@ -192,6 +180,23 @@ def _build_trainer(args, task, loaders, optimizer, device, dtype, autocast, loss
     )
     trainer.lr_scheduler, trainer.num_epochs = assemble.build_scheduler(args, optimizer, trainer.updates_per_epoch)
     return trainer
+
+
+def _build_saver(args, task, optimizer, loss_scaler, folder) -> AtomicCheckpointSaver:
+    saver = AtomicCheckpointSaver(
+        model=task.get_trainable_module(),
+        optimizer=optimizer,
+        args=args,
+        amp_scaler=loss_scaler,
+        checkpoint_dir=folder,
+        recovery_dir=folder,
+        decreasing=args.eval_metric == 'loss',
+        max_history=args.checkpoint_hist,
+        task=task,
+    )
+    if args.resume:
+        saver.restore_history(args.resume)
+    return saver
 
 
 def _resume(args: Namespace, task: TrainingTask, optimizer, loss_scaler) -> Optional[int]:
