@@ -89,7 +89,7 @@ def test_args_yaml_of_a_run_is_a_recipe(recipe):
 
 
 @pytest.mark.parametrize('flag', [
-    '--naflex-loader', '--kd-model-name=x', '--torchscript', '--fuser=te', '--split-bn', '--train-img-sizes=96',
+    '--naflex-loader', '--kd-model-name=x', '--torchscript', '--fuser=te', '--train-img-sizes=96',
 ])
 def test_flags_that_make_no_sense_are_refused_with_the_reason(capsys, flag):
     expect_error(capsys, parse_args, [flag], flag.split('=')[0], 'not supported')
@@ -122,10 +122,9 @@ def test_defaults_are_those_of_timm():
 
 
 def test_adversarial_defaults():
-    args = parse_args([])
-    assert (args.regime, args.adv_attack, args.adv_eps, args.adv_alpha, args.adv_steps) == (None, 'pgd', [4.], 1., None)
-    assert (args.adv_target, args.adv_random_start, args.adv_weight) == ('random', 0.8, 1.)
-    assert (args.adv_norm_stats, args.adv_amp_dtype) == ('eval', None)
+    args = vars(parse_args([]))
+    assert args['regime'] is None
+    assert {value for name, value in args.items() if name.startswith('adv_')} == {None}  # the regime has its own
     validation = parse_validate_args([])
     assert (validation.route, validation.adv_attack, validation.adv_target) == ('clean', 'none', 'none')
 

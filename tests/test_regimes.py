@@ -3,7 +3,6 @@
 A split model is compared with independent plain timm models, one a route, that know nothing of routes.
 """
 import argparse
-import inspect
 import math
 from contextlib import nullcontext
 from copy import deepcopy
@@ -21,7 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_advprop  # noqa: F401, registers the models
 from timm_advprop import AdvPropTask, has_split_norm, norm_route, set_norm_route
-from timm_advprop.regimes import REGIMES, Adversary, create_task, default_regime, default_steps
+from timm_advprop.regimes import (
+    REGIMES,
+    Adversary,
+    VanillaTask,
+    attack_settings,
+    create_task,
+    default_regime,
+    default_steps,
+)
 from timm_advprop.regimes.adversary import attack_mode
 from timm_advprop.regimes.arguments import add_attack_arguments, add_regime_arguments, attack_kwargs
 
@@ -506,7 +513,7 @@ def test_the_result_is_what_timms_training_script_reads():
     assert isinstance(task, ClassificationTask)
     assert task.get_trainable_module() is model and task.get_eval_model() is model
     result = task(images, target)
-    assert set(result) == {'loss', 'output', 'clean_loss', 'adv_loss'}
+    assert set(result) == {'loss', 'output', 'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}
     torch.testing.assert_close(result['output'], twin(images))
     assert result['loss'].requires_grad
     assert not result['clean_loss'].requires_grad and not result['adv_loss'].requires_grad
@@ -790,7 +797,7 @@ def test_vanilla_trains_a_split_model_as_the_plain_model():
     twin = _plain_twin(model, 0).train()
     aux_before = {key: value.clone() for key, value in model.state_dict().items() if 'aux_bn' in key}
     task = create_task('vanilla', model, verbose=False)
-    assert type(task) is ClassificationTask
+    assert type(task) is VanillaTask and isinstance(task, ClassificationTask)
     assert all(p.requires_grad == ('aux_bn' not in name) for name, p in model.named_parameters())
     task(images, target)['loss'].backward()
     F.cross_entropy(twin(images), target).backward()
@@ -820,7 +827,7 @@ def test_advprop_after_vanilla_trains_the_auxiliary_norms_again():
 
 def test_the_default_regime_follows_the_norms():
     for name, regime, task_type in (
-            ('test_resnet_ap', 'advprop', AdvPropTask), ('test_resnet', 'vanilla', ClassificationTask)):
+            ('test_resnet_ap', 'advprop', AdvPropTask), ('test_resnet', 'vanilla', VanillaTask)):
         model = timm.create_model(name)
         assert default_regime(model) == regime
         assert type(create_task(None, model, verbose=False)) is task_type
@@ -865,11 +872,20 @@ def _parse(add_arguments, *command):
 def test_the_flags_of_training_have_the_documented_defaults():
     args = _parse(add_regime_arguments)
     assert args.regime is None
-    assert attack_kwargs(args) == dict(
-        attack='pgd', eps=4, alpha=1, steps=None, target='random', random_start=0.8, norm_stats='eval',
-        amp_dtype=None, weight=1)
-    parameters = inspect.signature(AdvPropTask).parameters
-    assert {name: parameters[name].default for name in attack_kwargs(args)} == attack_kwargs(args)
+    given = attack_kwargs(args)
+    assert given == {}
+    images = dict(mean=None, std=None)
+    assert attack_settings('advprop', given) == dict(
+        attack='pgd', eps=4, alpha=1, steps=None, target='random', random_start=0.8, norm='linf', norm_stats='eval',
+        amp_dtype=None, weight=1, generator=None, aug_splits=1, **images)
+    assert attack_settings('madry', given) == dict(
+        attack='pgd', eps=4, alpha=1, steps=None, target='none', random_start=1, norm='linf', norm_stats='eval',
+        amp_dtype=None, **images)
+    assert attack_settings('joint', given) == dict(
+        attack='pgd', eps=4, alpha=1, steps=None, target='random', random_start=0.8, norm='linf', norm_stats='eval',
+        amp_dtype=None, weight=1, **images)
+    assert attack_settings('fast-advprop', given) == dict(
+        attack='pgd', eps=1, alpha=1, target='none', random_start=0.8, norm='linf', weight=0.5, ratio=4, **images)
 
 
 def test_the_flags_of_validation_attack_nothing_by_default():
@@ -878,7 +894,7 @@ def test_the_flags_of_validation_attack_nothing_by_default():
     assert not hasattr(args, 'regime')
     kwargs = attack_kwargs(_parse(add_attack_arguments, '--adv-attack', 'pgd'))
     assert kwargs == dict(
-        attack='pgd', eps=4, alpha=1, steps=None, target='none', random_start=1, norm_stats='eval', amp_dtype=None)
+        attack='pgd', eps=4, alpha=1, target='none', random_start=1, norm='linf', norm_stats='eval')
     Adversary(**kwargs)
 
 

@@ -10,16 +10,17 @@ from typing import Callable, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 
-__all__ = ['pgd', 'ifgsm', 'gd', 'random_target', 'ATTACKS', 'NORMS']
+__all__ = ['pgd', 'ifgsm', 'gd', 'input_gradient', 'random_target', 'ATTACKS', 'LOSS_SCALE', 'NORMS']
 
 NORMS = ('linf', 'l2')
 # Under fp16 the gradient of an input is often below the smallest number, and sign(0) would stall the attack. A
 # perturbation depends on the gradient's direction alone, so a constant factor is free, and a power of two is exact.
-_LOSS_SCALE = 2. ** 8
+LOSS_SCALE = 2. ** 8
 
 Scale = Union[float, Sequence[float], torch.Tensor]
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Gradient = Callable[[Forward, torch.Tensor, torch.Tensor, Loss], torch.Tensor]
 
 
 def pgd(
@@ -35,6 +36,7 @@ def pgd(
         targeted: bool = False,
         loss: Optional[Loss] = None,
         norm: str = 'linf',
+        gradient: Optional[Gradient] = None,
 ) -> torch.Tensor:
     """Projected gradient descent.
 
@@ -56,17 +58,20 @@ def pgd(
         targeted: Minimise the loss instead of maximising it.
         loss: Maps (logits, target) to one loss a sample or to a scalar. Cross-entropy by default.
         norm: `'linf'` or `'l2'`.
+        gradient: Maps (forward, images, target, loss) to the gradient of the images, for a caller that has further use
+            for the backward pass. `input_gradient` by default.
 
     Returns:
-        Adversarial images [N, C, …], detached, of the type of `images`. For
-        `linf`, rounding does not take them out of the ball.
+        Adversarial images [N, C, …], detached, of the type of `images`. For `linf`, rounding does not take them out of
+        the ball.
 
     Raises:
         TypeError: Images are not of a floating-point type.
         ValueError: A number is out of range, or the norm is unknown.
     """
     return _attack(
-        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, project=True)
+        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, gradient,
+        project=True)
 
 
 def ifgsm(
@@ -82,12 +87,14 @@ def ifgsm(
         targeted: bool = False,
         loss: Optional[Loss] = None,
         norm: str = 'linf',
+        gradient: Optional[Gradient] = None,
 ) -> torch.Tensor:
     """Iterative fast gradient sign method: `pgd` that starts from the clean images.
 
     Takes the arguments of `pgd`, so that attackers can be exchanged; `random_start` is ignored.
     """
-    return _attack(forward, images, target, eps, alpha, steps, bounds, 0., targeted, loss, norm, project=True)
+    return _attack(
+        forward, images, target, eps, alpha, steps, bounds, 0., targeted, loss, norm, gradient, project=True)
 
 
 def gd(
@@ -103,6 +110,7 @@ def gd(
         targeted: bool = False,
         loss: Optional[Loss] = None,
         norm: str = 'linf',
+        gradient: Optional[Gradient] = None,
 ) -> torch.Tensor:
     """Gradient descent: `pgd` without the projection onto the ball.
 
@@ -110,7 +118,8 @@ def gd(
     eps + steps · alpha. The bounds still hold.
     """
     return _attack(
-        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, project=False)
+        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, gradient,
+        project=False)
 
 
 ATTACKS = {'pgd': pgd, 'ifgsm': ifgsm, 'gd': gd}
@@ -141,9 +150,30 @@ def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
     return torch.multinomial(wrong.float(), 1).squeeze(1)
 
 
-def _attack(forward, images, target, eps, alpha, steps, bounds, random_start, targeted, loss, norm, project):
+def input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The gradient of a loss in the images, times a constant.
+
+    Args:
+        forward: Maps images [N, C, …] to logits [N, classes].
+        images: Images [N, C, …].
+        target: Labels [N], or class weights [N, classes].
+        loss: Maps (logits, target) to one loss a sample or to a scalar.
+
+    Returns:
+        The gradient [N, C, …], without NaN: an overflow must not become a NaN image.
+    """
+    images = images.detach().requires_grad_()
+    output = forward(images)
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    objective = loss(output, target).sum() * LOSS_SCALE
+    return torch.autograd.grad(objective, images)[0].nan_to_num()
+
+
+def _attack(
+        forward, images, target, eps, alpha, steps, bounds, random_start, targeted, loss, norm, gradient, project):
     _check_arguments(images, eps, alpha, steps, random_start, norm)
-    loss = loss or _cross_entropy
+    loss, gradient = loss or _cross_entropy, gradient or input_gradient
     with torch.inference_mode(False), torch.enable_grad():
         # autograd takes no tensors that were made in inference mode
         images, target = (value.clone() if value.is_inference() else value.detach() for value in (images, target))
@@ -158,7 +188,7 @@ def _attack(forward, images, target, eps, alpha, steps, bounds, random_start, ta
         if random_start > 0:
             adv = clamp_to_ball(center + eps * _random_start(center, random_start, norm))
         for _ in range(steps):
-            grad = _input_gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
+            grad = gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
             direction = grad.sign() if norm == 'linf' else _l2_direction(grad, alpha)
             adv = clamp(torch.addcmul(adv, direction, alpha, value=-1. if targeted else 1.))
         return adv if center is images else _cast_towards(adv, images)
@@ -191,15 +221,6 @@ def _per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
 
 def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(output, target, reduction='sum')
-
-
-def _input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> torch.Tensor:
-    images = images.detach().requires_grad_()
-    output = forward(images)
-    if output.dtype in (torch.float16, torch.bfloat16):
-        output = output.float()
-    objective = loss(output, target).sum() * _LOSS_SCALE
-    return torch.autograd.grad(objective, images)[0].nan_to_num()  # an overflow must not become a NaN image
 
 
 def _random_start(images: torch.Tensor, probability: float, norm: str) -> torch.Tensor:

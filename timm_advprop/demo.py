@@ -78,7 +78,7 @@ class _Jobs:
         lines: List[str] = []
         for line in process.stdout:
             lines.append(line)
-            if line.startswith(('Train:', 'Test:', 'AdvProp:', 'Attack')):
+            if line.startswith(('Train:', 'Test:', 'advprop', 'vanilla', 'Attack')):
                 print(f'      {line}', end='', flush=True)
         if process.wait():
             raise InputError(f'{" ".join(command)} failed:\n{"".join(lines[-20:])}')

@@ -1,5 +1,5 @@
 """What every split norm is: a norm with auxiliary norms below it, and the route that says which of them images pass."""
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -11,7 +11,10 @@ except ImportError:  # older timm
 
 from .state_dict import index_aux_key, num_aux_in
 
-__all__ = ['AuxNorms', 'SplitNorm', 'has_split_norm', 'num_aux_norms', 'register_notrace_module', 'split_norms']
+__all__ = [
+    'AuxNorms', 'SplitNorm', 'has_split_norm', 'norm_parameters', 'num_aux_norms', 'register_notrace_module',
+    'split_norms',
+]
 
 CLEAN, AUX, SPLIT = 0, 1, -1
 
@@ -90,10 +93,11 @@ class SplitNorm(nn.Module):
     def _part_sizes(self, batch_size: int) -> List[int]:
         num_parts = 1 + len(self.aux_bn)
         if self.split_sizes is not None:
-            if sum(self.split_sizes) != batch_size:
+            rows_per_image, rest = divmod(batch_size, sum(self.split_sizes))  # a norm may see tokens as rows
+            if rest or not rows_per_image:
                 raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
                                  f'the batch has {batch_size}.')
-            return list(self.split_sizes)
+            return [size * rows_per_image for size in self.split_sizes]
         if batch_size % num_parts:
             raise ValueError(f'Route split needs a batch divisible by {num_parts} (one equal part for each norm), '
                              f'got {batch_size}. State the parts with set_norm_route(model, \'split\', sizes=…).')
@@ -134,6 +138,19 @@ class SplitNorm(nn.Module):
 def split_norms(model: nn.Module) -> Iterator[SplitNorm]:
     """Iterate over the split norms of a model."""
     return (module for module in model.modules() if isinstance(module, SplitNorm))
+
+
+def norm_parameters(model: nn.Module) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
+    """The parameters that only some routes use: those of the main norms, and those of the auxiliary norms.
+
+    Args:
+        model: Any model. All its other parameters are shared by all routes.
+    """
+    main, aux = [], []
+    for norm in split_norms(model):
+        main.extend(norm.get_parameter(name) for name, _ in norm.aux_bn[0].named_parameters())
+        aux.extend(norm.aux_bn.parameters())
+    return main, aux
 
 
 def has_split_norm(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..attacks import ATTACKS, NORMS, random_target
+from ..attacks import ATTACKS, NORMS, Forward, Gradient, random_target
 from ..norms import Route, batch_statistics, has_split_norm, norm_route
 
 __all__ = ['Adversary', 'attack_mode', 'default_steps', 'normalisation_of', 'TARGETS', 'NORM_STATS', 'AMP_DTYPES']
@@ -117,28 +117,54 @@ class Adversary(nn.Module):
             reduced = self.amp_dtype != torch.float32
             autocast = torch.autocast(
                 images.device.type, dtype=self.amp_dtype if reduced else None, enabled=reduced)
-        units = self._units_on(images)
         with attack_mode(model, route, self.norm_stats), autocast:
-            targeted = self.target == 'random'
-            return ATTACKS[self.attack](
-                model,
-                images,
-                target,
-                eps=units['eps'],
-                alpha=units['alpha'],
-                steps=self.steps,
-                bounds=(units['low'], units['high']),
-                random_start=self.random_start,
-                targeted=targeted,
-                loss=_RandomTargetLoss() if targeted else None,
-                norm=self.norm,
-            )
+            return self.perturb(model, images, target)
+
+    def perturb(
+            self,
+            forward: Forward,
+            images: torch.Tensor,
+            target: torch.Tensor,
+            gradient: Optional[Gradient] = None,
+    ) -> torch.Tensor:
+        """Attack images through a model in the state that it is in.
+
+        Args:
+            forward: Maps images [N, C, H, W] to logits [N, classes].
+            images: Clean images [N, C, H, W], normalised.
+            target: True labels [N], or class weights [N, classes].
+            gradient: See `attacks.pgd`.
+
+        Returns:
+            Adversarial images [N, C, H, W], normalised, detached, of the type of `images`.
+        """
+        units = self._units_on(images)
+        targeted = self.target == 'random'
+        return ATTACKS[self.attack](
+            forward,
+            images,
+            target,
+            eps=units['eps'],
+            alpha=units['alpha'],
+            steps=self.steps,
+            bounds=(units['low'], units['high']),
+            random_start=self.random_start,
+            targeted=targeted,
+            loss=_RandomTargetLoss() if targeted else None,
+            norm=self.norm,
+            gradient=gradient,
+        )
 
     def describe(self) -> str:
         """Name of the attack and its strength: `PGD-5, eps 4/255, alpha 1/255, untargeted`."""
         name = self.attack.upper().replace('IFGSM', 'I-FGSM')
+        norm = ' (L2)' if self.norm == 'l2' else ''
         target = 'random target' if self.target == 'random' else 'untargeted'
-        return f'{name}-{self.steps}, eps {self.eps_px:g}/255, alpha {self.alpha_px:g}/255, {target}'
+        return f'{name}-{self.steps}{norm}, eps {self.eps_px:g}/255, alpha {self.alpha_px:g}/255, {target}'
+
+    def relative_cost(self) -> float:
+        """Arithmetic relative to a vanilla step on the same images: a step is a forward and half a backward, 2/3."""
+        return 2 / 3 * self.steps
 
     def _units_on(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
         # Kept on each device: a copy from the host in every step would make the device wait.

@@ -2,34 +2,33 @@
 
 Xie et al., *Adversarial Examples Improve Image Recognition*, CVPR 2020, arXiv:1911.09665, Algorithm 1.
 """
-import logging
-from typing import Any, Callable, Dict, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
-from timm.task import ClassificationTask
-from torch.nn.parallel import DistributedDataParallel
 
-from ..norms import has_split_norm, num_aux_norms, set_norm_route
+from ..norms import has_split_norm, num_aux_norms, set_norm_route, train_aux
 from .adversary import Adversary, normalisation_of
+from .generators import Generator, count_generators, create_generators
+from .task import RegimeTask, check_weight, top1
 
-__all__ = ['AdvPropTask']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['AdvPropTask', 'num_aux_needed']
 
 
-class AdvPropTask(ClassificationTask):
+class AdvPropTask(RegimeTask):
     """Train on clean images through the main norms and on adversarial images through the auxiliary norms.
 
     Each step attacks the batch through the auxiliary norms, then sends [clean; adversarial] through the model in one
-    forward pass and adds the two losses. Takes the place of `timm.task.ClassificationTask` in timm's own training
-    script.
+    forward pass and adds the losses. Takes the place of `timm.task.ClassificationTask` in timm's own training script.
 
-    Several values of `eps` train one auxiliary norm for each strength; the model needs as many auxiliary norms.
+    Several values of `eps` train one auxiliary norm for each strength. Fine-grained AdvProp has augmented images, too:
+    with `aug_splits` of 2 a batch is [clean; augmented] as timm's `--aug-splits` delivers it, the augmented images pass
+    the first auxiliary norm and the adversarial ones of the clean images the next. The model needs `num_aux_needed`
+    auxiliary norms.
 
     Args:
         model: A model with split norms, which is put on route `'split'` and stays there.
-        criterion: Maps (logits, target) to a scalar, for both losses. Cross-entropy by default.
+        criterion: Maps (logits, target) to a scalar, for each of the losses. Cross-entropy by default.
         eps: Strength of the attack in 0–255 pixels, or several.
         alpha: Step size of the attack in 0–255 pixels.
         steps: Steps of the attack; by default the paper's rule, eps + 1, and 1 where eps is at most 1.
@@ -38,19 +37,20 @@ class AdvPropTask(ClassificationTask):
             one's.
         random_start: Probability that a sample's attack starts from a random point of the ball.
         weight: Weight of the adversarial loss.
+        norm: `'linf'` or `'l2'`; for the latter, `eps` and `alpha` are lengths of the whole image's perturbation.
         norm_stats: Statistics of the attack's own forward passes: `'eval'` for the running ones, `'train'` for the
             batch's.
+        generator: Makes the images of the auxiliary norm in place of an attack: a callable from (images, target) to
+            (images, target), `'package.module:name'` of one, or a name in `generators.GENERATORS`.
+        aug_splits: Parts of a batch that show the same images: clean ones, then augmented ones.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         amp_dtype: Precision of the attack alone, `'float16'`, `'bfloat16'`, `'float32'` or a torch type.
-        device: Device of the task.
-        dtype: Type of the task.
-        verbose: Log what the task does.
-        criterion_kwargs: Arguments of timm's `create_classification_loss` where `criterion` is None (timm ≥ 1.0.31).
+        **kwargs: Arguments of `RegimeTask`.
 
     Raises:
-        ValueError: The model has no split norms, or not one auxiliary norm for each `eps`; or an argument is out of
-            range.
+        ValueError: The model has no split norms, or another number of auxiliary norms than it needs; or an argument is
+            out of range.
     """
 
     def __init__(
@@ -65,23 +65,22 @@ class AdvPropTask(ClassificationTask):
             target: str = 'random',
             random_start: float = 0.8,
             weight: float = 1.0,
+            norm: str = 'linf',
             norm_stats: str = 'eval',
+            generator: Optional[Union[str, Generator]] = None,
+            aug_splits: int = 1,
             mean: Optional[Sequence[float]] = None,
             std: Optional[Sequence[float]] = None,
             amp_dtype: Optional[Union[str, torch.dtype]] = None,
-            device: Optional[torch.device] = None,
-            dtype: Optional[torch.dtype] = None,
-            verbose: bool = True,
-            criterion_kwargs: Optional[Dict[str, Any]] = None,
+            **kwargs: Any,
     ):
-        if criterion is None and criterion_kwargs is None:
-            criterion = nn.CrossEntropyLoss()
-        loss_kwargs = dict(criterion_kwargs=criterion_kwargs) if criterion_kwargs is not None else {}
-        super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose, **loss_kwargs)
-        if not weight >= 0:
-            raise ValueError(f'weight of the adversarial loss must be at least 0, got {weight}.')
-        self.weight = float(weight)
+        super().__init__(model, criterion, **kwargs)
+        self.weight = check_weight(weight)
+        if aug_splits < 1:
+            raise ValueError(f'aug_splits is at least 1, got {aug_splits}.')
+        self.aug_splits = aug_splits
         mean, std = normalisation_of(model, mean, std)
+        strengths = eps if isinstance(eps, Sequence) else (eps,)
         self.adversaries = nn.ModuleList(
             Adversary(
                 eps=strength,
@@ -90,49 +89,92 @@ class AdvPropTask(ClassificationTask):
                 attack=attack,
                 target=target,
                 random_start=random_start,
+                norm=norm,
                 norm_stats=norm_stats,
                 mean=mean,
                 std=std,
                 amp_dtype=amp_dtype,
             ).to(self.device)
-            for strength in (eps if isinstance(eps, Sequence) else (eps,))
+            for strength in (strengths if generator is None else ())
         )
-        if has_split_norm(model) and num_aux_norms(model) != len(self.adversaries):
-            raise ValueError(f'{len(self.adversaries)} attack strengths need as many auxiliary norms, the model has '
-                             f'{num_aux_norms(model)}. Create it with num_aux={len(self.adversaries)}.')
+        self.generators = [] if generator is None else create_generators(generator, strengths, mean, std)
+        needed = num_aux_needed(eps, generator, aug_splits)
+        if has_split_norm(model) and num_aux_norms(model) != needed:
+            raise ValueError(f'{needed} kinds of images beside clean ones (augmented splits, attack strengths) need as '
+                             f'many auxiliary norms, the model has {num_aux_norms(model)}. Create it with '
+                             f'num_aux={needed}.')
         set_norm_route(model, 'split')  # raises where there are no split norms
-        if self.verbose:
-            attacks = '; '.join(adversary.describe() for adversary in self.adversaries)
-            _logger.info(f'AdvProp: {attacks}, target {target}, adversarial loss × {self.weight:g}; about '
-                         f'{self.relative_cost():.1f} × the arithmetic of vanilla training')
+        train_aux(model)
+        self.announce()
+
+    def describe(self) -> str:
+        made_by = [adversary.describe() for adversary in self.adversaries] or [str(entry) for entry in self.generators]
+        splits = ['augmented images'] * (self.aug_splits - 1)
+        return f'advprop, {"; ".join(splits + made_by)}, adversarial loss × {self.weight:g}'
 
     def relative_cost(self) -> float:
-        """Arithmetic of a step relative to a vanilla step: an attack step is a forward and half a backward, 2/3."""
-        return 1 + sum(1 + 2 / 3 * adversary.steps for adversary in self.adversaries)
+        """Arithmetic of a step relative to a vanilla step on its clean images."""
+        generated = len(self.generators) + sum(1 + adversary.relative_cost() for adversary in self.adversaries)
+        return self.aug_splits + generated
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Attack a batch and compute both losses.
+        """Attack a batch and compute all losses.
 
         Args:
-            input: Clean images [N, C, H, W], normalised by mean and std.
+            input: Images [N, C, H, W], normalised by mean and std: clean ones, or equal parts of clean and augmented
+                ones where `aug_splits` is above 1.
             target: Labels [N], or class weights [N, classes].
 
         Returns:
-            `'loss'` (clean loss + weight × adversarial loss), `'output'` (clean logits [N, classes]), `'clean_loss'`
-            and `'adv_loss'` (detached; the adversarial losses of several strengths are added).
+            `'loss'` (clean loss + augmented loss + weight × adversarial loss), `'output'` (clean logits
+            [N / aug_splits, classes]), `'clean_loss'` and `'adv_loss'` (detached; the adversarial losses of several
+            strengths are added), `'clean_top1'` and `'adv_top1'` (percent, the mean of several strengths); with
+            augmented images `'aug_loss'` and `'aug_top1'`.
         """
-        model = self.trainable_module
-        if isinstance(model, DistributedDataParallel):
-            model = model.module  # the attack's passes are no training passes: no buffers or gradients to synchronise
-        adversarial = [
-            adversary(model, input, target, route=i).to(input.dtype) for i, adversary in enumerate(self.adversaries, 1)
-        ]
-        outputs = self.trainable_module(torch.cat([input, *adversarial])).chunk(1 + len(adversarial))
-        clean_loss = self.criterion(outputs[0], target)
-        adv_loss = sum(self.criterion(output, target) for output in outputs[1:])
-        return {
-            'loss': clean_loss + self.weight * adv_loss,
+        parts = list(zip(input.chunk(self.aug_splits), target.chunk(self.aug_splits)))
+        parts += [(images.detach().to(input.dtype), labels) for images, labels in self._generate(*parts[0])]
+        sizes = {len(images) for images, _ in parts}
+        if len(sizes) > 1:
+            raise ValueError(f'All parts of a batch need as many images, got {sorted(sizes)}.')
+        outputs = self.trainable_module(torch.cat([images for images, _ in parts])).chunk(len(parts))
+        losses = [self.criterion(output, labels) for output, (_, labels) in zip(outputs, parts)]
+        accuracies = [top1(output, labels) for output, (_, labels) in zip(outputs, parts)]
+        clean_loss, aug_loss, adv_loss = losses[0], sum(losses[1:self.aug_splits]), sum(losses[self.aug_splits:])
+        result = {
+            'loss': clean_loss + aug_loss + self.weight * adv_loss,
             'output': outputs[0],
             'clean_loss': clean_loss.detach(),
             'adv_loss': adv_loss.detach(),
+            'clean_top1': accuracies[0],
+            'adv_top1': _mean(accuracies[self.aug_splits:]),
         }
+        if self.aug_splits > 1:
+            result.update(aug_loss=aug_loss.detach(), aug_top1=_mean(accuracies[1:self.aug_splits]))
+        return result
+
+    def _generate(self, images: torch.Tensor, target: torch.Tensor) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+        if self.generators:
+            return [generate(images, target) for generate in self.generators]
+        return [
+            (adversary(self.unwrapped_module, images, target, route), target)
+            for route, adversary in enumerate(self.adversaries, self.aug_splits)
+        ]
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values)).mean()
+
+
+def num_aux_needed(
+        eps: Union[float, Sequence[float]] = 4,
+        generator: Optional[Union[str, Generator]] = None,
+        aug_splits: int = 1,
+) -> int:
+    """Number of auxiliary norms that `AdvPropTask` needs with these arguments: one for each kind of images but clean.
+
+    Args:
+        eps: See `AdvPropTask`.
+        generator: See `AdvPropTask`.
+        aug_splits: See `AdvPropTask`.
+    """
+    return aug_splits - 1 + count_generators(generator, eps)

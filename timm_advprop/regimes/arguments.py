@@ -1,13 +1,16 @@
 """The `--regime` and `--adv-*` command-line flags, shared by training, validation and `wrap`."""
 import argparse
 import math
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict
 
-from ..attacks import ATTACKS
+from ..attacks import ATTACKS, NORMS
 from . import REGIMES
 from .adversary import AMP_DTYPES, NORM_STATS, TARGETS
 
-__all__ = ['add_regime_arguments', 'add_attack_arguments', 'attack_kwargs']
+__all__ = ['add_regime_arguments', 'add_attack_arguments', 'attack_kwargs', 'number']
+
+_SETTINGS = ('attack', 'eps', 'alpha', 'steps', 'target', 'random_start', 'norm', 'norm_stats', 'amp_dtype', 'weight',
+             'generator')
 
 
 def add_regime_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +18,17 @@ def add_regime_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('AdvProp parameters')
     group.add_argument('--regime', choices=tuple(REGIMES), default=None,
                        help='training regime (default: advprop where the model has split norms, else vanilla)')
-    group.add_argument('--adv-attack', choices=tuple(ATTACKS), default='pgd', help='attack (default: pgd)')
-    group.add_argument('--adv-eps', type=number(0), nargs='+', default=[4.], metavar='PX',
-                       help='attack strength in 0-255 pixels; several train one aux norm each (default: 4)')
-    _add_attack_settings(group, target='random', random_start=0.8)
-    group.add_argument('--adv-weight', type=number(0), default=1., metavar='W',
-                       help='weight of the adversarial loss (default: 1)')
+    group.add_argument('--adv-attack', choices=tuple(ATTACKS), default=None, help='attack (default: pgd)')
+    group.add_argument('--adv-eps', type=number(0), nargs='+', default=None, metavar='PX',
+                       help='attack strength in 0-255 pixels; several train one aux norm each '
+                            '(default: 4, fast-advprop: 1)')
+    _add_attack_settings(
+        group, target='random, madry and fast-advprop: none', random_start='0.8, madry: 1')
+    group.add_argument('--adv-weight', type=number(0), default=None, metavar='W',
+                       help='weight of the adversarial loss (default: 1, fast-advprop: 0.5)')
+    group.add_argument('--adv-generator', default=None, metavar='NAME',
+                       help='other images for the aux norm than an attack\'s: gaussian-noise of standard deviation '
+                            '--adv-eps, or package.module:name of a callable from (images, target) to (images, target)')
 
 
 def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,24 +38,20 @@ def add_attack_arguments(parser: argparse.ArgumentParser) -> None:
                        help='attack the images, and report adv_top1 and adv_top5 too (default: none)')
     group.add_argument('--adv-eps', type=number(0), default=4., metavar='PX',
                        help='attack strength in 0-255 pixels (default: 4)')
-    _add_attack_settings(group, target='none', random_start=1.)
+    _add_attack_settings(group, target='none', random_start='1')
+    parser.set_defaults(adv_alpha=1., adv_target='none', adv_random_start=1., adv_norm='linf', adv_norm_stats='eval')
 
 
 def attack_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
-    """Keyword arguments of an attack, as `AdvPropTask` and `Adversary` take them, from parsed flags."""
-    eps = args.adv_eps
-    kwargs = dict(
-        attack=args.adv_attack,
-        eps=eps[0] if isinstance(eps, list) and len(eps) == 1 else eps,
-        alpha=args.adv_alpha,
-        steps=args.adv_steps,
-        target=args.adv_target,
-        random_start=args.adv_random_start,
-        norm_stats=args.adv_norm_stats,
-        amp_dtype=args.adv_amp_dtype,
-    )
-    if hasattr(args, 'adv_weight'):
-        kwargs['weight'] = args.adv_weight
+    """Keyword arguments of an attack, as a regime's task and `Adversary` take them, from the flags that were given.
+
+    Args:
+        args: Parsed flags, or any namespace with some of them.
+    """
+    given = {name: getattr(args, f'adv_{name}', None) for name in _SETTINGS}
+    kwargs = {name: value for name, value in given.items() if value is not None}
+    if isinstance(kwargs.get('eps'), list) and len(kwargs['eps']) == 1:
+        kwargs['eps'] = kwargs['eps'][0]
     return kwargs
 
 
@@ -63,16 +67,20 @@ def number(low: float, high: float = math.inf, kind: Callable[[str], Any] = floa
     return parse
 
 
-def _add_attack_settings(group, target: str, random_start: Optional[float]) -> None:
-    group.add_argument('--adv-alpha', type=number(0), default=1., metavar='PX',
+def _add_attack_settings(group, target: str, random_start: str) -> None:
+    # Without defaults: a regime's task has its own.
+    group.add_argument('--adv-alpha', type=number(0), default=None, metavar='PX',
                        help='size of an attack step in 0-255 pixels (default: 1)')
     group.add_argument('--adv-steps', type=number(1, kind=int), default=None, metavar='N',
                        help='attack steps (default: eps + 1, and 1 where eps is at most 1)')
-    group.add_argument('--adv-target', choices=TARGETS, default=target,
+    group.add_argument('--adv-target', choices=TARGETS, default=None,
                        help=f'random wrong label, or none: away from the true one (default: {target})')
-    group.add_argument('--adv-random-start', type=number(0, 1), default=random_start, metavar='P',
-                       help=f'probability of a random start, for each sample (default: {random_start:g})')
-    group.add_argument('--adv-norm-stats', choices=NORM_STATS, default='eval',
+    group.add_argument('--adv-random-start', type=number(0, 1), default=None, metavar='P',
+                       help=f'probability of a random start, for each sample (default: {random_start})')
+    group.add_argument('--adv-norm', choices=NORMS, default=None,
+                       help='norm of the perturbation; for l2, strength and step size are lengths of a whole image\'s '
+                            '(default: linf)')
+    group.add_argument('--adv-norm-stats', choices=NORM_STATS, default=None,
                        help='statistics the attack\'s forward uses (default: eval)')
     group.add_argument('--adv-amp-dtype', choices=AMP_DTYPES, default=None,
                        help='precision of the attack alone (default: as the training step)')

@@ -21,7 +21,6 @@ _REFUSED = {
     'a scripted model has only its clean route; use --torchcompile': ('torchscript',),
     'the fusers belong to TorchScript; use --torchcompile': ('fuser',),
     'timm\'s loaders do not repeat images, so it would average different ones': ('tta',),
-    'AdvProp has split norms of its own, and --regime chooses what they train on': ('split-bn',),
     'scheduled resolutions are not built in; use timm\'s script through python -m timm_advprop.wrap': (
         'train-img-sizes', 'train-batch-sizes', 'train-size-probs', 'train-size-schedule',
         'train-size-schedule-spread', 'train-size-random-mix', 'train-batches-per-epoch', 'train-steps-per-epoch',
@@ -154,6 +153,9 @@ def _add_schedule(parser):
     add('--warmup-prefix', action='store_true', help='warm up before the schedule, not within it')
     add('--cooldown-epochs', type=int, default=0, metavar='N', help='epochs at --min-lr at the end (default: 0)')
     add('--patience-epochs', type=int, default=10, metavar='N', help='patience of plateau (default: 10)')
+    add('--adv-budget', choices=('epochs', 'vanilla'), default=None,
+        help='train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows '
+             '(default: epochs, fast-advprop: vanilla)')
     add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='factor of a decay (default: 0.1)')
 
 
@@ -201,6 +203,8 @@ def _add_batch_norm(parser):
     add = parser.add_argument_group('Batch norm parameters').add_argument
     add('--bn-momentum', type=float, default=None, help='momentum of every batch norm, main and aux')
     add('--bn-eps', type=float, default=None, help='epsilon of every batch norm, main and aux')
+    add('--split-bn', action='store_true',
+        help='fine-grained AdvProp: an aux norm for each augmented part of --aug-splits, too')
     add('--sync-bn', action='store_true', help='take batch-norm statistics over all processes')
     add('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''),
         help='make running statistics equal on all processes after an epoch (default: reduce)')

@@ -30,11 +30,11 @@ from ..inputs import (
     open_model,
 )
 from ..models import configure_batch_norm, split_models
-from ..regimes import create_task
+from ..regimes import create_task, num_aux_of_regime
 from ..regimes.arguments import attack_kwargs
 
 __all__ = ['Loaders', 'check_arguments', 'setup_device', 'setup_precision', 'build_model', 'resolve_data',
-           'build_loaders', 'build_criterion', 'build_task', 'build_optimizer', 'build_scheduler']
+           'build_loaders', 'build_criterion', 'build_task', 'match_budget', 'build_optimizer', 'build_scheduler']
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ def check_arguments(args: Namespace) -> None:
     for wrong, message in (
             (args.aug_splits == 1 or args.aug_splits < 0, '--aug-splits is 0 or at least 2'),
             (args.jsd_loss and args.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
+            (args.split_bn and args.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
+            (args.split_bn and args.regime != 'advprop', '--split-bn needs --regime advprop'),
+            (args.split_bn and args.jsd_loss, '--split-bn and --jsd-loss are two uses of --aug-splits: choose one'),
+            (args.aug_splits and args.regime == 'fast-advprop',
+             '--regime fast-advprop trains its routes on different images: leave --aug-splits out'),
             (args.aug_splits and mixing, '--aug-splits takes no mixup or cutmix'),
             (args.aug_splits and args.no_prefetcher, '--aug-splits needs the prefetcher: leave --no-prefetcher out'),
             (mixing and args.batch_size % 2,
@@ -104,8 +109,10 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
     in_chans = args.in_chans or (args.input_size[0] if args.input_size else None)
     overlay = dict(file=args.pretrained_path, num_classes=-1) if args.pretrained_path else None
     model_kwargs = dict(args.model_kwargs)
-    if len(args.adv_eps) > 1 and args.model.split('.')[0] in split_models():
-        model_kwargs.setdefault('num_aux', len(args.adv_eps))
+    if args.model.split('.')[0] in split_models():
+        num_aux = num_aux_of_regime(args.regime or 'advprop', _attack(args))
+        if num_aux > 1:
+            model_kwargs.setdefault('num_aux', num_aux)
     flags = dict(
         pretrained=args.pretrained or bool(args.pretrained_path),
         pretrained_cfg_overlay=overlay,
@@ -121,7 +128,8 @@ def build_model(args: Namespace, device: torch.device, dtype: Optional[torch.dty
         _logger.info(f'The architecture of {args.model}, untrained: --pretrained loads its weights.')
     if args.initial_checkpoint:
         state_dict = read_checkpoint(args.initial_checkpoint)
-        load_read_checkpoint(model, state_dict, args.initial_checkpoint, convert=args.regime == 'advprop')
+        convert = args.regime is not None and num_aux_of_regime(args.regime, _attack(args)) > 0
+        load_read_checkpoint(model, state_dict, args.initial_checkpoint, convert=convert)
     _init_head(model, args.head_init_scale, args.head_init_bias)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
@@ -236,11 +244,25 @@ def build_task(
         args.regime,
         model,
         build_criterion(args).to(device),
-        attack=dict(attack_kwargs(args), mean=mean, std=std),
+        attack=dict(_attack(args), mean=mean, std=std),
         device=device,
         dtype=dtype,
         verbose=is_primary(args),
     )
+
+
+def match_budget(args: Namespace, task: TrainingTask) -> None:
+    """Shorten the schedule of a run that shall cost as much as vanilla training of `--epochs`."""
+    if (args.adv_budget or ('vanilla' if args.regime == 'fast-advprop' else 'epochs')) == 'epochs':
+        return
+    cost, epochs = task.relative_cost(), args.epochs
+    args.epochs = max(1, round(epochs / cost))
+    for name in ('warmup_epochs', 'cooldown_epochs', 'mixup_off_epoch'):
+        setattr(args, name, round(getattr(args, name) / cost))
+    args.decay_milestones = [round(milestone / cost) for milestone in args.decay_milestones]
+    args.decay_epochs /= cost
+    if is_primary(args):
+        _logger.info(f'{args.epochs} epochs, the arithmetic of {epochs} of vanilla; --adv-budget epochs runs them all.')
 
 
 def build_optimizer(args: Namespace, task: TrainingTask) -> torch.optim.Optimizer:
@@ -270,6 +292,10 @@ def resolve_data(args: Namespace, model: nn.Module) -> Dict[str, Any]:
     """How images are sized and normalised: the flags, else the model's own configuration."""
     check_normalisation(args.mean, args.std, args.input_size[0] if args.input_size else args.in_chans or 3)
     return resolve_data_config(vars(args), model=model, verbose=is_primary(args))
+
+
+def _attack(args: Namespace) -> Dict[str, Any]:
+    return dict(attack_kwargs(args), **(dict(aug_splits=args.aug_splits) if args.split_bn else {}))
 
 
 def _open_split(args, kind, data_config, num_classes):

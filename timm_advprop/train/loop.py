@@ -27,7 +27,8 @@ class Trainer:
     """Trains a task, one epoch at a time.
 
     Args:
-        task: What to train; its result holds `loss`, and may hold further losses (`*_loss`), which are logged.
+        task: What to train; its result holds `loss`, and may hold further losses (`*_loss`) and accuracies (`*_top1`),
+            which are logged.
         loader: Yields images [N, C, H, W] and targets.
         optimizer: Optimizer of the task's trainable module.
         device: Device of the task.
@@ -83,14 +84,14 @@ class Trainer:
             epoch: Epoch, from 0.
 
         Returns:
-            The mean `loss` over all processes, and of each further loss of the task.
+            The mean `loss` over all processes, and of each further loss and accuracy of the task.
 
         Raises:
             NonFiniteLoss: The loss is infinite or NaN.
         """
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
-        losses: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+        meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
         num_batches = len(self.loader)
         start = time.monotonic()
         for batch_idx, (images, target) in enumerate(self.loader):
@@ -100,16 +101,16 @@ class Trainer:
             last_of_update = accum_idx == accum_steps - 1
             result = self._forward_backward(images, target, accum_steps, last_of_update, epoch, batch_idx)
             for name, value in result.items():
-                losses.setdefault(name, AverageMeter()).update(value, images.shape[0])
+                meters.setdefault(name, AverageMeter()).update(value, images.shape[0])
             if not last_of_update:
                 continue
-            self._finish_update(epoch, update_idx, losses)
+            self._finish_update(epoch, update_idx, meters)
             if self.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
-                self._log_progress(epoch, update_idx, losses, start)
+                self._log_progress(epoch, update_idx, meters, start)
                 self._save_images(images, update_idx)
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
-        return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in losses.items())
+        return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
 
     def _prepare(self, images, target):
         images = images.to(device=self.device, dtype=self.dtype)
@@ -124,8 +125,9 @@ class Trainer:
         with nullcontext() if last_of_update else self.task.no_sync():
             with self.autocast():
                 result = self.task(images, target)
-            losses = {name: value.detach().float() for name, value in result.items() if name.split('_')[-1] == 'loss'}
-            values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))  # the device is waited for once
+            logged = {name: value.detach().float() for name, value in result.items()
+                      if name.split('_')[-1] in ('loss', 'top1')}
+            values = dict(zip(logged, torch.stack(list(logged.values())).tolist()))  # the device is waited for once
             if not math.isfinite(values['loss']):
                 raise NonFiniteLoss(
                     f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
@@ -156,7 +158,7 @@ class Trainer:
                 dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
             self.optimizer.step()
 
-    def _finish_update(self, epoch: int, update_idx: int, losses: Dict[str, AverageMeter]) -> None:
+    def _finish_update(self, epoch: int, update_idx: int, meters: Dict[str, AverageMeter]) -> None:
         num_updates = epoch * self.updates_per_epoch + update_idx + 1
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
@@ -165,14 +167,14 @@ class Trainer:
         if self.saver is not None and self.recovery_interval and (update_idx + 1) % self.recovery_interval == 0:
             self.saver.save_recovery(epoch, batch_idx=update_idx)
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step_update(num_updates=num_updates, metric=losses['loss'].avg)
+            self.lr_scheduler.step_update(num_updates=num_updates, metric=meters['loss'].avg)
 
-    def _log_progress(self, epoch: int, update_idx: int, losses: Dict[str, AverageMeter], start: float) -> None:
+    def _log_progress(self, epoch: int, update_idx: int, meters: Dict[str, AverageMeter], start: float) -> None:
         done = update_idx + 1
         per_update = (time.monotonic() - start) / done
         left = (self.num_epochs - epoch) * self.updates_per_epoch - done
-        images = losses['loss'].count * self.world_size / done
-        values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in losses.items())
+        images = meters['loss'].count * self.world_size / done
+        values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in meters.items())
         lr = sum(group['lr'] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
         _logger.info(
             f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({100 * done / self.updates_per_epoch:>3.0f}%)]'

@@ -80,6 +80,7 @@ def train(args: Namespace) -> Run:
     data_config = assemble.resolve_data(args, model)
     loaders = assemble.build_loaders(args, data_config, model.num_classes, device, dtype)
     task = assemble.build_task(args, model, data_config, device, dtype)
+    assemble.match_budget(args, task)
     optimizer = assemble.build_optimizer(args, task)
     resume_epoch = _resume(args, task, optimizer, loss_scaler)
     _wrap(args, task, device)

@@ -1,0 +1,48 @@
+"""Vanilla training: clean images, one norm."""
+from typing import Any, Callable, Dict, Optional, Union
+
+import torch
+import torch.nn as nn
+
+from .task import RegimeTask, top1, use_main_norms
+
+__all__ = ['VanillaTask']
+
+
+class VanillaTask(RegimeTask):
+    """Train on clean images, as `timm.task.ClassificationTask` does.
+
+    Args:
+        model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
+        criterion: Maps (logits, target) to a scalar. Cross-entropy by default.
+        **kwargs: Arguments of `RegimeTask`.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[Union[nn.Module, Callable]] = None,
+            **kwargs: Any,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        use_main_norms(model)
+        self.announce()
+
+    def describe(self) -> str:
+        return 'vanilla'
+
+    def relative_cost(self) -> float:
+        return 1.
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            input: Images [N, C, H, W].
+            target: Labels [N], or class weights [N, classes].
+
+        Returns:
+            `'loss'`, `'output'` (logits [N, classes]) and `'clean_top1'` (percent, of this batch).
+        """
+        result = super().forward(input, target)
+        return dict(result, clean_top1=top1(result['output'], target))
