@@ -3,6 +3,7 @@
 A split model is compared with independent plain timm models, one a route, that know nothing of routes.
 """
 import argparse
+import inspect
 import math
 from contextlib import nullcontext
 from copy import deepcopy
