@@ -3,10 +3,13 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test clean
+.PHONY: demo study test clean
 
 demo: $(INSTALLED)
 	$(RUN) -m timm_advprop.demo
+
+study: $(INSTALLED)
+	$(RUN) -m timm_advprop.study
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

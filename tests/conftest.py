@@ -68,3 +68,12 @@ def few_digits(digits, tmp_path_factory):
             for file in sorted(Path(digits, split, str(digit)).iterdir())[:count]:
                 os.link(file, target / file.name)
     return str(folder)
+
+
+@pytest.fixture
+def one_thread():
+    # tensors this small only wait for other threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -18,7 +18,10 @@ ATTACK = dict(
     eps=4, alpha=1, steps=2, target='none', random_start=0., weight=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TWO_STRENGTHS = dict(ATTACK, eps=(1, 4))
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='needs gloo')
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='needs gloo'),
+    pytest.mark.usefixtures('one_thread'),  # as the ranks, so that sums are of one order
+]
 
 
 def _model(seed, num_aux=1, momentum=0.1):
@@ -87,15 +90,6 @@ def ranks(tmp_path_factory):
         patch.setenv('GLOO_SOCKET_IFNAME', 'lo')
         mp.spawn(_work, args=(str(folder),), nprocs=RANKS)
     return [torch.load(folder / f'rank{rank}.pt') for rank in range(RANKS)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    # as the ranks, so that sums are of one order
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _assert_close(actual, expected):

@@ -13,6 +13,24 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from regime_models import (
+    ALPHA,
+    CLASSES,
+    DETERMINISTIC,
+    HALF,
+    NAMES,
+    STRONG,
+    WEAK,
+    assert_all_close,
+    assert_unchanged,
+    gradients_of,
+    hand_attack,
+    make_batch,
+    plain_twin,
+    snapshot,
+    split_model,
+    tiny_model,
+)
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
@@ -20,7 +38,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_advprop  # noqa: F401, registers the models
-from timm_advprop import AdvPropTask, has_split_norm, norm_route, set_norm_route
+from timm_advprop import AdvPropTask, norm_route, set_norm_route
 from timm_advprop.regimes import (
     REGIMES,
     Adversary,
@@ -33,114 +51,7 @@ from timm_advprop.regimes import (
 from timm_advprop.regimes.adversary import attack_mode
 from timm_advprop.regimes.arguments import add_attack_arguments, add_regime_arguments, attack_kwargs
 
-CLASSES = 5
-HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# Strengths that are exact in binary, so that a reference in other precision or order finds the same images.
-WEAK, STRONG, ALPHA = 255 / 256, 255 / 64, 255 / 256
-NAMES = ['test_resnet_ap', 'test_efficientnet_ap']
-DETERMINISTIC = dict(target='none', random_start=0.)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    # tensors this small only wait for other threads
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def _split_model(name='test_resnet_ap', dtype=torch.float64, seed=0, **kwargs):
-    """A split model in which no two norms are alike."""
-    torch.manual_seed(seed)
-    model = timm.create_model(name, num_classes=CLASSES, **kwargs)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            for value, low, high in (
-                    (module.weight, 0.5, 1.5),
-                    (module.bias, -0.5, 0.5),
-                    (module.running_mean, -0.5, 0.5),
-                    (module.running_var, 0.5, 1.5),
-            ):
-                nn.init.uniform_(value, low, high)
-    return model.to(dtype)
-
-
-def _tiny_model(num_aux=1, dtype=torch.float32):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
-    return timm_advprop.convert_split_norm(model, num_aux).to(dtype)
-
-
-def _batch(size=6, dtype=torch.float64, seed=1):
-    """Normalised images that fill their bounds, and labels."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.rand(size, 3, 32, 32, generator=generator).mul(1.4).sub(0.2).clamp(0, 1)
-    return (pixels * 2 - 1).to(dtype), torch.randint(0, CLASSES, (size,), generator=generator)
-
-
-def _plain_twin(model, route):
-    """The stock timm model that one route of a split model is, made by key names alone."""
-    aux = f'aux_bn.{route - 1}.'
-    state = {}
-    for key, value in model.state_dict().items():
-        if '.aux_bn.' not in key:
-            state.setdefault(key, value)
-        elif aux in key and route > 0:
-            state[key.replace(aux, '')] = value
-    name = model.pretrained_cfg['architecture'].removesuffix('_ap')
-    twin = timm.create_model(name, num_classes=CLASSES).to(next(model.parameters()).dtype)
-    assert not has_split_norm(twin)
-    twin.load_state_dict({key: value.clone() for key, value in state.items()}, strict=True)
-    return twin
-
-
-def _hand_attack(model, images, target, eps_px, steps, alpha_px=ALPHA, sign=1, training=False):
-    """L∞ PGD without a random start, for images normalised by mean and std 0.5."""
-    model = deepcopy(model).train(training)
-    eps, alpha = eps_px / 255 / 0.5, alpha_px / 255 / 0.5
-    delta = torch.zeros_like(images)
-    for _ in range(steps):
-        delta = delta.detach().requires_grad_()
-        F.cross_entropy(model(images + delta), target, reduction='sum').backward()
-        delta = (delta + sign * alpha * delta.grad.sign()).clamp(-eps, eps).detach()
-        delta = (images + delta).clamp(-1, 1) - images
-    return images + delta
-
-
-def _snapshot(model):
-    return dict(
-        state={key: value.clone() for key, value in model.state_dict().items()},
-        training={name: module.training for name, module in model.named_modules()},
-        track={name: getattr(module, 'track_running_stats', None) for name, module in model.named_modules()},
-        route={name: (getattr(module, 'route', None), getattr(module, 'split_sizes', None))
-               for name, module in model.named_modules()},
-        requires_grad={name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        grad={name: None if parameter.grad is None else parameter.grad.clone()
-              for name, parameter in model.named_parameters()},
-    )
-
-
-def _assert_unchanged(model, before):
-    after = _snapshot(model)
-    for part in ('training', 'track', 'route', 'requires_grad'):
-        assert after[part] == before[part], part
-    for part in ('state', 'grad'):
-        for name, value in before[part].items():
-            same = after[part][name] is None if value is None else torch.equal(after[part][name], value)
-            assert same, f'{part} of {name}'
-
-
-def _gradients(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _assert_close(actual, expected, **tolerances):
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, msg=lambda text, name=name: f'{name}: {text}', **tolerances)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 # Steps
@@ -160,21 +71,21 @@ def test_default_steps_are_the_papers(eps, steps):
 @pytest.mark.parametrize('norm_stats', ['eval', 'train'])
 @pytest.mark.parametrize('route', [0, 1, 2])
 def test_an_attack_passes_the_norms_of_its_route(name, norm_stats, route):
-    model, (images, target) = _split_model(name, num_aux=2).train(), _batch()
-    before = _snapshot(model)
+    model, (images, target) = split_model(name, num_aux=2).train(), make_batch()
+    before = snapshot(model)
     adversary = Adversary(eps=STRONG, alpha=ALPHA, steps=3, norm_stats=norm_stats, **DETERMINISTIC, **HALF)
     adv = adversary(model, images, target, route)
     by_route = [
-        _hand_attack(_plain_twin(model, i), images, target, STRONG, 3, training=norm_stats == 'train')
+        hand_attack(plain_twin(model, i), images, target, STRONG, 3, training=norm_stats == 'train')
         for i in range(3)
     ]
     torch.testing.assert_close(adv, by_route[route], rtol=0, atol=1e-12)
     assert not any(torch.equal(by_route[route], by_route[i]) for i in range(3) if i != route)
-    _assert_unchanged(model, before)
+    assert_unchanged(model, before)
 
 
 def test_batch_statistics_and_running_statistics_give_different_attacks():
-    model, (images, target) = _split_model(), _batch()
+    model, (images, target) = split_model(), make_batch()
     settings = dict(eps=STRONG, alpha=ALPHA, steps=1, **DETERMINISTIC, **HALF)
     by_stats = [Adversary(norm_stats=stats, **settings)(model, images, target, 'aux') for stats in ('eval', 'train')]
     assert not torch.equal(*by_stats)
@@ -184,7 +95,7 @@ def test_batch_statistics_and_running_statistics_give_different_attacks():
 @pytest.mark.parametrize('norm_stats', ['eval', 'train'])
 @pytest.mark.parametrize('failing_pass', [None, 1, 3])
 def test_an_attack_leaves_no_trace_on_the_model(target_mode, norm_stats, failing_pass):
-    model, (images, target) = _split_model(num_aux=2), _batch()
+    model, (images, target) = split_model(num_aux=2), make_batch()
     model.train()
     model.layer1.eval()  # modules in eval and frozen parameters of the user's choice
     model.layer3[0].bn2.aux_bn[1].eval()
@@ -194,7 +105,7 @@ def test_an_attack_leaves_no_trace_on_the_model(target_mode, norm_stats, failing
     set_norm_route(model.layer2, 2)
     model.layer3[0].bn2.track_running_stats = False
     model.fc.weight.grad = torch.ones_like(model.fc.weight)
-    before, images_before, target_before = _snapshot(model), images.clone(), target.clone()
+    before, images_before, target_before = snapshot(model), images.clone(), target.clone()
     passes = []
 
     def fail(module, args, output):
@@ -208,13 +119,13 @@ def test_an_attack_leaves_no_trace_on_the_model(target_mode, norm_stats, failing
         adversary(model, images, target, 'aux')
     handle.remove()
     assert len(passes) == (failing_pass or 4)
-    _assert_unchanged(model, before)
+    assert_unchanged(model, before)
     assert torch.equal(images, images_before) and torch.equal(target, target_before)
 
 
 @pytest.mark.parametrize('norm_stats', ['eval', 'train'])
 def test_an_attack_sees_a_frozen_model_without_dropout(norm_stats):
-    model, (images, target) = _split_model('test_efficientnet_ap', drop_rate=0.5, drop_path_rate=0.5), _batch()
+    model, (images, target) = split_model('test_efficientnet_ap', drop_rate=0.5, drop_path_rate=0.5), make_batch()
     model.train()
     seen = []
     model.classifier.register_forward_hook(lambda module, args, output: seen.append((
@@ -237,9 +148,9 @@ def test_an_attack_sees_a_frozen_model_without_dropout(norm_stats):
 def test_strength_is_in_pixels_and_images_stay_images(mean, std, attack, eps):
     torch.manual_seed(0)
     std_, mean_ = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (std, mean))
-    pixels = _batch(dtype=torch.float64)[0] / 2 + 0.5
-    images, target = ((pixels - mean_) / std_).float(), _batch()[1]
-    adv = Adversary(eps=eps, steps=3, attack=attack, mean=mean, std=std)(_tiny_model(), images, target, 'aux')
+    pixels = make_batch(dtype=torch.float64)[0] / 2 + 0.5
+    images, target = ((pixels - mean_) / std_).float(), make_batch()[1]
+    adv = Adversary(eps=eps, steps=3, attack=attack, mean=mean, std=std)(tiny_model(), images, target, 'aux')
     assert adv.dtype == images.dtype and not adv.requires_grad
     perturbation = (adv.double() - images.double()) * std_ * 255
     reach = eps if attack != 'gd' else eps + 3
@@ -258,7 +169,7 @@ def test_strength_and_bounds_are_not_rounded_to_the_type_of_a_task_or_its_images
     pixels = torch.rand(8, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     pixels = pixels.mul(1.4).sub(0.2).clamp(0, 1)
     images, target = ((pixels - mean_) / std_).float(), torch.arange(8) % CLASSES
-    model, adversary = _tiny_model(), Adversary(eps=4, steps=5, mean=mean, std=std)
+    model, adversary = tiny_model(), Adversary(eps=4, steps=5, mean=mean, std=std)
     if convert == 'adversary':
         adversary.to(dtype)
     else:
@@ -272,7 +183,7 @@ def test_strength_and_bounds_are_not_rounded_to_the_type_of_a_task_or_its_images
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
 def test_a_model_of_another_type_is_attacked_in_its_type(dtype):
-    model, (images, target) = _tiny_model(dtype=dtype), _batch(dtype=dtype)
+    model, (images, target) = tiny_model(dtype=dtype), make_batch(dtype=dtype)
     task = AdvPropTask(model, eps=STRONG, alpha=ALPHA, steps=5, dtype=dtype, verbose=False, **HALF)
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(args[0]))
@@ -287,7 +198,7 @@ def test_a_model_of_another_type_is_attacked_in_its_type(dtype):
 @pytest.mark.parametrize('caller', [None, torch.bfloat16], ids=str)
 def test_amp_dtype_is_the_precision_of_the_attack_alone(amp_dtype, caller):
     torch.manual_seed(0)
-    model, (images, target) = _tiny_model(), _batch(dtype=torch.float32)
+    model, (images, target) = tiny_model(), make_batch(dtype=torch.float32)
     task = AdvPropTask(model, amp_dtype=amp_dtype, steps=2, verbose=False, **HALF)
     precision = []
     model[0].register_forward_hook(lambda module, args, output: precision.append(output.dtype))
@@ -307,12 +218,12 @@ def test_amp_dtype_is_the_precision_of_the_attack_alone(amp_dtype, caller):
 
 def test_random_targets_are_wrong_labels_that_the_attack_moves_towards():
     torch.manual_seed(0)
-    model, (images, target) = _split_model(), _batch(16)
+    model, (images, target) = split_model(), make_batch(16)
     adversary = Adversary(eps=STRONG, alpha=ALPHA, steps=3, random_start=0., **HALF)
     adv = adversary(model, images, target, 'aux')
-    twin = _plain_twin(model, 1)
+    twin = plain_twin(model, 1)
     towards = [  # one label for all steps
-        _hand_attack(twin, images, torch.full_like(target, label), STRONG, 3, sign=-1) for label in range(CLASSES)]
+        hand_attack(twin, images, torch.full_like(target, label), STRONG, 3, sign=-1) for label in range(CLASSES)]
     found = [
         {label for label in range(CLASSES) if torch.allclose(adv[i], towards[label][i], rtol=0, atol=1e-12)}
         for i in range(len(images))
@@ -322,7 +233,7 @@ def test_random_targets_are_wrong_labels_that_the_attack_moves_towards():
 
 
 def test_one_adversary_attacks_models_of_different_numbers_of_classes():
-    images, target = _batch(32, torch.float32)
+    images, target = make_batch(32, torch.float32)
     adversary = Adversary(steps=1, **HALF)
     for num_classes in (10, 3, 2):
         model = timm.create_model('test_resnet_ap', num_classes=num_classes)
@@ -333,7 +244,7 @@ def test_one_adversary_attacks_models_of_different_numbers_of_classes():
 @pytest.mark.parametrize('target_mode', ['random', 'none'])
 @pytest.mark.parametrize('within', [False, True])
 def test_validation_code_may_attack_where_gradients_are_off(context, target_mode, within):
-    model, (images, target) = _tiny_model().eval(), _batch(dtype=torch.float32)
+    model, (images, target) = tiny_model().eval(), make_batch(dtype=torch.float32)
     adversary = Adversary(steps=2, target=target_mode, **HALF)
     torch.manual_seed(3)
     expected = adversary(model, images, target, 'aux')
@@ -346,9 +257,9 @@ def test_validation_code_may_attack_where_gradients_are_off(context, target_mode
 
 
 def test_training_may_follow_an_attack_in_inference_mode():
-    (images, target), results = _batch(dtype=torch.float32), []
+    (images, target), results = make_batch(dtype=torch.float32), []
     for validate_first in (False, True):
-        task = AdvPropTask(_tiny_model(), verbose=False, **HALF)
+        task = AdvPropTask(tiny_model(), verbose=False, **HALF)
         if validate_first:
             with torch.inference_mode():
                 task.adversaries[0](task.get_eval_model(), images, target, 'aux')
@@ -360,24 +271,24 @@ def test_training_may_follow_an_attack_in_inference_mode():
 
 
 def test_a_plain_model_may_be_attacked():
-    model, (images, target) = _split_model(), _batch()
-    twin = _plain_twin(model, 0).train()
-    before = _snapshot(twin)
+    model, (images, target) = split_model(), make_batch()
+    twin = plain_twin(model, 0).train()
+    before = snapshot(twin)
     adv = Adversary(eps=STRONG, alpha=ALPHA, steps=2, **DETERMINISTIC, **HALF)(twin, images, target, route='clean')
-    torch.testing.assert_close(adv, _hand_attack(twin, images, target, STRONG, 2), rtol=0, atol=1e-12)
-    _assert_unchanged(twin, before)
+    torch.testing.assert_close(adv, hand_attack(twin, images, target, STRONG, 2), rtol=0, atol=1e-12)
+    assert_unchanged(twin, before)
 
 
 def test_attack_mode_restores_what_a_wrapped_model_had():
-    model = _tiny_model()
+    model = tiny_model()
     model[3].eval()
     wrapped = nn.ModuleList([model])
-    before = _snapshot(wrapped)
+    before = snapshot(wrapped)
     with pytest.raises(KeyError), attack_mode(wrapped, 1, 'train'):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert model[1].route == 1
         raise KeyError
-    _assert_unchanged(wrapped, before)
+    assert_unchanged(wrapped, before)
 
 
 # AdvPropTask: the mathematics
@@ -401,10 +312,10 @@ CRITERIA = {
 
 def _assert_step_equals_plain_models(name, eps, criterion, reference, images, target, norm_stats, weight):
     strengths = eps if isinstance(eps, tuple) else (eps,)
-    model = _split_model(name, num_aux=len(strengths)).train()
-    twins = [_plain_twin(model, route).train() for route in range(len(strengths) + 1)]
+    model = split_model(name, num_aux=len(strengths)).train()
+    twins = [plain_twin(model, route).train() for route in range(len(strengths) + 1)]
     batches = [images, *(
-        _hand_attack(twin, images, target, strength, default_steps(strength), training=norm_stats == 'train')
+        hand_attack(twin, images, target, strength, default_steps(strength), training=norm_stats == 'train')
         for twin, strength in zip(twins[1:], strengths)
     )]
     losses = [reference(twin(batch), target) for twin, batch in zip(twins, batches)]
@@ -419,7 +330,7 @@ def _assert_step_equals_plain_models(name, eps, criterion, reference, images, ta
     torch.testing.assert_close(result['clean_loss'], losses[0].detach())
     torch.testing.assert_close(result['adv_loss'], sum(losses[1:]).detach())
     torch.testing.assert_close(result['loss'], losses[0] + weight * sum(losses[1:]))
-    gradients = [_gradients(twin) for twin in twins]
+    gradients = [gradients_of(twin) for twin in twins]
     split_keys = {key.split('aux_bn.')[0] for key in model.state_dict() if 'aux_bn.' in key}
     expected = {}
     for key in gradients[0]:
@@ -430,18 +341,18 @@ def _assert_step_equals_plain_models(name, eps, criterion, reference, images, ta
             expected[key] = gradients[0][key]
         else:
             expected[key] = sum(gradient[key] for gradient in gradients)
-    _assert_close(_gradients(model), expected, rtol=1e-7, atol=1e-10)
+    assert_all_close(gradients_of(model), expected, rtol=1e-7, atol=1e-10)
     assert all(parameter.grad is not None for parameter in model.parameters())
 
     for route, twin in enumerate(twins):
-        _assert_close(_plain_twin(model, route).state_dict(), twin.state_dict(), rtol=1e-9, atol=1e-12)
+        assert_all_close(plain_twin(model, route).state_dict(), twin.state_dict(), rtol=1e-9, atol=1e-12)
     assert not torch.equal(batches[0], batches[1])
 
 
 @pytest.mark.parametrize('criterion', CRITERIA)
 def test_a_step_equals_a_plain_model_for_each_route_for_any_loss(criterion):
     torch.manual_seed(0)
-    images, target = _batch(6)
+    images, target = make_batch(6)
     criterion, reference, mix = CRITERIA[criterion]
     if mix is not None:
         images, target = mix(images, target)
@@ -454,62 +365,62 @@ def test_a_step_equals_a_plain_model_for_each_route_for_any_loss(criterion):
 @pytest.mark.parametrize('eps,weight,norm_stats', [
     (WEAK, 0.3, 'eval'), ((WEAK, STRONG), 2., 'eval'), (STRONG, 1., 'train')], ids=str)
 def test_a_step_equals_a_plain_model_for_each_route_for_any_attack(name, eps, weight, norm_stats):
-    _assert_step_equals_plain_models(name, eps, None, F.cross_entropy, *_batch(6), norm_stats, weight)
+    _assert_step_equals_plain_models(name, eps, None, F.cross_entropy, *make_batch(6), norm_stats, weight)
 
 
 def test_weight_zero_trains_the_shared_and_main_parameters_as_without_an_adversary():
-    model, (images, target) = _split_model(), _batch()
-    twin = _plain_twin(model, 0).train()
+    model, (images, target) = split_model(), make_batch()
+    twin = plain_twin(model, 0).train()
     F.cross_entropy(twin(images), target).backward()
     AdvPropTask(model.train(), weight=0, verbose=False, **HALF)(images, target)['loss'].backward()
-    gradients = _gradients(model)
+    gradients = gradients_of(model)
     assert all((gradients.pop(name) == 0).all() for name in list(gradients) if 'aux_bn' in name)
-    _assert_close(gradients, _gradients(twin), rtol=1e-7, atol=1e-10)
+    assert_all_close(gradients, gradients_of(twin), rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('random', [False, True])
 def test_gradient_checkpointing_changes_no_gradient(name, random):
-    images, target = _batch()
+    images, target = make_batch()
     gradients, losses = [], []
     for checkpointing in (False, True):
-        model = _split_model(name).train()
+        model = split_model(name).train()
         model.set_grad_checkpointing(checkpointing)
         task = AdvPropTask(model, steps=2, verbose=False, **({} if random else DETERMINISTIC), **HALF)
         torch.manual_seed(5)
         result = task(images, target)
         result['loss'].backward()
         losses.append(result['loss'].detach())
-        gradients.append(_gradients(model))
+        gradients.append(gradients_of(model))
     torch.testing.assert_close(*losses)
-    _assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert_all_close(*gradients, rtol=1e-9, atol=1e-12)
     assert any('aux_bn' in name for name in gradients[0])
 
 
 def test_gradients_accumulate_over_steps():
-    batches = [_batch(seed=seed) for seed in (1, 2)]
+    batches = [make_batch(seed=seed) for seed in (1, 2)]
     single, accumulated = (
-        AdvPropTask(_split_model().train(), steps=2, verbose=False, **DETERMINISTIC, **HALF) for _ in range(2))
+        AdvPropTask(split_model().train(), steps=2, verbose=False, **DETERMINISTIC, **HALF) for _ in range(2))
     total = {}
     for images, target in batches:
         single.zero_grad()
         single(images, target)['loss'].backward()
-        for name, gradient in _gradients(single).items():
+        for name, gradient in gradients_of(single).items():
             total[name] = total.get(name, 0) + gradient / 2
     for step, (images, target) in enumerate(batches):
         with accumulated.no_sync() if step == 0 else nullcontext():
             result = accumulated(images, target)
             result['loss'] /= 2
             result['loss'].backward()
-    _assert_close(_gradients(accumulated), total, rtol=1e-9, atol=1e-12)
+    assert_all_close(gradients_of(accumulated), total, rtol=1e-9, atol=1e-12)
 
 
 # AdvPropTask: as timm's training script uses it
 
 
 def test_the_result_is_what_timms_training_script_reads():
-    model, (images, target) = _split_model().train(), _batch()
-    twin = _plain_twin(model, 0).train()
+    model, (images, target) = split_model().train(), make_batch()
+    twin = plain_twin(model, 0).train()
     task = AdvPropTask(model, weight=0.5, verbose=False, **HALF)
     assert isinstance(task, ClassificationTask)
     assert task.get_trainable_module() is model and task.get_eval_model() is model
@@ -526,7 +437,7 @@ def test_the_result_is_what_timms_training_script_reads():
 
 
 def test_the_resting_route_is_split_and_validation_uses_the_main_norms():
-    model, (images, target) = _split_model().train(), _batch()
+    model, (images, target) = split_model().train(), make_batch()
     task = AdvPropTask(model, verbose=False, **HALF)
     for _ in range(2):
         task(images, target)['loss'].backward()
@@ -534,8 +445,8 @@ def test_the_resting_route_is_split_and_validation_uses_the_main_norms():
         task.get_eval_model().eval()
         with torch.no_grad():
             validated = model(images)
-            torch.testing.assert_close(validated, _plain_twin(model, 0).eval()(images))
-            assert not torch.allclose(validated, _plain_twin(model, 1).eval()(images))
+            torch.testing.assert_close(validated, plain_twin(model, 0).eval()(images))
+            assert not torch.allclose(validated, plain_twin(model, 1).eval()(images))
             with norm_route(model, 'clean'):
                 assert torch.equal(model(images), validated)
         task.get_trainable_module().train()
@@ -545,7 +456,7 @@ def test_the_resting_route_is_split_and_validation_uses_the_main_norms():
     (4, None, [5]), (1, None, [1]), (4, 2, [2]), ((1, 4), None, [1, 5])], ids=str)
 def test_a_step_costs_its_attack_and_one_pass_over_all_images(eps, steps, expected_attacks):
     count = len(expected_attacks)
-    model, (images, target) = _tiny_model(num_aux=count).train(), _batch(4, torch.float32)
+    model, (images, target) = tiny_model(num_aux=count).train(), make_batch(4, torch.float32)
     model.num_classes = CLASSES
     task = AdvPropTask(model, eps=eps, steps=steps, verbose=False, **HALF)
     forwards, backwards = [], []
@@ -565,7 +476,7 @@ def test_a_step_costs_its_attack_and_one_pass_over_all_images(eps, steps, expect
 
 
 def test_each_step_draws_a_new_attack_from_torchs_seed():
-    model, (images, target) = _tiny_model().eval(), _batch(dtype=torch.float32)
+    model, (images, target) = tiny_model().eval(), make_batch(dtype=torch.float32)
     task = AdvPropTask(model, verbose=False, **HALF)
     adversary = task.adversaries[0]
 
@@ -580,8 +491,8 @@ def test_each_step_draws_a_new_attack_from_torchs_seed():
 
 
 def test_mean_and_std_default_to_those_of_the_model():
-    images, target = _batch()
-    model = _split_model('test_efficientnet_ap').train()
+    images, target = make_batch()
+    model = split_model('test_efficientnet_ap').train()
     cfg = model.pretrained_cfg
     assert cfg['mean'] != HALF['mean'] and cfg['std'] != HALF['std']  # or this test could not fail
     results = []
@@ -594,7 +505,7 @@ def test_mean_and_std_default_to_those_of_the_model():
 
 def test_one_mean_for_all_channels_fits_any_number_of_channels():
     for in_chans in (1, 4):
-        model = _split_model(in_chans=in_chans).train()
+        model = split_model(in_chans=in_chans).train()
         images, target = torch.rand(4, in_chans, 32, 32).double() * 2 - 1, torch.arange(4)
         result = AdvPropTask(model, mean=(0.5,), std=(0.5,), verbose=False)(images, target)
         assert result['loss'].isfinite() and result['adv_loss'] != result['clean_loss']
@@ -603,9 +514,9 @@ def test_one_mean_for_all_channels_fits_any_number_of_channels():
 @pytest.mark.skipif(
     'criterion_kwargs' not in inspect.signature(ClassificationTask).parameters, reason='timm makes no losses')
 def test_criterion_kwargs_choose_the_loss():
-    images, target = _batch()
+    images, target = make_batch()
     losses = [
-        AdvPropTask(_split_model().train(), verbose=False, **DETERMINISTIC, **HALF, **kwargs)(images, target)['loss']
+        AdvPropTask(split_model().train(), verbose=False, **DETERMINISTIC, **HALF, **kwargs)(images, target)['loss']
         for kwargs in (
             dict(criterion=LabelSmoothingCrossEntropy(0.2)), dict(criterion_kwargs=dict(smoothing=0.2)),
             dict(criterion_kwargs={}), {})
@@ -615,7 +526,7 @@ def test_criterion_kwargs_choose_the_loss():
 
 
 def test_the_moving_average_follows_every_norm_and_evaluates_the_main_ones():
-    model, (images, target) = _split_model().train(), _batch()
+    model, (images, target) = split_model().train(), make_batch()
     task = AdvPropTask(model, verbose=False, **HALF)
     ema = task.setup_ema(decay=0.75)
     before = deepcopy(model.state_dict())
@@ -626,19 +537,19 @@ def test_the_moving_average_follows_every_norm_and_evaluates_the_main_ones():
     after = model.state_dict()
     floating = [key for key, value in before.items() if value.is_floating_point()]
     expected = {key: 0.75 * before[key] + 0.25 * after[key] for key in floating}
-    _assert_close({key: ema.module.state_dict()[key] for key in floating}, expected)
+    assert_all_close({key: ema.module.state_dict()[key] for key in floating}, expected)
     assert all(not torch.equal(before[key], after[key]) for key in floating if 'aux_bn' in key)
     with torch.no_grad():
         output = task.get_eval_model(ema=True)(images)
-        torch.testing.assert_close(output, _plain_twin(ema.module, 0).eval()(images))
+        torch.testing.assert_close(output, plain_twin(ema.module, 0).eval()(images))
     task(images, target)['loss'].backward()
 
 
 def test_autocast_trains_in_reduced_precision():
-    images, target = _batch(dtype=torch.float32)
+    images, target = make_batch(dtype=torch.float32)
     losses = {}
     for enabled in (False, True):
-        model = _split_model(dtype=torch.float32).train()
+        model = split_model(dtype=torch.float32).train()
         task = AdvPropTask(model, verbose=False, **DETERMINISTIC, **HALF)
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
             result = task(images, target)
@@ -650,10 +561,10 @@ def test_autocast_trains_in_reduced_precision():
 
 
 def test_channels_last_is_kept_and_changes_no_loss():
-    images, target = _batch()
+    images, target = make_batch()
     losses = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        model = _split_model().train().to(memory_format=memory_format)
+        model = split_model().train().to(memory_format=memory_format)
         task = AdvPropTask(model, steps=2, verbose=False, **DETERMINISTIC, **HALF)
         seen = []
         model.register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0]))
@@ -682,21 +593,21 @@ def _assert_compiles_to_few_graphs(create_model, images, target):
         graphs.append(counter.frame_count)
         torch.testing.assert_close(outputs[:2], outputs[2:])
     assert graphs == [3, 3, 3]  # the attack, the training step, validation
-    gradients = {name.replace('_orig_mod.', ''): value for name, value in _gradients(compiled).items()}
-    _assert_close(gradients, _gradients(eager))
+    gradients = {name.replace('_orig_mod.', ''): value for name, value in gradients_of(compiled).items()}
+    assert_all_close(gradients, gradients_of(eager))
     torch._dynamo.reset()
 
 
 def test_a_compiled_task_runs_three_graphs_and_finds_the_same_numbers():
-    model = _tiny_model(dtype=torch.float64)
+    model = tiny_model(dtype=torch.float64)
     model.num_classes = CLASSES
-    _assert_compiles_to_few_graphs(lambda: deepcopy(model), *_batch())
+    _assert_compiles_to_few_graphs(lambda: deepcopy(model), *make_batch())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_a_compiled_timm_model_runs_three_graphs_and_finds_the_same_numbers(name):
-    _assert_compiles_to_few_graphs(lambda: _split_model(name), *_batch())
+    _assert_compiles_to_few_graphs(lambda: split_model(name), *make_batch())
 
 
 def _train_on_toy_problem(regime, images, target):
@@ -786,39 +697,39 @@ def test_a_task_needs_one_auxiliary_norm_for_each_strength():
 @pytest.mark.parametrize('given', [{}, dict(mean=HALF['mean']), dict(std=HALF['std'])], ids=str)
 def test_a_task_needs_a_normalisation(given):
     with pytest.raises(ValueError, match='mean and std'):
-        AdvPropTask(_tiny_model(), verbose=False, **given)
-    AdvPropTask(_tiny_model(), verbose=False, **HALF)
+        AdvPropTask(tiny_model(), verbose=False, **given)
+    AdvPropTask(tiny_model(), verbose=False, **HALF)
 
 
 # create_task
 
 
 def test_vanilla_trains_a_split_model_as_the_plain_model():
-    model, (images, target) = _split_model().train(), _batch()
-    twin = _plain_twin(model, 0).train()
+    model, (images, target) = split_model().train(), make_batch()
+    twin = plain_twin(model, 0).train()
     aux_before = {key: value.clone() for key, value in model.state_dict().items() if 'aux_bn' in key}
     task = create_task('vanilla', model, verbose=False)
     assert type(task) is VanillaTask and isinstance(task, ClassificationTask)
     assert all(p.requires_grad == ('aux_bn' not in name) for name, p in model.named_parameters())
     task(images, target)['loss'].backward()
     F.cross_entropy(twin(images), target).backward()
-    _assert_close(_gradients(model), _gradients(twin))
-    _assert_close(_plain_twin(model, 0).state_dict(), twin.state_dict())
+    assert_all_close(gradients_of(model), gradients_of(twin))
+    assert_all_close(plain_twin(model, 0).state_dict(), twin.state_dict())
     assert all(torch.equal(model.state_dict()[key], value) for key, value in aux_before.items())
 
 
 @pytest.mark.parametrize('resting_route', ['aux', 'split'])
 def test_vanilla_puts_a_model_back_on_the_clean_route(resting_route):
     # adversarial training first, clean fine-tuning after it
-    model, (images, target) = _split_model().train(), _batch()
-    expected = _plain_twin(model, 0).train()(images)
+    model, (images, target) = split_model().train(), make_batch()
+    expected = plain_twin(model, 0).train()(images)
     set_norm_route(model, resting_route)
     result = create_task('vanilla', model, verbose=False)(images, target)
     torch.testing.assert_close(result['output'], expected)
 
 
 def test_advprop_after_vanilla_trains_the_auxiliary_norms_again():
-    model, (images, target) = _split_model().train(), _batch()
+    model, (images, target) = split_model().train(), make_batch()
     model.conv1[1].weight.requires_grad_(False)  # the user's choice
     create_task('vanilla', model, verbose=False)
     create_task('advprop', model, attack=HALF, verbose=False)(images, target)['loss'].backward()
@@ -837,7 +748,7 @@ def test_the_default_regime_follows_the_norms():
 @pytest.mark.parametrize('eps,num_aux', [(4, 1), (None, 1), ((1, 4), 2), ([2.], 1)])
 def test_advprop_converts_a_plain_model(eps, num_aux):
     torch.manual_seed(0)
-    model, (images, target) = timm.create_model('test_resnet', num_classes=CLASSES), _batch(4, torch.float32)
+    model, (images, target) = timm.create_model('test_resnet', num_classes=CLASSES), make_batch(4, torch.float32)
     attack = {} if eps is None else dict(eps=eps)
     task = create_task('advprop', model, attack=dict(attack, steps=1), verbose=False)
     assert type(task) is AdvPropTask and task.get_trainable_module() is model
@@ -847,11 +758,11 @@ def test_advprop_converts_a_plain_model(eps, num_aux):
 
 
 def test_create_task_passes_the_criterion_and_the_attack_on():
-    images, target = _batch()
+    images, target = make_batch()
     attack = dict(eps=2, steps=1, weight=0.25, **DETERMINISTIC, **HALF)
     criterion = LabelSmoothingCrossEntropy(0.3)
-    created = create_task('advprop', _split_model().train(), criterion, attack, verbose=False)
-    built = AdvPropTask(_split_model().train(), criterion, verbose=False, **attack)
+    created = create_task('advprop', split_model().train(), criterion, attack, verbose=False)
+    built = AdvPropTask(split_model().train(), criterion, verbose=False, **attack)
     assert created(images, target)['loss'] == built(images, target)['loss']
     assert attack == dict(eps=2, steps=1, weight=0.25, **DETERMINISTIC, **HALF)
 
@@ -951,5 +862,5 @@ def test_every_regime_can_be_chosen():
 def test_the_relative_cost_counts_attack_passes_as_two_thirds():
     for eps, expected in ((1, 1 + 1 + 2 / 3), (4, 2 + 5 * 2 / 3), ((1, 4), 3 + 6 * 2 / 3)):
         num_aux = len(eps) if isinstance(eps, tuple) else 1
-        task = AdvPropTask(_tiny_model(num_aux), eps=eps, verbose=False, **HALF)
+        task = AdvPropTask(tiny_model(num_aux), eps=eps, verbose=False, **HALF)
         assert math.isclose(task.relative_cost(), expected)

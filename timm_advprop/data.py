@@ -1,10 +1,11 @@
 """Small real data sets as image folders that timm's readers take.
 
     python -m timm_advprop.data digits DIR
-    python -m timm_advprop.data fashion-mnist DIR [--source FOLDER]
+    python -m timm_advprop.data fashion-mnist DIR [--source FOLDER] [--train N] [--holdout N]
 
 Writes DIR/train/<class>/<nnnnn>.png and DIR/validation/<class>/<nnnnn>.png, grey images at their native size that
 timm converts to RGB. <nnnnn> is the image's position in its source. Sorted class names are in the order of the labels.
+With --holdout, N images of the training set go to DIR/holdout, to choose settings by.
 """
 import argparse
 import gzip
@@ -75,6 +76,8 @@ def write_digits(folder: Union[str, Path]) -> Dict[str, int]:
 def write_fashion_mnist(
         folder: Union[str, Path],
         source: Union[str, Path] = FASHION_MNIST_SOURCE,
+        num_train: Optional[int] = None,
+        num_holdout: int = 0,
 ) -> Dict[str, int]:
     """Write Fashion-MNIST, 28×28 pixels, as an image folder: the official training set, the test set as validation.
 
@@ -82,19 +85,47 @@ def write_fashion_mnist(
         folder: Folder to write. It appears complete or not at all; one that holds this data set already is left as it
             is.
         source: Folder of the four idx.gz files, by default where Debian's package `dataset-fashion-mnist` puts them.
+        num_train: Number of images of the training set to take, as many of each class and the same on every machine;
+            all that are not held out by default.
+        num_holdout: Number of other images of the training set to write as a split `'holdout'`.
 
     Returns:
-        Number of images of each split, `'train'` and `'validation'`.
+        Number of images of each split, `'train'`, `'validation'` and, where there is one, `'holdout'`.
 
     Raises:
-        InputError: A file is missing or damaged, the folder holds something else, or it cannot be written.
+        InputError: A file is missing or damaged, the folder holds something else, it cannot be written, or there are
+            not so many images of each class.
     """
     source = Path(source)
     if not source.is_dir():
         raise InputError(f'No folder {source}. Install Debian\'s package dataset-fashion-mnist, or name the folder of '
                          f'the idx.gz files with --source.')
     splits = {name: _read_idx_split(source, prefix) for name, prefix in (('train', 'train'), ('validation', 't10k'))}
+    if num_train is not None or num_holdout:
+        splits.update(_balanced_parts(splits['train'], num_train, num_holdout))
     return _write_folder(folder, splits, _FASHION_CLASSES)
+
+
+def _balanced_parts(split: _Split, num_train: Optional[int], num_holdout: int) -> Dict[str, _Split]:
+    # As many images of each class, drawn at random. Held-out images do not depend on the number of others.
+    num_classes = len(_FASHION_CLASSES)
+    of_class = [np.flatnonzero(split.labels == label) for label in range(num_classes)]
+    random = np.random.RandomState(_SPLIT_SEED)
+    of_class = [random.permutation(members) for members in of_class]
+    num_train = num_classes * min(map(len, of_class)) - num_holdout if num_train is None else num_train
+    for name, number in (('training', num_train), ('held-out', num_holdout)):
+        if number < 0 or number % num_classes:
+            raise InputError(f'The number of {name} images must be a multiple of {num_classes}, got {number}.')
+    held, end = num_holdout // num_classes, (num_holdout + num_train) // num_classes
+    if num_train == 0 or end > min(map(len, of_class)):
+        raise InputError(f'Cannot take {num_train} training and {num_holdout} held-out images: each class has '
+                         f'{min(map(len, of_class))}.')
+    parts = dict(train=[members[held:end] for members in of_class])
+    if num_holdout:
+        parts['holdout'] = [members[:held] for members in of_class]
+    positions = {name: np.sort(np.concatenate(members)) for name, members in parts.items()}
+    return {name: _Split(split.images[chosen], split.labels[chosen], split.positions[chosen])
+            for name, chosen in positions.items()}
 
 
 def _stratified_split(labels: np.ndarray) -> Dict[str, np.ndarray]:
@@ -216,12 +247,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     fashion.add_argument('--source', default=FASHION_MNIST_SOURCE, metavar='FOLDER',
                          help='folder of the idx.gz files (default: %(default)s, of Debian\'s package '
                               'dataset-fashion-mnist)')
+    fashion.add_argument('--train', type=int, default=None, metavar='N', help='training images (default: all)')
+    fashion.add_argument('--holdout', type=int, default=0, metavar='N',
+                         help='images of the training set to hold out (default: 0)')
     args = parser.parse_args(argv)
     if args.dataset == 'digits':
         counts = write_digits(args.folder)
     else:
-        counts = write_fashion_mnist(args.folder, args.source)
-    print(f'{args.folder}: {counts["train"]} training and {counts["validation"]} validation images')
+        counts = write_fashion_mnist(args.folder, args.source, args.train, args.holdout)
+    print(f'{args.folder}: {", ".join(f"{count} {name}" for name, count in counts.items())} images')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,271 @@
+"""Fast AdvProp: gradients against a plain implementation, scales of parameter groups, budget, random draws."""
+import copy
+from itertools import product
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from regime_models import CLASSES, HALF, assert_all_close, gradients_of, make_batch, plain_twin, split_model, tiny_model
+from timm.loss import LabelSmoothingCrossEntropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from timm_advprop import convert_split_norm
+from timm_advprop.norms import norm_parameters
+from timm_advprop.regimes import FastAdvPropTask, create_task
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+EPS = 255 / 64
+
+
+def _task(model, criterion=None, **kwargs):
+    return FastAdvPropTask(model, criterion, **{
+        **dict(eps=EPS, alpha=EPS, random_start=0., verbose=False), **HALF, **kwargs})
+
+
+def _step_by_hand(model, images, target, num_adv, weight, criterion):
+    """Three backward passes of plain models with summed losses, then a division for each group of parameters."""
+    main, aux = plain_twin(model, 0).train(), plain_twin(model, 1).train()
+    num_clean = len(images) - num_adv
+    (criterion(main(images[:num_clean]), target[:num_clean]) * num_clean).backward()
+
+    start = images[num_clean:].clone().requires_grad_()
+    (criterion(aux(start), target[num_clean:]) * num_adv * weight).backward()
+    adversarial = (start + EPS / 255 / 0.5 * start.grad.sign()).clamp(-1, 1).detach()
+    (criterion(aux(adversarial), target[num_clean:]) * num_adv * weight).backward()
+
+    counts = dict(shared=num_clean + 2 * weight * num_adv, main=num_clean, aux=2 * weight * num_adv)
+    norms = {name for name, module in main.named_modules() if isinstance(module, _BatchNorm)}
+    gradients = {}
+    for name, gradient in gradients_of(main).items():
+        prefix, leaf = name.rsplit('.', 1)
+        if prefix in norms:
+            gradients[name] = gradient / counts['main']
+            gradients[f'{prefix}.aux_bn.0.{leaf}'] = gradients_of(aux)[name] / counts['aux']
+        else:
+            gradients[name] = (gradient + gradients_of(aux)[name]) / counts['shared']
+    return gradients, main, aux
+
+
+@pytest.mark.parametrize('name', ['test_resnet_ap', 'test_efficientnet_ap'])
+@pytest.mark.parametrize('size, ratio, num_adv, weight', [(10, 4, 2, 0.5), (13, 4, 2, 0.5), (9, 2, 3, 0.2)])
+def test_a_step_equals_three_plain_passes_divided_by_group(name, size, ratio, num_adv, weight):
+    torch.manual_seed(0)
+    model, (images, target) = split_model(name).train(), make_batch(size)
+    expected, main, aux = _step_by_hand(model, images, target, num_adv, weight, F.cross_entropy)
+    result = _task(model, ratio=ratio, weight=weight)(images, target)
+    result['loss'].backward()
+    assert_all_close(gradients_of(model), expected, rtol=1e-7, atol=1e-10)
+    # both passes of the attacked images update the auxiliary statistics, that of the clean ones the main statistics
+    assert_all_close(plain_twin(model, 0).state_dict(), main.state_dict(), rtol=1e-9, atol=1e-12)
+    assert_all_close(plain_twin(model, 1).state_dict(), aux.state_dict(), rtol=1e-9, atol=1e-12)
+    assert result['output'].shape == (size - num_adv, CLASSES)
+
+
+def test_the_loss_is_the_weighted_mean_of_the_three_losses():
+    model, (images, target) = split_model().train(), make_batch(10)
+    result = _task(model, LabelSmoothingCrossEntropy(0.1), weight=0.5)(images, target)
+    assert set(result) == {
+        'loss', 'output', 'clean_loss', 'attack_loss', 'adv_loss', 'clean_top1', 'adv_top1'}
+    expected = (8 * result['clean_loss'] + 0.5 * 2 * (result['attack_loss'] + result['adv_loss'])) / 10
+    torch.testing.assert_close(result['loss'].detach(), expected)
+    assert not any(result[name].requires_grad for name in ('clean_loss', 'attack_loss', 'adv_loss'))
+
+
+def test_scales_of_groups_by_hand():
+    # One weight, a norm that passes its input on, one bias in each norm: all gradients of a constant loss slope are 1
+    # for each image, so that counts can be read off.
+    class Slope(nn.Module):
+        def forward(self, output, target):
+            return output.sum() / len(output)
+
+    model = convert_split_norm(nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))).train()
+    task = FastAdvPropTask(model, Slope(), verbose=False, mean=(0.,), std=(1.,), random_start=0., eps=0, weight=0.25)
+    with torch.no_grad():
+        model[1].weight.fill_(1.)
+    task(torch.randn(20, 1), torch.zeros(20, dtype=torch.long))['loss'].backward()
+    # 16 clean images, 4 attacked ones that count a quarter each in two passes
+    assert model[1].bias.grad.item() == pytest.approx((16 + 0.25 * 4 * 2) / (16 + 0.25 * 4 * 2))
+    assert model[0].bias.grad.item() == pytest.approx(16 / 16)
+    assert model[0].aux_bn[0].bias.grad.item() == pytest.approx(0.25 * 4 * 2 / (0.25 * 4 * 2))
+    model.zero_grad()
+    result = task(torch.randn(20, 1), torch.zeros(20, dtype=torch.long))
+    (result['loss'] * 3).backward()  # a loss scaler, or a part of an accumulated step
+    assert model[0].bias.grad.item() == pytest.approx(3) and model[1].bias.grad.item() == pytest.approx(3)
+    assert model[0].aux_bn[0].bias.grad.item() == pytest.approx(3)
+
+
+def test_nothing_stays_on_the_model_after_the_backward_pass():
+    model, (images, target) = split_model().train(), make_batch(10)
+    task = _task(model)
+    expected = []
+    for _ in range(2):
+        model.zero_grad()
+        task(images, target)  # a loss that is never used
+        state = copy.deepcopy(model.state_dict())
+        task(images, target)['loss'].backward()
+        expected.append(gradients_of(model))
+        model.load_state_dict(state)
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    task(images, target)
+    model.load_state_dict(state)
+    model.zero_grad()
+    task(images, target)['loss'].backward()
+    assert_all_close(gradients_of(model), expected[1], rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_accumulate():
+    batches = [make_batch(10, seed=seed) for seed in (1, 2)]
+    single, total = split_model().train(), {}
+    accumulated = copy.deepcopy(single)
+    for batch in batches:
+        single.zero_grad()
+        _task(single)(*batch)['loss'].backward()
+        for name, gradient in gradients_of(single).items():
+            total[name] = total.get(name, 0) + gradient / 2
+    task = _task(accumulated)
+    for batch in batches:
+        result = task(*batch)
+        result['loss'] /= 2  # in place, as timm's script does
+        result['loss'].backward()
+    assert_all_close(gradients_of(accumulated), total, rtol=1e-9, atol=1e-12)
+
+
+def test_a_random_target_attacks_a_wrong_label_and_reuses_the_true_ones_gradients():
+    images, target = make_batch(10)
+    models = [split_model().train() for _ in range(2)]
+    # eps 0: both attacks leave the images alone, so what the passes teach must agree
+    for model, mode in zip(models, ('none', 'random')):
+        torch.manual_seed(3)
+        _task(model, eps=0, target=mode)(images, target)['loss'].backward()
+    assert_all_close(gradients_of(models[1]), gradients_of(models[0]), rtol=1e-7, atol=1e-10)
+    model = split_model().train()
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    _task(model, target='random')(images, target)
+    start, adversarial = seen[0], seen[1][-2:]
+    if (adversarial - start).abs().amax() > 2 * EPS / 255 + 1e-9:
+        adversarial = adversarial.flip(0)
+    aux, found = plain_twin(split_model(), 1).train(), []
+    for labels in product(range(CLASSES), repeat=2):
+        point = start.clone().requires_grad_()
+        F.cross_entropy(aux(point), torch.tensor(labels)).backward()
+        if torch.allclose((start - EPS / 255 / 0.5 * point.grad.sign()).clamp(-1, 1), adversarial):
+            found.append(labels)
+    assert len(found) == 1 and all(label != true for label, true in zip(found[0], target[8:].tolist()))
+
+
+def test_each_image_starts_at_a_random_point_or_not():
+    # one random variate a sample: with probability 0.5 some of 400 images start from noise and some do not
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    images = torch.zeros(2000, 3, 8, 8)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    _task(model, eps=8, random_start=0.5)(images, torch.zeros(2000, dtype=torch.long))
+    start = seen[0]
+    assert start.shape[0] == 400 and start.abs().amax() <= 8 / 255 / 0.5 * 1.0001
+    moved = (start != 0).flatten(1).any(dim=1).float().mean().item()
+    assert 0.4 < moved < 0.6  # 4 standard deviations are 0.1
+    noise = start[(start != 0).flatten(1).any(dim=1)] / (8 / 255 / 0.5)
+    assert abs(noise.mean()) < 0.02 and noise.var() == pytest.approx(1 / 3, abs=0.01)  # uniform
+
+
+def test_adversarial_images_are_shuffled_with_their_labels():
+    torch.manual_seed(0)
+    model = tiny_model().train()
+    images = torch.arange(50.).view(50, 1, 1, 1).expand(50, 3, 8, 8) / 1000
+    target = torch.arange(50) % CLASSES
+    seen, labels = [], []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()[:, 0, 0, 0] * 1000))
+
+    def criterion(output, target):
+        labels.append(target)
+        return F.cross_entropy(output, target)
+
+    _task(model, criterion, eps=0)(images, target)
+    torch.testing.assert_close(seen[0], torch.arange(40., 50.))
+    order = seen[1][40:].round().long()
+    assert sorted(order.tolist()) == list(range(40, 50)) and order.tolist() != list(range(40, 50))
+    assert torch.equal(labels[-1], order % CLASSES)
+
+
+def test_passes_and_arithmetic_of_a_step():
+    model, (images, target) = tiny_model().train(), make_batch(20, torch.float32)
+    task = _task(model)
+    forwards, backwards = [], []
+
+    def count(module, args, output):
+        forwards.append((module.training, module[1].route, len(args[0])))
+        output.register_hook(lambda gradient: backwards.append(len(gradient)))
+
+    model.register_forward_hook(count)
+    task(images, target)['loss'].backward()
+    assert forwards == [(True, 1, 4), (True, -1, 20)] and backwards == [4, 20]
+    assert task.relative_cost() == pytest.approx(24 / 20)
+
+
+@pytest.mark.parametrize('amp', [torch.bfloat16, torch.float16])
+def test_autocast_finds_about_the_same_gradients(amp):
+    model, (images, target) = tiny_model().train(), make_batch(40, torch.float32)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    _task(twin)(images, target)['loss'].backward()
+    torch.manual_seed(0)
+    with torch.autocast('cpu', dtype=amp):
+        loss = _task(model)(images, target)['loss']
+    loss.backward()
+    reference, reduced = gradients_of(twin), gradients_of(model)
+    assert reduced.keys() == reference.keys()
+    reduced, reference = (torch.cat([values[name].flatten() for name in reference]) for values in (reduced, reference))
+    assert F.cosine_similarity(reduced, reference, dim=0) > 0.95
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    images, target = make_batch(10)
+    models = [split_model().train() for _ in range(2)]
+    models[1].set_grad_checkpointing()
+    for model in models:
+        torch.manual_seed(0)
+        _task(model)(images, target)['loss'].backward()
+    assert_all_close(gradients_of(models[1]), gradients_of(models[0]), rtol=1e-9, atol=1e-12)
+
+
+def test_norms_that_see_tokens_as_rows_are_split_too():
+    torch.manual_seed(0)
+    model = timm.create_model('levit_128s_ap', num_classes=CLASSES, img_size=64).train()
+    task = create_task('fast-advprop', model, attack=HALF, verbose=False)
+    result = task(torch.randn(10, 3, 64, 64), torch.arange(10) % CLASSES)
+    result['loss'].backward()
+    assert torch.isfinite(result['loss'])
+
+
+def test_main_and_aux_parameters_are_told_apart():
+    model = split_model()
+    main, aux = norm_parameters(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in aux} == {name for name in names.values() if 'aux_bn' in name}
+    assert {names[id(parameter)] for parameter in main} == {
+        name.replace('aux_bn.0.', '') for name in names.values() if 'aux_bn' in name}
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(steps=2), 'steps.*--adv-steps'),
+    (dict(norm_stats='eval'), 'norm_stats'),
+    (dict(weight=0), 'weight'),
+    (dict(ratio=0), 'ratio'),
+    (dict(eps=-1), 'eps'),
+])
+def test_wrong_arguments_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        create_task('fast-advprop', timm.create_model('test_resnet'), attack=wrong, verbose=False)
+
+
+def test_models_and_batches_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match='one auxiliary norm'):
+        FastAdvPropTask(timm.create_model('test_resnet_ap', num_aux=2), verbose=False)
+    with pytest.raises(ValueError, match='convert_split_norm'):
+        FastAdvPropTask(timm.create_model('test_resnet'), verbose=False)
+    with pytest.raises(ValueError, match='at least 5 images, got 4'):
+        _task(tiny_model())(*make_batch(4, torch.float32))
