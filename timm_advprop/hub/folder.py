@@ -218,9 +218,9 @@ def _compute_the_same(model: nn.Module, other: nn.Module, input_size: Sequence[i
 def _draw_pictures(release: Release, folder: str, images: bool) -> None:
     # A card without them is a card nevertheless.
     try:
-        if release.num_aux and release.regime != 'vanilla':
+        if any(norm.get('trained_on') != 'nothing' for norm in release.aux_norms):
             draw_norms(release.model, os.path.join(folder, NORMS_PICTURE))
-            if images and release.dataset and release.aux_norms[0].keys() >= {'attack', 'eps_px', 'alpha_px'}:
+            if images and release.dataset and release.adversarial_route:
                 draw_adversarial_images(release, os.path.join(folder, IMAGES_PICTURE))
     except InputError as error:
         _logger.warning(f'A picture is left out: {error}')

@@ -24,7 +24,7 @@ _ENTRIES = {
 
 
 def draw_adversarial_images(release: Release, path: str) -> None:
-    """Draw validation images of the run, clean and attacked as in training, through the first auxiliary norms.
+    """Draw validation images of the run, clean and attacked as in training, through the auxiliary norms.
 
     Args:
         release: What is published; its recipe names the data set and the attack.
@@ -35,7 +35,8 @@ def draw_adversarial_images(release: Release, path: str) -> None:
     """
     images, names = _validation_images(release)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(release.data_config))
-    attack = release.aux_norms[0]
+    route = release.adversarial_route
+    attack = release.aux_norms[route - 1]
     adversary = Adversary(
         eps=attack['eps_px'],
         alpha=attack['alpha_px'],
@@ -43,6 +44,7 @@ def draw_adversarial_images(release: Release, path: str) -> None:
         attack=attack['attack'],
         target='none',
         random_start=0.,  # the same picture each time
+        norm=attack.get('norm', 'linf'),
         mean=mean.flatten().tolist(),
         std=std.flatten().tolist(),
     )
@@ -50,7 +52,7 @@ def draw_adversarial_images(release: Release, path: str) -> None:
     clean = (images - mean) / std
     with norm_route(model, 'clean'), torch.inference_mode():
         target = model(clean).argmax(dim=1)
-    adversarial = adversary(model, clean, target.clone(), route='aux')
+    adversarial = adversary(model, clean, target.clone(), route)
     amplification = 64 / max(attack['eps_px'], 1)
     draw_attack(path, images, adversarial * std + mean, names, amplification)
 

@@ -3,6 +3,7 @@ import csv
 import io
 import os
 import re
+from argparse import Namespace
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Union
@@ -16,15 +17,13 @@ from timm.utils import unwrap_model
 
 from ..checkpoints import load_read_checkpoint, read_checkpoint, read_run, weights_digest
 from ..errors import InputError
-from ..inputs import dataset_name, open_model
+from ..inputs import as_input_error, dataset_name, open_model
 from ..models import base_of, split_models
 from ..norms import num_aux_in, num_aux_norms, set_norm_route
-from ..regimes import default_regime, default_steps
+from ..regimes import default_regime, images_of_aux_norms
+from ..regimes.arguments import attack_kwargs
 
 __all__ = ['Release', 'open_release', 'release_model']
-
-_ATTACK_SETTINGS = dict(
-    attack='adv_attack', alpha_px='adv_alpha', target='adv_target', random_start='adv_random_start')
 
 
 @dataclass
@@ -68,18 +67,17 @@ class Release:
         """For each auxiliary norm, what it was trained on; strengths and step sizes in 0–255 pixels."""
         if self.regime is None:
             return [{} for _ in range(self.num_aux)]
-        if self.regime == 'vanilla':
-            return [dict(trained_on='nothing') for _ in range(self.num_aux)]
-        settings = {name: self.recipe[key] for name, key in _ATTACK_SETTINGS.items()
-                    if self.recipe.get(key) is not None}
-        strengths = self.recipe.get('adv_eps') or []
-        strengths = list(strengths) if isinstance(strengths, (list, tuple)) else [strengths]
-        strengths += [None] * (self.num_aux - len(strengths))
-        return [dict(
-            trained_on='adversarial images',
-            **settings,
-            **({} if eps is None else dict(eps_px=eps, steps=self.recipe.get('adv_steps') or default_steps(eps))),
-        ) for eps in strengths[:self.num_aux]]
+        attack = attack_kwargs(Namespace(**self.recipe))
+        if self.recipe.get('split_bn'):
+            attack['aug_splits'] = self.recipe['aug_splits']
+        images = as_input_error(images_of_aux_norms, self.regime, attack)
+        return (images + [dict(trained_on='nothing')] * self.num_aux)[:self.num_aux]
+
+    @property
+    def adversarial_route(self) -> Optional[int]:
+        """Route through the first auxiliary norm that was trained on adversarial images, None where there is none."""
+        routes = [route for route, norm in enumerate(self.aux_norms, 1) if 'attack' in norm]
+        return routes[0] if routes else None
 
     def digest(self, route: str) -> str:
         """Digest of the weights that images pass on a route, see `weights_digest`."""

@@ -4,8 +4,8 @@ import math
 from typing import Any, Callable, Dict
 
 from ..attacks import ATTACKS, NORMS
-from . import REGIMES
 from .adversary import AMP_DTYPES, NORM_STATS, TARGETS
+from .registry import REGIMES
 
 __all__ = ['add_regime_arguments', 'add_attack_arguments', 'attack_kwargs', 'number']
 
