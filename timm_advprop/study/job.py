@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -44,15 +44,11 @@ class Job:
 
     def saved_result(self) -> Optional[Dict[str, Any]]:
         """The result of a former run with these settings, None where there is none."""
-        try:
-            with open(self._result_path, encoding='utf-8') as file:
-                result = json.load(file)
-        except (OSError, ValueError):
-            return None
-        return result if result.get('settings') == self._settings() else None
+        result = self._read()
+        return result if result.get('measurement') == self._measurement() else None
 
     def run(self) -> Dict[str, Any]:
-        """Train and measure.
+        """Train and measure, whichever of it is not done yet.
 
         Returns:
             `name`, `seed`, `history` (rows of `summary.csv`), `checkpoint`, `holdout_top1` of the last epoch, and where
@@ -61,24 +57,29 @@ class Job:
         Raises:
             InputError: The training failed.
         """
+        result = self._read()
+        if result.get('training') != self._training() or not os.path.isfile(result['checkpoint']):
+            result = self._train()
+            self._write(result)
+        if self.num_attacked:
+            device = torch.device(available_device('cuda'))
+            result.update(
+                measure_accuracy(result['checkpoint'], self.data, self.row.aux, self.num_attacked, device))
+        self._write(dict(result, measurement=self._measurement()))
+        return result
+
+    def _train(self) -> Dict[str, Any]:
         folders = [os.path.join(self.output, f'{self.name}-seed{self.seed}-{i}') for i in range(len(self.row.phases))]
         checkpoint = None
         for flags, folder in zip(self.row.phases, folders):
-            self._train(flags, folder, checkpoint)
+            self._run_program(flags, folder, checkpoint)
             checkpoint = os.path.join(folder, 'last.pth.tar')
         history = [row for folder in folders for row in _read_summary(folder)]
-        result = dict(
-            name=self.name, seed=self.seed, settings=self._settings(), history=history, checkpoint=checkpoint,
+        return dict(
+            name=self.name, seed=self.seed, training=self._training(), history=history, checkpoint=checkpoint,
             holdout_top1=history[-1]['eval_top1'])
-        if self.num_attacked:
-            device = torch.device(available_device('cuda'))
-            result.update(measure_accuracy(checkpoint, self.data, self.row.aux, self.num_attacked, device))
-        with open(f'{self._result_path}.tmp', 'w', encoding='utf-8') as file:
-            json.dump(result, file)
-        os.replace(f'{self._result_path}.tmp', self._result_path)
-        return result
 
-    def _train(self, flags: List[str], folder: str, initial_checkpoint: Optional[str]) -> None:
+    def _run_program(self, flags: List[str], folder: str, initial_checkpoint: Optional[str]) -> None:
         command = [
             sys.executable, 'train.py', '--config', RECIPE, '--data-dir', self.data, '--seed', str(self.seed),
             '--output', self.output, '--experiment', os.path.basename(folder), *flags,
@@ -92,13 +93,31 @@ class Job:
             raise InputError(f'{" ".join(command)} failed with status {status}: see {log}.')
 
     @property
-    def _result_path(self) -> str:
+    def _path(self) -> str:
         return os.path.join(self.output, f'{self.name}-seed{self.seed}.json')
 
-    def _settings(self) -> str:
+    def _read(self) -> Dict[str, Any]:
+        try:
+            with open(self._path, encoding='utf-8') as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, result: Dict[str, Any]) -> None:
+        with open(f'{self._path}.tmp', 'w', encoding='utf-8') as file:
+            json.dump(result, file)
+        os.replace(f'{self._path}.tmp', self._path)
+
+    def _training(self) -> str:
         with open(RECIPE, encoding='utf-8') as file:
-            settings = [file.read(), asdict(self.row), self.seed, self.num_attacked, STRENGTHS, STEPS]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+            return _digest([file.read(), self.row.phases, self.seed])
+
+    def _measurement(self) -> str:
+        return _digest([self._training(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
+
+
+def _digest(settings: List[Any]) -> str:
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _read_summary(folder: str) -> List[Dict[str, float]]:

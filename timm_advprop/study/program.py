@@ -20,7 +20,7 @@ from .rows import CANDIDATES, RECIPE, ROWS
 
 __all__ = ['main']
 
-NUM_TRAIN, NUM_HOLDOUT, NUM_ATTACKED = 4000, 2000, 2000
+NUM_TRAIN, NUM_HOLDOUT, NUM_ATTACKED = 4000, 2000, 1000
 CHOICE_SEED = 100  # none of those that are reported
 
 
