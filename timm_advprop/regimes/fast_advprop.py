@@ -131,7 +131,7 @@ class FastAdvPropTask(RegimeTask):
         target, source_target = target.split([num_clean, num_adv])
         self._forget_scales()
         parameters = [parameter for parameter in self.trainable_module.parameters() if parameter.requires_grad]
-        adversarial, attack_loss, gradients = self._attack(source, source_target, parameters)
+        adversarial, attack_loss, gradients, scale = self._attack(source, source_target, parameters)
         adversarial, adv_target = self._shuffle(adversarial, source_target)
 
         set_norm_route(self.trainable_module, 'split', sizes=(num_clean, num_adv))
@@ -140,7 +140,7 @@ class FastAdvPropTask(RegimeTask):
         adv_weight = self.weight * num_adv
         num_shared = num_clean + 2 * adv_weight
         loss = (num_clean * clean_loss + adv_weight * (adv_loss + attack_loss)) / num_shared
-        loss = _AddGradients.apply(loss, adv_weight / num_shared, gradients, *parameters)
+        loss = _AddGradients.apply(loss, self.weight / (scale * num_shared), gradients, *parameters)
         self._scale_gradients(main=num_shared / num_clean, aux=num_shared / (2 * adv_weight))
         return {
             'loss': loss,
@@ -157,29 +157,29 @@ class FastAdvPropTask(RegimeTask):
             images: torch.Tensor,
             target: torch.Tensor,
             parameters: Sequence[nn.Parameter],
-    ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]]]:
-        # Adversarial images, and the loss and the weight gradients of the pass that made them.
+    ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]], float]:
+        # Adversarial images; the loss of the pass that made them and the weight gradients of its sum, times a scale.
         losses, gradients = [], []
 
         def gradient(forward, images, target, attack_loss):
             images = images.detach().requires_grad_()
             output = forward(images)
             loss = self.criterion(output, target)
-            scale = LOSS_SCALE * len(images)  # as many as in the attack's own loss, a sum
+            objective = loss * (LOSS_SCALE * len(images))  # fp16 needs the scale, see `attacks`
             if self.adversary.target == 'none':
-                image_gradient, *found = torch.autograd.grad(loss * scale, (images, *parameters), allow_unused=True)
+                image_gradient, *found = torch.autograd.grad(objective, (images, *parameters), allow_unused=True)
             else:
-                objective = attack_loss(output, target) * LOSS_SCALE
-                image_gradient, = torch.autograd.grad(objective, images, retain_graph=True)
-                found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+                towards_wrong = attack_loss(output, target) * LOSS_SCALE
+                image_gradient, = torch.autograd.grad(towards_wrong, images, retain_graph=True)
+                found = torch.autograd.grad(objective, parameters, allow_unused=True)
             losses.append(loss.detach())
-            gradients.extend(None if value is None else value / scale for value in found)
+            gradients.extend(found)
             return image_gradient.nan_to_num()
 
         model = self.unwrapped_module
         with norm_route(model, 'aux'):
             adversarial = self.adversary.perturb(model, images, target, gradient)
-        return adversarial.to(images.dtype), losses[0], gradients
+        return adversarial.to(images.dtype), losses[0], gradients, LOSS_SCALE
 
     def _shuffle(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         # Over all processes: the batch statistics of the training pass are then not those of the attack's pass.
@@ -216,7 +216,12 @@ class _AddGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        known = [None if value is None else value * (ctx.weight * grad) for value in ctx.gradients]
+        # In place, and without a reference that would make autograd copy them: they are as large as the model.
+        factor = grad * ctx.weight
+        for value in ctx.gradients:
+            if value is not None:
+                value.mul_(factor)
+        known, ctx.gradients = tuple(ctx.gradients), None
         return grad, None, None, *known
 
 
