@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-import timm_advprop  # noqa: F401, registers the models
-from timm_advprop.regimes import create_task
+from timm_advprop import norm_route
+from timm_advprop.norms import norm_parameters
+from timm_advprop.regimes import MadryTask, create_task
 
 RANKS, STEPS, CLASSES, LEARNING_RATE = 2, 3, 5, 0.05
 ATTACK = dict(
     eps=4, alpha=1, steps=2, target='none', random_start=0., weight=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TWO_STRENGTHS = dict(ATTACK, eps=(1, 4))
+ONE_NORM = {name: value for name, value in ATTACK.items() if name != 'weight'}
+FAST = {name: value for name, value in dict(ATTACK, ratio=1).items() if name != 'steps'}
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='needs gloo'),
@@ -55,6 +58,7 @@ def _train(regime, rank, attack=None, accumulate=False, momentum=0.1):
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     losses, gradients = [], []
     for step, (images, target) in enumerate(_batches(rank)):
+        torch.manual_seed(1000 * rank + step)  # of the order of images in Fast AdvProp, which rank 0 decides
         if accumulate and step < STEPS - 1:
             with task.no_sync():
                 task(images, target)['loss'].backward()
@@ -77,6 +81,9 @@ def _work(rank, folder):
         'two strengths': _train('advprop', rank, TWO_STRENGTHS),
         'accumulated': _train('advprop', rank, ATTACK, accumulate=True, momentum=0.),
         'vanilla': _train('vanilla', rank),
+        'madry': _train('madry', rank, ONE_NORM),
+        'joint': _train('joint', rank, ATTACK),
+        'fast-advprop': _train('fast-advprop', rank, FAST),
     }
     torch.save(results, f'{folder}/rank{rank}.pt')
     dist.barrier()
@@ -103,41 +110,105 @@ def _mean(dicts):
     return {name: sum(values[name] for values in dicts) / len(dicts) for name in dicts[0]}
 
 
-def _train_in_one_process(attack):
+def _train_in_one_process(regime, attack, losses_of):
     """The same by hand: replicas attack, take rank 0's buffers, go forward, and average gradients."""
     num_aux = len(attack['eps']) if isinstance(attack['eps'], tuple) else 1
     replicas = [_model(0, num_aux) for _ in range(RANKS)]
-    tasks = [create_task('advprop', replica, attack=attack, verbose=False) for replica in replicas]
+    tasks = [create_task(regime, replica, attack=attack, verbose=False) for replica in replicas]
     optimizers = [torch.optim.SGD(replica.parameters(), LEARNING_RATE) for replica in replicas]
     losses, gradients = [], []
-    for batches in zip(*(_batches(rank) for rank in range(RANKS))):
-        adversarial = [
-            [adversary(replica, *batch, i) for i, adversary in enumerate(task.adversaries, 1)]
-            for replica, task, batch in zip(replicas, tasks, batches)
-        ]
-        for buffer, source in zip(replicas[1].buffers(), replicas[0].buffers()):
-            buffer.copy_(source)
-        losses.append([])
-        for replica, adv, (images, target) in zip(replicas, adversarial, batches):
-            outputs = replica(torch.cat([images, *adv])).chunk(1 + num_aux)
-            loss = F.cross_entropy(outputs[0], target)
-            loss = loss + attack['weight'] * sum(F.cross_entropy(output, target) for output in outputs[1:])
+    for step, batches in enumerate(zip(*(_batches(rank) for rank in range(RANKS)))):
+        for replica in replicas:
             replica.zero_grad()
+        losses.append([])
+        for replica, loss in zip(replicas, losses_of(replicas, tasks, batches, step)):
             loss.backward()
+            scale = _scale_of(regime, replica)
+            for parameter in replica.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= scale.get(id(parameter), 1.)
             losses[-1].append(loss.detach())
         gradients.append(_mean([_gradients(replica) for replica in replicas]))
         for replica, optimizer in zip(replicas, optimizers):
             for name, parameter in replica.named_parameters():
-                parameter.grad = gradients[-1][name].clone()
+                if name in gradients[-1]:
+                    parameter.grad = gradients[-1][name].clone()
             optimizer.step()
     return losses, gradients, [replica.state_dict() for replica in replicas]
 
 
-@pytest.mark.parametrize('name,attack', [('advprop', ATTACK), ('two strengths', TWO_STRENGTHS)])
-def test_two_ranks_train_as_one_process_on_the_mean_of_their_gradients(ranks, name, attack):
-    losses, gradients, states = _train_in_one_process(attack)
+def _advprop_losses(replicas, tasks, batches, step):
+    adversarial = [
+        [adversary(replica, *batch, i) for i, adversary in enumerate(task.adversaries, 1)]
+        for replica, task, batch in zip(replicas, tasks, batches)
+    ]
+    _take_buffers_of_rank_0(replicas)
+    for replica, task, adv, (images, target) in zip(replicas, tasks, adversarial, batches):
+        outputs = replica(torch.cat([images, *adv])).chunk(1 + len(adv))
+        loss = F.cross_entropy(outputs[0], target)
+        yield loss + task.weight * sum(F.cross_entropy(output, target) for output in outputs[1:])
+
+
+def _one_norm_losses(replicas, tasks, batches, step):
+    adversarial = [task.adversary(replica, *batch, 0) for replica, task, batch in zip(replicas, tasks, batches)]
+    _take_buffers_of_rank_0(replicas)
+    for replica, task, adv, (images, target) in zip(replicas, tasks, adversarial, batches):
+        if type(task) is MadryTask:
+            yield F.cross_entropy(replica(adv), target)
+        else:
+            outputs = replica(torch.cat([images, adv])).chunk(2)
+            yield F.cross_entropy(outputs[0], target) + task.weight * F.cross_entropy(outputs[1], target)
+
+
+def _fast_losses(replicas, tasks, batches, step):
+    # Two of four images are attacked. Main and auxiliary parameters have half of the weights, so their gradients are
+    # doubled; that is done by their own copies of the loss here.
+    weight = tasks[0].weight
+    attacks, adversarial = [], []
+    for replica, (images, target) in zip(replicas, batches):
+        start = images[2:].clone().requires_grad_()
+        with norm_route(replica, 'aux'):
+            attack = F.cross_entropy(replica(start), target[2:])
+        gradient, = torch.autograd.grad(attack, start, retain_graph=True)
+        attacks.append(2 * weight * attack / (2 + 4 * weight))
+        attacks[-1].backward()
+        unit = 1 / 255 / 0.5  # alpha 1, within eps 4
+        adversarial.append((start.detach() + unit * gradient.sign()).clamp(-1, 1))
+    torch.manual_seed(step)  # rank 0 decides
+    order = torch.randperm(4)
+    adversarial, labels = torch.cat(adversarial)[order], torch.cat([target[2:] for _, target in batches])[order]
+    _take_buffers_of_rank_0(replicas)
+    for replica, attack, adv, label, (images, target) in zip(
+            replicas, attacks, adversarial.chunk(2), labels.chunk(2), batches):
+        with norm_route(replica, 'split', sizes=(2, 2)):
+            clean, adv = replica(torch.cat([images[:2], adv])).chunk(2)
+        loss = 2 * F.cross_entropy(clean, target[:2]) + 2 * weight * F.cross_entropy(adv, label)
+        yield loss / (2 + 4 * weight) + attack.detach()
+
+
+def _take_buffers_of_rank_0(replicas):
+    for buffer, source in zip(replicas[1].buffers(), replicas[0].buffers()):
+        buffer.copy_(source)
+
+
+def _scale_of(regime, replica):
+    main, aux = norm_parameters(replica) if regime == 'fast-advprop' else ((), ())
+    return {id(parameter): 2. for parameter in (*main, *aux)}
+
+
+@pytest.mark.parametrize('name,regime,attack,losses_of', [
+    ('advprop', 'advprop', ATTACK, _advprop_losses),
+    ('two strengths', 'advprop', TWO_STRENGTHS, _advprop_losses),
+    ('madry', 'madry', ONE_NORM, _one_norm_losses),
+    ('joint', 'joint', ATTACK, _one_norm_losses),
+    ('fast-advprop', 'fast-advprop', FAST, _fast_losses),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_two_ranks_train_as_one_process_on_the_mean_of_their_gradients(ranks, name, regime, attack, losses_of):
+    losses, gradients, states = _train_in_one_process(regime, attack, losses_of)
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
-    assert gradients[0].keys() == {name for name in states[0] if not name.endswith(statistics)}
+    aux_trains = regime in ('advprop', 'fast-advprop')
+    assert gradients[0].keys() == {
+        name for name in states[0] if not name.endswith(statistics) and (aux_trains or 'aux_bn' not in name)}
     for rank, results in enumerate(ranks):
         result = results[name]
         torch.testing.assert_close(result['losses'], [by_rank[rank] for by_rank in losses])

@@ -22,13 +22,16 @@ from .norms import (
     split_state_dict,
     strip_aux,
 )
-from .regimes import AdvPropTask
+from .regimes import AdvPropTask, FastAdvPropTask, JointTask, MadryTask, VanillaTask
 from .version import __version__
 
 __all__ = [
     '__version__',
     'AdvPropTask',
+    'FastAdvPropTask',
     'InputError',
+    'JointTask',
+    'MadryTask',
     'SplitBatchNorm1d',
     'SplitBatchNorm2d',
     'SplitBatchNormAct2d',
@@ -37,6 +40,7 @@ __all__ = [
     'SplitLayerNorm2d',
     'SplitSyncBatchNorm',
     'SplitSyncBatchNormAct',
+    'VanillaTask',
     'convert_split_norm',
     'convert_sync_batchnorm',
     'create_model',
