@@ -218,9 +218,50 @@ def test_progress(tmp_path, source, monkeypatch, capsys):
 
 def test_program(tmp_path, source, capsys):
     data.main(['fashion-mnist', str(tmp_path / 'out'), '--source', str(source)])
-    assert capsys.readouterr().out == f'{tmp_path / "out"}: 14 training and 10 validation images\n'
+    assert capsys.readouterr().out == f'{tmp_path / "out"}: 14 train, 10 validation images\n'
     data.main(['digits', str(tmp_path / 'digits')])
-    assert '1438 training and 359 validation' in capsys.readouterr().out
+    assert '1438 train, 359 validation images' in capsys.readouterr().out
+
+
+@pytest.fixture
+def balanced_source(tmp_path):
+    # six training images of each class, in an order of their own
+    folder = tmp_path / 'balanced'
+    folder.mkdir()
+    labels = np.random.RandomState(0).permutation(np.repeat(np.arange(10, dtype=np.uint8), 6))
+    for prefix, part in (('train', labels), ('t10k', LABELS[:10])):
+        write_gz(folder / f'{prefix}-images-idx3-ubyte.gz', idx_bytes(images_like(part, 0)))
+        write_gz(folder / f'{prefix}-labels-idx1-ubyte.gz', idx_bytes(part))
+    return folder
+
+
+def test_parts_of_the_training_set_are_balanced_disjoint_and_always_the_same(tmp_path, balanced_source):
+    counts = write_fashion_mnist(tmp_path / 'a', balanced_source, num_train=20, num_holdout=10)
+    assert counts == dict(train=20, validation=10, holdout=10)
+    parts = {split: read_back(tmp_path / 'a', split) for split in ('train', 'holdout')}
+    for split, of_each_class in (('train', 2), ('holdout', 1)):
+        labels = [label for _, label in parts[split].values()]
+        assert np.bincount(labels).tolist() == [of_each_class] * 10
+    assert not set(parts['train']) & set(parts['holdout'])
+    write_fashion_mnist(tmp_path / 'b', balanced_source, num_train=30, num_holdout=10)
+    assert set(read_back(tmp_path / 'b', 'holdout')) == set(parts['holdout'])
+    assert set(read_back(tmp_path / 'b', 'train')) > set(parts['train'])
+    assert write_fashion_mnist(tmp_path / 'c', balanced_source, num_holdout=10)['train'] == 50
+    with pytest.raises(InputError, match='is not this data set'):
+        write_fashion_mnist(tmp_path / 'a', balanced_source, num_train=30, num_holdout=10)
+
+
+@pytest.mark.parametrize('num_train, num_holdout, words', [
+    (25, 0, 'training images must be a multiple of 10, got 25'),
+    (20, 5, 'held-out images must be a multiple of 10, got 5'),
+    (-10, 0, 'got -10'),
+    (60, 10, 'Cannot take 60 training and 10 held-out images: each class has 6'),
+    (None, 60, 'Cannot take 0 training'),
+])
+def test_parts_that_cannot_be_taken_are_refused(tmp_path, balanced_source, num_train, num_holdout, words):
+    with pytest.raises(InputError, match=words):
+        write_fashion_mnist(tmp_path / 'out', balanced_source, num_train, num_holdout)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_program_ends_with_one_line_on_wrong_input(tmp_path, capsys):

@@ -107,6 +107,52 @@ def test_advprop_converts_a_plain_model(few_digits, tmp_path):
     assert any('aux_bn' in key for key in load(run / 'last.pth.tar')['state_dict'])
 
 
+@pytest.mark.parametrize('regime, flags, columns', [
+    ('vanilla', [], {'clean_top1'}),
+    ('madry', [], {'adv_loss', 'adv_top1'}),
+    ('joint', ['--adv-norm', 'l2', '--adv-alpha', '20', '--adv-eps', '40'],
+     {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
+    ('advprop', ['--split-bn', '--aug-splits', '2', '--aa', 'rand-m5'],
+     {'clean_loss', 'aug_loss', 'adv_loss', 'clean_top1', 'aug_top1', 'adv_top1'}),
+    ('advprop', ['--adv-generator', 'gaussian-noise', '--adv-eps', '4', '8'],
+     {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
+    ('fast-advprop', ['--batch-size', '20', '--grad-accum-steps', '2'],
+     {'clean_loss', 'attack_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else None)
+def test_every_regime_trains_and_logs_losses_and_accuracies(few_digits, tmp_path, caplog, regime, flags, columns):
+    with caplog.at_level('INFO'):
+        run = run_train(few_digits, tmp_path, '--regime', regime, *flags)
+    row = read_summary(run)[0]
+    assert {name for name in row if name.startswith('train_')} == {'train_loss', *(f'train_{name}' for name in columns)}
+    assert all(0 <= float(row[f'train_{name}']) <= 100 for name in columns if name.endswith('top1'))
+    progress = [record.getMessage() for record in caplog.records if record.getMessage().startswith('Train: 0')]
+    assert all(f'{name}: ' in progress[-1] for name in columns)
+    assert any(text.startswith(regime) and text.endswith('× the arithmetic of vanilla') for text in caplog.messages)
+
+
+def test_adversarial_pretraining_then_clean_fine_tuning(few_digits, tmp_path):
+    pretrained = run_train(few_digits, tmp_path / 'a', '--model', 'test_resnet', '--regime', 'madry')
+    tuned = run_train(few_digits, tmp_path / 'b', '--model', 'test_resnet', '--regime', 'vanilla', '--lr', '1e-12',
+                      '--initial-checkpoint', str(pretrained / 'last.pth.tar'))
+    before, after = (load(run / 'last.pth.tar')['state_dict'] for run in (pretrained, tuned))
+    torch.testing.assert_close(after['fc.weight'], before['fc.weight'])
+
+
+@pytest.mark.parametrize('flags, epochs', [
+    (['--regime', 'fast-advprop', '--epochs', '6'], 5),
+    (['--regime', 'fast-advprop', '--epochs', '6', '--adv-budget', 'epochs'], 6),
+    (['--regime', 'joint', '--epochs', '6', '--adv-budget', 'vanilla'], 2),  # PGD-1 costs 8/3
+    (['--regime', 'joint', '--epochs', '1', '--adv-budget', 'vanilla'], 1),
+])
+def test_a_budget_shortens_the_whole_schedule(few_digits, tmp_path, flags, epochs):
+    run = run_train(few_digits, tmp_path, '--batch-size', '32', '--val-interval', '9', *flags, '--sched', 'multistep',
+                    '--sched-on-updates', '--decay-milestones', '3', '--lr', '0.01')
+    checkpoint = load(run / 'last.pth.tar')
+    assert checkpoint['epoch'] == epochs - 1
+    assert read_summary(run)[-1]['epoch'] == str(epochs - 1)
+    assert checkpoint['args'].decay_milestones == [{5: 2, 6: 3, 2: 1, 1: 1}[epochs]]
+
+
 def test_default_regime_follows_the_model(few_digits, tmp_path):
     plain = run_train(few_digits, tmp_path / 'a', '--model', 'test_resnet')
     split = run_train(few_digits, tmp_path / 'b')
