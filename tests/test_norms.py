@@ -1047,3 +1047,22 @@ def test_train_aux_takes_auxiliary_norms_alone_out_of_training_and_back(plain):
 def test_train_aux_leaves_a_plain_model_alone(resnet):
     train_aux(resnet, False)
     assert all(value.requires_grad for value in resnet.parameters())
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_the_attacks_shortcut_through_a_fixed_auxiliary_norm_is_the_norm(dtype, tolerance, randomize_norms):
+    torch.manual_seed(0)
+    norm = randomize_norms(convert_split_norm(nn.BatchNorm2d(8))).eval()
+    plain = nn.BatchNorm2d(8).eval()
+    plain.load_state_dict(norm.aux_bn[0].state_dict())
+    set_norm_route(norm, 'aux')
+    norm.requires_grad_(False)
+    images = torch.randn(4, 8, 6, 6)
+    sources = [images.clone().requires_grad_(), images.to(dtype).requires_grad_()]
+    outputs = [plain(sources[0]), norm(sources[1])]
+    direction = torch.randn_like(images)
+    gradients = [torch.autograd.grad((output.float() * direction).sum(), source)[0]
+                 for output, source in zip(outputs, sources)]
+    assert outputs[1].dtype == gradients[1].dtype == dtype
+    for values in (outputs, gradients):
+        torch.testing.assert_close(values[1].float(), values[0], rtol=tolerance, atol=tolerance)

@@ -65,11 +65,13 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
         # torch's batch_norm computes their gradients' sums in its backward all the same, which costs three times as
         # much.
         fixed = not norm.training and norm.affine and norm.running_var is not None
-        if fixed and torch.is_grad_enabled() and not norm.weight.requires_grad and input.dtype == norm.weight.dtype:
+        known_type = input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16)
+        if fixed and torch.is_grad_enabled() and not norm.weight.requires_grad and known_type:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-            shape = (-1,) + (1,) * (input.dim() - 2)
-            return torch.addcmul(shift.view(shape), input, scale.view(shape))
+            # under autocast these are rounded as the weights of a convolution are
+            scale, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (scale, shift))
+            return torch.addcmul(shift, input, scale)
         return norm(input)
 
 
