@@ -131,7 +131,7 @@ class FastAdvPropTask(RegimeTask):
         target, source_target = target.split([num_clean, num_adv])
         self._forget_scales()
         parameters = [parameter for parameter in self.trainable_module.parameters() if parameter.requires_grad]
-        adversarial, attack_loss, gradients, scale = self._attack(source, source_target, parameters)
+        adversarial, attack_loss, gradients = self._attack(source, source_target, parameters)
         adversarial, adv_target = self._shuffle(adversarial, source_target)
 
         set_norm_route(self.trainable_module, 'split', sizes=(num_clean, num_adv))
@@ -140,7 +140,7 @@ class FastAdvPropTask(RegimeTask):
         adv_weight = self.weight * num_adv
         num_shared = num_clean + 2 * adv_weight
         loss = (num_clean * clean_loss + adv_weight * (adv_loss + attack_loss)) / num_shared
-        loss = _AddGradients.apply(loss, self.weight / (scale * num_shared), gradients, *parameters)
+        loss = _AddGradients.apply(loss, self.weight / (LOSS_SCALE * num_shared), gradients, *parameters)
         self._scale_gradients(main=num_shared / num_clean, aux=num_shared / (2 * adv_weight))
         return {
             'loss': loss,
@@ -157,8 +157,8 @@ class FastAdvPropTask(RegimeTask):
             images: torch.Tensor,
             target: torch.Tensor,
             parameters: Sequence[nn.Parameter],
-    ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]], float]:
-        # Adversarial images; the loss of the pass that made them and the weight gradients of its sum, times a scale.
+    ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]]]:
+        # Adversarial images, the loss of the pass that made them, and LOSS_SCALE × the weight gradients of its sum.
         losses, gradients = [], []
 
         def gradient(forward, images, target, attack_loss):
@@ -173,13 +173,15 @@ class FastAdvPropTask(RegimeTask):
                 image_gradient, = torch.autograd.grad(towards_wrong, images, retain_graph=True)
                 found = torch.autograd.grad(objective, parameters, allow_unused=True)
             losses.append(loss.detach())
+            if output.dtype == torch.float16:  # the scale is constant: an overflow must not stop all updates
+                found = [value if value is None else value.nan_to_num_(0., 0., 0.) for value in found]
             gradients.extend(found)
             return image_gradient.nan_to_num()
 
         model = self.unwrapped_module
         with norm_route(model, 'aux'):
             adversarial = self.adversary.perturb(model, images, target, gradient)
-        return adversarial.to(images.dtype), losses[0], gradients, LOSS_SCALE
+        return adversarial.to(images.dtype), losses[0], gradients
 
     def _shuffle(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         # Over all processes: the batch statistics of the training pass are then not those of the attack's pass.
