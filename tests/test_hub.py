@@ -813,3 +813,25 @@ def test_train_finds_out_before_the_training_that_it_cannot_push(hub, few_digits
     line = error_line(capsys, train_main, [*run, '--experiment', 'run', '--push-to-hub', REPO])
     assert f'python -m timm_advprop.hub push {tmp_path / "out/run/model_best.pth.tar"} {REPO}' in line
 
+
+
+@pytest.mark.parametrize('recipe, num_aux, trained_on, route', [
+    (dict(regime='vanilla'), 1, ['nothing'], None),
+    (dict(regime='madry', adv_eps=[4.0]), 1, ['nothing'], None),
+    (dict(regime='joint'), 2, ['nothing', 'nothing'], None),
+    (dict(regime='fast-advprop'), 1, ['adversarial images'], 1),
+    (dict(regime='advprop', split_bn=True, aug_splits=2), 2, ['augmented images', 'adversarial images'], 2),
+    (dict(regime='advprop', adv_generator='gaussian-noise', adv_eps=[8.0]), 1, ['gaussian-noise'], None),
+    (dict(regime=None, adv_eps=[1.0]), 2, ['adversarial images', 'nothing'], 1),
+    (dict(), 1, [None], None),
+], ids=str)
+def test_a_release_tells_what_its_auxiliary_norms_were_trained_on(recipe, num_aux, trained_on, route):
+    release = release_model(timm.create_model('test_resnet_ap', num_aux=num_aux), recipe)
+    assert [norm.get('trained_on') for norm in release.aux_norms] == trained_on
+    assert release.adversarial_route == route
+
+
+def test_a_release_of_arguments_that_the_regime_has_no_use_for_is_one_line():
+    release = release_model(timm.create_model('test_resnet_ap'), dict(regime='fast-advprop', adv_steps=3))
+    with pytest.raises(InputError, match='no use for steps'):
+        _ = release.aux_norms
