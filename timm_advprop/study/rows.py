@@ -43,8 +43,6 @@ ROWS: Dict[str, Row] = {
         'adversarial pre-training',
     ),
     'advprop': Row((['--regime', 'advprop', *_attack(EPS)],), 'AdvProp', aux=1),
-    'advprop-two-strengths': Row(
-        (['--regime', 'advprop', '--adv-eps', '1', *_attack(4)[1:]],), 'AdvProp, eps 1 and 4', aux=2),
     'advprop-fine-grained': Row(
         (['--regime', 'advprop', *_attack(EPS), '--aug-splits', '2', '--split-bn', '--aa', 'rand-m5-inc1'],),
         'AdvProp, fine-grained', aux=2),
