@@ -3,6 +3,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Dict, List, Optional, Sequence
@@ -43,7 +44,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         _run_jobs([Job(name, row, CHOICE_SEED, args.output, data, 0) for name, row in CANDIDATES.items()], args.jobs)
         return
     jobs = [Job(name, row, seed, args.output, data, NUM_ATTACKED) for seed in args.seeds for name, row in ROWS.items()]
-    results = _run_jobs(jobs, args.jobs)
+    try:
+        results = _run_jobs(jobs, args.jobs)
+    except KeyboardInterrupt:
+        print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
+        sys.exit(130)
     costs = _measured_costs(data, os.path.join(args.output, 'costs.json'))
     write_report(args.results, results, costs, NUM_TRAIN, NUM_ATTACKED)
 
