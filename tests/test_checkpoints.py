@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from timm_advprop import load_checkpoint, set_norm_route, split_state_dict
+from timm_advprop import load_checkpoint, norm_route, set_norm_route, split_state_dict
 from timm_advprop.checkpoints import read_checkpoint
 from timm_advprop.errors import InputError
 
@@ -178,3 +178,21 @@ def test_no_code_in_a_checkpoint_is_run(content, tmp_path, capsys):
     with pytest.raises(InputError, match='without code'):
         read_checkpoint(path)
     assert 'this ran' not in capsys.readouterr().out
+
+
+def test_auxiliary_norms_that_a_regime_did_not_train_are_taken_for_copies_of_the_main_ones(tmp_path, caplog):
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet_ap').train()
+    model(torch.randn(4, 3, 32, 32))  # a vanilla step moves the main statistics alone
+    torch.save(model.state_dict(), tmp_path / 'vanilla.pth')
+    loaded = timm.create_model('test_resnet_ap')
+    with caplog.at_level('INFO'):
+        load_checkpoint(loaded, str(tmp_path / 'vanilla.pth'))
+    assert 'were not trained' in caplog.text
+    state = loaded.state_dict()
+    torch.testing.assert_close(state['bn1.aux_bn.0.running_mean'], model.state_dict()['bn1.running_mean'])
+    with norm_route(model, 'aux'):
+        model(torch.randn(4, 3, 32, 32))
+    torch.save(model.state_dict(), tmp_path / 'trained.pth')
+    load_checkpoint(loaded, str(tmp_path / 'trained.pth'))
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())

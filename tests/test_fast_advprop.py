@@ -255,6 +255,7 @@ def test_main_and_aux_parameters_are_told_apart():
     (dict(norm_stats='eval'), 'norm_stats'),
     (dict(weight=0), 'weight'),
     (dict(ratio=0), 'ratio'),
+    (dict(eps=[1, 2]), 'one attack strength'),
     (dict(eps=-1), 'eps'),
 ])
 def test_wrong_arguments_are_refused(wrong, message):
@@ -269,3 +270,29 @@ def test_models_and_batches_that_do_not_fit_are_refused():
         FastAdvPropTask(timm.create_model('test_resnet'), verbose=False)
     with pytest.raises(ValueError, match='at least 5 images, got 4'):
         _task(tiny_model())(*make_batch(4, torch.float32))
+
+
+class _Aliased(nn.Module):
+    # Two parameters that autograd gives the same gradient, and one whose gradient is expanded.
+    def __init__(self, plain):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = convert_split_norm(nn.BatchNorm1d(12))
+        self.a, self.b = nn.Parameter(torch.randn(12)), nn.Parameter(torch.zeros(12))
+        self.c = nn.Parameter(torch.ones(3))
+        self.head, self.plain = nn.Linear(12, CLASSES), plain
+
+    def forward(self, x):
+        offset = self.a.clone() if self.plain else self.a + self.b
+        return self.head(self.norm(x.flatten(1)) + offset) * (self.c.sum() / 3)
+
+
+def test_gradients_that_share_memory_are_scaled_once():
+    images, target = torch.randn(10, 3, 2, 2), torch.arange(10) % CLASSES
+    models = [_Aliased(plain).train() for plain in (True, False)]
+    for model in models:
+        torch.manual_seed(0)
+        _task(model)(images, target)['loss'].backward()
+    for name in ('a', 'c'):
+        torch.testing.assert_close(getattr(models[1], name).grad, getattr(models[0], name).grad)
+    torch.testing.assert_close(models[1].b.grad, models[1].a.grad)

@@ -20,6 +20,7 @@ from regime_models import (
 )
 
 from timm_advprop import AdvPropTask
+from timm_advprop.errors import InputError
 from timm_advprop.norms import num_aux_norms
 from timm_advprop.regimes import GENERATORS, GaussianNoise, create_task, default_steps, images_of_aux_norms
 from timm_advprop.regimes.generators import create_generators
@@ -131,11 +132,41 @@ def test_a_generator_that_is_not_there_is_named(name, words):
         create_generators(name, [4], **HALF)
 
 
-def test_a_generator_must_return_as_many_images():
-    task = AdvPropTask(split_model().train(), generator=lambda images, target: (images[:3], target[:3]), verbose=False,
-                       **HALF)
-    with pytest.raises(ValueError, match='as many images'):
+@pytest.mark.parametrize('generator', [
+    lambda images, target: (images[:3], target), lambda images, target: (images, target[:3]),
+    lambda images, target: images], ids=['images', 'targets', 'no pair'])
+def test_a_generator_must_return_as_many_images_and_targets(generator):
+    task = AdvPropTask(split_model().train(), generator=generator, verbose=False, **HALF)
+    with pytest.raises(InputError, match='a pair of 6 images and as many targets'):
         task(*make_batch())
+
+
+def test_a_generator_may_work_in_place():
+    model, (images, target) = split_model().train(), make_batch()
+    expected = plain_twin(model, 0).train()(images)
+
+    def blacken(images, target):
+        return images.zero_(), target.zero_()
+
+    result = AdvPropTask(model, generator=blacken, verbose=False, **HALF)(images, target)
+    torch.testing.assert_close(result['output'], expected)
+    assert images.any() and target.any()
+
+
+@pytest.mark.parametrize('attack, words', [
+    (dict(generator='gaussian-noise', steps=3), 'leave steps out'),
+    (dict(generator='gaussian-noise', eps=-1), 'eps must be at least 0'),
+    (dict(generator='.a:b'), 'Cannot import the generator .a:b'),
+])
+def test_what_a_generator_has_no_use_for_is_refused(attack, words):
+    with pytest.raises(ValueError, match=words):
+        create_task('advprop', timm.create_model('test_resnet'), attack=attack, verbose=False)
+
+
+def test_an_attack_on_a_plain_model_needs_a_regime():
+    with pytest.raises(ValueError, match='say which regime'):
+        create_task(None, timm.create_model('test_resnet'), attack=dict(eps=4), verbose=False)
+    create_task('vanilla', timm.create_model('test_resnet'), attack=dict(eps=4), verbose=False)  # of a shared recipe
 
 
 def test_what_auxiliary_norms_were_trained_on_is_told():

@@ -83,7 +83,7 @@ def test_import_reader_sees_relative_absolute_and_nested_imports():
     task = PACKAGE / 'regimes' / 'advprop.py'
     assert {'torch', 'torch.nn', 'timm_advprop.norms', 'timm_advprop.regimes.adversary'} <= set(
         imported_modules(task))
-    assert imported_rooms(task) == {'norms'}
+    assert imported_rooms(task) == {'norms', 'errors'}
     rooms = {'models', 'attacks', 'checkpoints', 'errors', 'hub', 'norms', 'regimes', 'version'}
     assert rooms == imported_rooms(PACKAGE / '__init__.py')
 

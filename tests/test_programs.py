@@ -150,7 +150,11 @@ def test_a_budget_shortens_the_whole_schedule(few_digits, tmp_path, flags, epoch
     checkpoint = load(run / 'last.pth.tar')
     assert checkpoint['epoch'] == epochs - 1
     assert read_summary(run)[-1]['epoch'] == str(epochs - 1)
-    assert checkpoint['args'].decay_milestones == [{5: 2, 6: 3, 2: 1, 1: 1}[epochs]]
+    milestones = {5: 2, 6: 3, 2: 1, 1: 1}  # 3, divided as the epochs are
+    assert checkpoint['optimizer']['param_groups'][0]['lr'] == pytest.approx(
+        0.001 if epochs > milestones[epochs] else 0.01)
+    # the recipe stays as given: what is published must not be divided again
+    assert checkpoint['args'].epochs == int(flags[3]) and checkpoint['args'].decay_milestones == [3]
 
 
 def test_default_regime_follows_the_model(few_digits, tmp_path):

@@ -47,7 +47,7 @@ def calls(monkeypatch, tmp_path):
     def train(job):
         calls.append('train')
         (tmp_path / 'last.pth.tar').touch()
-        return dict(training=job._training(), checkpoint=str(tmp_path / 'last.pth.tar'), holdout_top1=80.)
+        return dict(training=job.training_digest(), checkpoint=str(tmp_path / 'last.pth.tar'), holdout_top1=80.)
 
     def measure(*args):
         calls.append('measure')
@@ -148,11 +148,11 @@ def test_the_report_has_means_deviations_and_honest_claims(tmp_path, monkeypatch
     assert '| vanilla | 86.0 ± 1.0 | 84.0 ± 1.0 | 78.0 ± 1.0 | – | – | 2.50 | 2.67 |' in text
     assert '| AdvProp | 70.1 ± 0.1 | 68.1 ± 0.1 | 62.1 ± 0.1 | 68.1 ± 0.1 | 62.1 ± 0.1 | 2.50 | 2.67 |' in text
     lines = {line.split(' | ')[0]: line for line in text.splitlines()}
-    claim = '| Adversarial images alone lower clean accuracy (AdvProp, section 3)'
+    claim = '| Adversarial images alone lower clean accuracy'
     assert lines[claim].endswith('| +15.00 ± 0.82 | reproduced |')
-    assert lines['| Adversarial images in the same norm lower clean accuracy (section 3)'].endswith(
+    assert lines['| Adversarial images in the same norm lower clean accuracy'].endswith(
         '| +0.00 ± 0.65 | within noise |')
-    assert lines['| AdvProp improves clean accuracy (section 5.2)'].endswith('| -15.90 ± 0.58 | the opposite |')
+    assert lines['| AdvProp improves clean accuracy'].endswith('| -15.90 ± 0.58 | the opposite |')
     with open(tmp_path / 'fashion_mnist.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * len(ROWS)

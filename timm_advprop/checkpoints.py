@@ -23,6 +23,7 @@ from .norms import (
     convert_split_norm,
     has_split_norm,
     index_aux_key,
+    main_key,
     num_aux_in,
     num_aux_norms,
     split_state_dict,
@@ -117,13 +118,24 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
         raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
     indexed = {index_aux_key(key): value for key, value in state_dict.items()}
     if indexed.keys() == state_dict.keys():
-        return indexed
+        return _with_main_for_untrained_aux(indexed, path)
     if len(indexed) < len(state_dict):
         raise InputError(f'{path} names auxiliary norms both with and without an index.')
     norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}
     _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
                  f'one auxiliary norm each. Both codes normalise images by mean 0.5 and std 0.5.')
     return indexed
+
+
+def _with_main_for_untrained_aux(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
+    # Auxiliary norms that a regime without them left at their first values, beside main norms that were trained.
+    clean, aux = split_state_dict(state_dict)
+    trained = [any(value.any() for key, value in part.items() if key.endswith('num_batches_tracked'))
+               for part in (clean, aux)]
+    if not any(key.endswith('num_batches_tracked') for key in aux) or trained != [True, False]:
+        return state_dict
+    _logger.info(f'The auxiliary norms in {path} were not trained: they are taken for copies of the main ones.')
+    return {key: clean[main_key(key)].clone() if key in aux else value for key, value in state_dict.items()}
 
 
 def read_run(path: str) -> Dict[str, Any]:

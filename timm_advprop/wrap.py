@@ -182,13 +182,12 @@ def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: 
     argv = []
     for key, value in recipe.items():
         name = str(key).replace('-', '_')
-        if name != 'regime' and not name.startswith('adv_'):
+        if value is None or name != 'regime' and not name.startswith('adv_'):
             continue
         if key not in known:
             raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            argv += [f'--{key.replace("_", "-")}', *map(str, values)]
+        values = value if isinstance(value, list) else [value]
+        argv += [f'--{key.replace("_", "-")}', *map(str, values)]
     return argv
 
 

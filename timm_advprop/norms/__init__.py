@@ -22,7 +22,7 @@ from .batch_norm import (
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux
 from .routes import Route, batch_statistics, norm_route, set_norm_route, train_aux
 from .split_norm import SplitNorm, has_split_norm, norm_parameters, num_aux_norms, split_norms
-from .state_dict import index_aux_key, num_aux_in, split_state_dict
+from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 
 __all__ = [
     'Route',
@@ -40,6 +40,7 @@ __all__ = [
     'convert_sync_batchnorm',
     'has_split_norm',
     'index_aux_key',
+    'main_key',
     'norm_parameters',
     'norm_route',
     'num_aux_in',

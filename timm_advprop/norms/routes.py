@@ -20,8 +20,8 @@ def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]
     Args:
         model: A model with split norms, wrapped (DDP, compiled) or not.
         route: `'clean'` (or 0), `'aux'` (the first auxiliary norm), i for the i-th auxiliary norm, or `'split'`.
-        sizes: For `'split'`: images for the main norm, then for each auxiliary norm. Equal parts by default. A multiple
-            of their sum is divided in proportion, as norms that see tokens have several rows for an image.
+        sizes: For `'split'`: images for the main norm, then for each auxiliary norm. Equal parts by default. Norms that
+            see tokens as rows divide these in proportion.
 
     Raises:
         ValueError: No split norms, an unknown route, or sizes that do not fit.

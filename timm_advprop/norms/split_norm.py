@@ -82,7 +82,7 @@ class SplitNorm(nn.Module):
     @torch.jit.unused
     def _normalize_by_route(self, x: torch.Tensor) -> torch.Tensor:
         if self.route == SPLIT and self.training:
-            parts = x.split(self._part_sizes(x.shape[0]))
+            parts = x.split(self._part_sizes(x.shape[0], has_tokens=x.dim() == 2))
             outputs = [self._normalize(parts[0])]
             outputs.extend(norm(part) for norm, part in zip(self.aux_bn, parts[1:]))
             return torch.cat(outputs)
@@ -90,11 +90,11 @@ class SplitNorm(nn.Module):
             return self._apply_aux(self.aux_bn[self.route - 1], x)
         return self._normalize(x)
 
-    def _part_sizes(self, batch_size: int) -> List[int]:
+    def _part_sizes(self, batch_size: int, has_tokens: bool) -> List[int]:
         num_parts = 1 + len(self.aux_bn)
         if self.split_sizes is not None:
-            rows_per_image, rest = divmod(batch_size, sum(self.split_sizes))  # a norm may see tokens as rows
-            if rest or not rows_per_image:
+            rows_per_image, rest = divmod(batch_size, sum(self.split_sizes))
+            if rest or rows_per_image != 1 and not (has_tokens and rows_per_image):  # tokens: several rows an image
                 raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
                                  f'the batch has {batch_size}.')
             return [size * rows_per_image for size in self.split_sizes]

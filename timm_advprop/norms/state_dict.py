@@ -2,7 +2,7 @@
 import re
 from typing import Any, Dict, Iterable, Mapping, Tuple
 
-__all__ = ['index_aux_key', 'num_aux_in', 'split_state_dict']
+__all__ = ['index_aux_key', 'main_key', 'num_aux_in', 'split_state_dict']
 
 _AUX_KEY = re.compile(r'(^|\.)aux_bn\.(\d+)\.')
 _UNINDEXED_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(?!\d+\.)')
@@ -26,6 +26,11 @@ def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dic
 def num_aux_in(state_dict: Iterable[str]) -> int:
     """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
     return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
+
+
+def main_key(key: str) -> str:
+    """The key of a main norm's entry, for the key of an auxiliary one: `bn1.weight` for `bn1.aux_bn.0.weight`."""
+    return _AUX_KEY.sub(r'\1', key)
 
 
 def index_aux_key(key: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn as nn
 
+from ..errors import InputError
 from ..norms import has_split_norm, num_aux_norms, set_norm_route, train_aux
 from .adversary import Adversary, normalisation_of
 from .generators import Generator, count_generators, create_generators
@@ -133,9 +134,6 @@ class AdvPropTask(RegimeTask):
         """
         parts = list(zip(input.chunk(self.aug_splits), target.chunk(self.aug_splits)))
         parts += [(images.detach().to(input.dtype), labels) for images, labels in self._generate(*parts[0])]
-        sizes = {len(images) for images, _ in parts}
-        if len(sizes) > 1:
-            raise ValueError(f'All parts of a batch need as many images, got {sorted(sizes)}.')
         outputs = self.trainable_module(torch.cat([images for images, _ in parts])).chunk(len(parts))
         losses = [self.criterion(output, labels) for output, (_, labels) in zip(outputs, parts)]
         accuracies = [top1(output, labels) for output, (_, labels) in zip(outputs, parts)]
@@ -154,11 +152,19 @@ class AdvPropTask(RegimeTask):
 
     def _generate(self, images: torch.Tensor, target: torch.Tensor) -> List[Tuple[torch.Tensor, torch.Tensor]]:
         if self.generators:
-            return [generate(images, target) for generate in self.generators]
+            return [_generated(generate, images, target) for generate in self.generators]
         return [
             (adversary(self.unwrapped_module, images, target, route), target)
             for route, adversary in enumerate(self.adversaries, self.aug_splits)
         ]
+
+
+def _generated(generate: Generator, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    # Copies, as a generator may work in place.
+    result = generate(images.clone(), target.clone())
+    if not isinstance(result, tuple) or len(result) != 2 or any(len(values) != len(images) for values in result):
+        raise InputError(f'The generator {generate} must return a pair of {len(images)} images and as many targets.')
+    return result
 
 
 def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -218,12 +218,20 @@ class _AddGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # In place, and without a reference that would make autograd copy them: they are as large as the model.
+        # In place where that is safe, and without a reference that would make autograd copy them: together they are as
+        # large as the model.
         factor = grad * ctx.weight
+        known, seen = [], set()
         for value in ctx.gradients:
+            if value is None or value.untyped_storage().data_ptr() in seen or 0 in value.stride():
+                known.append(None if value is None else value.detach().clone())
+            else:
+                known.append(value)
+                seen.add(value.untyped_storage().data_ptr())
+        ctx.gradients = None
+        for value in known:
             if value is not None:
                 value.mul_(factor)
-        known, ctx.gradients = tuple(ctx.gradients), None
         return grad, None, None, *known
 
 

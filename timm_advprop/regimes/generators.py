@@ -21,9 +21,14 @@ class GaussianNoise:
         eps: Standard deviation of the noise in 0–255 pixels, at least 0.
         mean: Mean of each channel that the images were normalised by, in 0–1.
         std: Standard deviation of each channel, in 0–1.
+
+    Raises:
+        ValueError: The deviation is below 0.
     """
 
     def __init__(self, eps: float, mean: Sequence[float], std: Sequence[float]):
+        if not eps >= 0:
+            raise ValueError(f'eps must be at least 0 (in 0–255 pixels), got {eps}.')
         self.eps_px, self.mean, self.std = float(eps), tuple(mean), tuple(std)
 
     def __call__(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +89,7 @@ def _import(path: str) -> Generator:
                          'callable from (images, target) to (images, target).')
     try:
         generator = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'Cannot import the generator {path}: {error}.') from error
     if not callable(generator):
         raise ValueError(f'The generator {path} cannot be called.')

@@ -60,6 +60,11 @@ def attack_settings(regime: str, attack: Dict[str, Any]) -> Dict[str, Any]:
     if unused:
         flags = ', '.join(f'{name} (--adv-{name.replace("_", "-")})' for name in unused)
         raise ValueError(f'Regime {regime} has no use for {flags}: leave it out.')
+    if regime != 'advprop' and isinstance(attack.get('eps'), (list, tuple)):
+        raise ValueError(f'Regime {regime} takes one attack strength, got {attack["eps"]} (--adv-eps).')
+    not_of_generators = sorted(set(attack) - {'generator', 'eps', 'weight', 'aug_splits', 'mean', 'std'})
+    if attack.get('generator') is not None and not_of_generators:
+        raise ValueError(f'A generator takes the place of the attack: leave {", ".join(not_of_generators)} out.')
     return {**settings, **attack}
 
 
@@ -119,10 +124,13 @@ def create_task(
     Raises:
         ValueError: The regime is unknown, or the model or an argument does not fit it.
     """
+    attack = dict(attack or {})
+    if regime is None and default_regime(model) == 'vanilla' and set(attack) - {'mean', 'std'}:
+        raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     regime = regime or default_regime(model)
     if regime not in REGIMES:
         raise ValueError(f'Unknown regime {regime!r}: give one of {", ".join(REGIMES)}.')
-    attack = attack_settings(regime, dict(attack or {})) if regime != 'vanilla' else {}
+    attack = attack_settings(regime, attack) if regime != 'vanilla' else {}
     num_aux = num_aux_of_regime(regime, attack)
     if num_aux and not has_split_norm(model):
         convert_split_norm(model, num_aux)

@@ -42,6 +42,11 @@ class Job:
         """Name of the row and seed."""
         return f'{self.name}, seed {self.seed}'
 
+    def training_digest(self) -> str:
+        """A name for what the training depends on."""
+        with open(RECIPE, encoding='utf-8') as file:
+            return _digest([file.read(), self.row.phases, self.seed])
+
     def saved_result(self) -> Optional[Dict[str, Any]]:
         """The result of a former run with these settings, None where there is none."""
         result = self._read()
@@ -58,7 +63,7 @@ class Job:
             InputError: The training failed.
         """
         result = self._read()
-        if result.get('training') != self._training() or not os.path.isfile(result['checkpoint']):
+        if result.get('training') != self.training_digest() or not os.path.isfile(result['checkpoint']):
             result = self._train()
             self._write(result)
         if self.num_attacked:
@@ -76,7 +81,7 @@ class Job:
             checkpoint = os.path.join(folder, 'last.pth.tar')
         history = [row for folder in folders for row in _read_summary(folder)]
         return dict(
-            name=self.name, seed=self.seed, training=self._training(), history=history, checkpoint=checkpoint,
+            name=self.name, seed=self.seed, training=self.training_digest(), history=history, checkpoint=checkpoint,
             holdout_top1=history[-1]['eval_top1'])
 
     def _run_program(self, flags: List[str], folder: str, initial_checkpoint: Optional[str]) -> None:
@@ -108,12 +113,8 @@ class Job:
             json.dump(result, file)
         os.replace(f'{self._path}.tmp', self._path)
 
-    def _training(self) -> str:
-        with open(RECIPE, encoding='utf-8') as file:
-            return _digest([file.read(), self.row.phases, self.seed])
-
     def _measurement(self) -> str:
-        return _digest([self._training(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
+        return _digest([self.training_digest(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
 
 
 def _digest(settings: List[Any]) -> str:

@@ -80,7 +80,7 @@ def measure_costs(rows: Dict[str, Row], data: str, rounds: int) -> Dict[str, Dic
         for i, flags in enumerate(row.phases):
             args = parse_args(['--config', RECIPE, '--data-dir', data, *flags])
             task, steps[name, i], device = _step(args)
-            epochs[name, i], arithmetic[name, i] = args.epochs, task.relative_cost()
+            epochs[name, i], arithmetic[name, i] = assemble.match_budget(args, task).epochs, task.relative_cost()
     seconds = time_in_turn(steps, rounds, device)
     baseline = ('vanilla', 0)
     ratios = {case: statistics.median(a / b for a, b in zip(times, seconds[baseline]))
@@ -97,7 +97,6 @@ def _step(args):
     model = assemble.build_model(args, device, None)
     data_config = assemble.resolve_data(args, model)
     task = assemble.build_task(args, model, data_config, device, None)
-    assemble.match_budget(args, task)
     optimizer = assemble.build_optimizer(args, task)
     task.get_trainable_module().train()
     size = args.batch_size * max(1, args.aug_splits)

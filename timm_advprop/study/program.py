@@ -13,6 +13,7 @@ import torch
 from ..arguments import ProgramParser
 from ..data import FASHION_MNIST_SOURCE, write_fashion_mnist
 from ..errors import InputError, exits_on_input_error
+from ..evaluation.pictures import new_figure
 from ..regimes.arguments import number
 from .job import Job
 from .measure import measure_costs
@@ -36,7 +37,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for path in ('train.py', RECIPE):
         if not os.path.isfile(path):
             raise InputError(f'No {path} here: run the study in the root of the repository.')
+    new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # on images this small, threads wait more than they work
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     data = os.path.join(args.output, 'fashion-mnist')
     os.makedirs(args.output, exist_ok=True)
     write_fashion_mnist(data, args.source, NUM_TRAIN, NUM_HOLDOUT)
@@ -49,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
         sys.exit(130)
-    costs = _measured_costs(data, os.path.join(args.output, 'costs.json'))
+    costs = _measured_costs(jobs, data, os.path.join(args.output, 'costs.json'))
     write_report(args.results, results, costs, NUM_TRAIN, NUM_ATTACKED)
 
 
@@ -99,15 +102,16 @@ def _summary(result: Dict[str, Any]) -> str:
     return ', '.join(f'{name} {value:.1f}' for name, value in accuracies.items())
 
 
-def _measured_costs(data: str, path: str) -> Dict[str, Dict[str, float]]:
+def _measured_costs(jobs: Sequence[Job], data: str, path: str) -> Dict[str, Dict[str, float]]:
     # After the trainings, as these would disturb the clock; kept, as everything else.
+    trainings = sorted({job.training_digest() for job in jobs if job.seed == jobs[0].seed})
     try:
         with open(path, encoding='utf-8') as file:
-            costs = json.load(file)
+            kept = json.load(file)
     except (OSError, ValueError):
-        costs = {}
-    if set(costs) != set(ROWS):
-        costs = measure_costs(ROWS, data, rounds=15)
+        kept = {}
+    if kept.get('trainings') != trainings:
+        kept = dict(trainings=trainings, costs=measure_costs(ROWS, data, rounds=15))
         with open(path, 'w', encoding='utf-8') as file:
-            json.dump(costs, file)
-    return costs
+            json.dump(kept, file)
+    return kept['costs']

@@ -59,6 +59,8 @@ def check_arguments(args: Namespace) -> None:
             (args.split_bn and args.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
             (args.split_bn and args.regime != 'advprop', '--split-bn needs --regime advprop'),
             (args.split_bn and args.jsd_loss, '--split-bn and --jsd-loss are two uses of --aug-splits: choose one'),
+            (args.regime == 'fast-advprop' and args.batch_size < 5,
+             f'--regime fast-advprop divides batches 4:1, got --batch-size {args.batch_size}'),
             (args.aug_splits and args.regime == 'fast-advprop',
              '--regime fast-advprop trains its routes on different images: leave --aug-splits out'),
             (args.aug_splits and mixing, '--aug-splits takes no mixup or cutmix'),
@@ -251,18 +253,21 @@ def build_task(
     )
 
 
-def match_budget(args: Namespace, task: TrainingTask) -> None:
-    """Shorten the schedule of a run that shall cost as much as vanilla training of `--epochs`."""
+def match_budget(args: Namespace, task: TrainingTask) -> Namespace:
+    """Arguments with the schedule of the run: where it shall cost what `--epochs` of vanilla training do, shortened."""
     if (args.adv_budget or ('vanilla' if args.regime == 'fast-advprop' else 'epochs')) == 'epochs':
-        return
-    cost, epochs = task.relative_cost(), args.epochs
-    args.epochs = max(1, round(epochs / cost))
-    for name in ('warmup_epochs', 'cooldown_epochs', 'mixup_off_epoch'):
-        setattr(args, name, round(getattr(args, name) / cost))
-    args.decay_milestones = [round(milestone / cost) for milestone in args.decay_milestones]
-    args.decay_epochs /= cost
+        return args
+    cost = task.relative_cost()
+    planned = Namespace(**vars(args))
+    for name in ('epochs', 'warmup_epochs', 'cooldown_epochs', 'patience_epochs', 'mixup_off_epoch'):
+        epochs = getattr(args, name)
+        setattr(planned, name, max(1, round(epochs / cost)) if epochs else epochs)
+    planned.decay_milestones = [round(milestone / cost) for milestone in args.decay_milestones]
+    planned.decay_epochs = args.decay_epochs / cost
     if is_primary(args):
-        _logger.info(f'{args.epochs} epochs, the arithmetic of {epochs} of vanilla; --adv-budget epochs runs them all.')
+        _logger.info(f'{planned.epochs} epochs, about the arithmetic of {args.epochs} of vanilla; --adv-budget epochs '
+                     f'runs them all.')
+    return planned
 
 
 def build_optimizer(args: Namespace, task: TrainingTask) -> torch.optim.Optimizer:

@@ -80,12 +80,12 @@ def train(args: Namespace) -> Run:
     data_config = assemble.resolve_data(args, model)
     loaders = assemble.build_loaders(args, data_config, model.num_classes, device, dtype)
     task = assemble.build_task(args, model, data_config, device, dtype)
-    assemble.match_budget(args, task)
+    planned = assemble.match_budget(args, task)
     optimizer = assemble.build_optimizer(args, task)
     resume_epoch = _resume(args, task, optimizer, loss_scaler)
     _wrap(args, task, device)
 
-    trainer = _build_trainer(args, task, loaders, optimizer, device, dtype, autocast, loss_scaler)
+    trainer = _build_trainer(planned, task, loaders, optimizer, device, dtype, autocast, loss_scaler)
     first_epoch = args.start_epoch if args.start_epoch is not None else (resume_epoch or 0)
     _advance_scheduler(trainer, first_epoch, args.sched_on_updates)
 
@@ -112,7 +112,7 @@ def train(args: Namespace) -> Run:
             log_interval=args.log_interval,
         )
 
-    results, finished = _run_epochs(args, trainer, loaders, validate, run_log, first_epoch)
+    results, finished = _run_epochs(planned, trainer, loaders, validate, run_log, first_epoch)
     return Run(results, finished, folder)
 
 
