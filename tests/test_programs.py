@@ -152,16 +152,25 @@ def test_a_budget_shortens_the_whole_schedule(few_digits, tmp_path, flags, epoch
     assert read_summary(run)[-1]['epoch'] == str(epochs - 1)
     milestones = {5: 2, 6: 3, 2: 1, 1: 1}  # 3, divided as the epochs are
     assert checkpoint['optimizer']['param_groups'][0]['lr'] == pytest.approx(
-        0.001 if epochs > milestones[epochs] else 0.01)
+        0.001 if epochs >= milestones[epochs] else 0.01)
     # the recipe stays as given: what is published must not be divided again
     assert checkpoint['args'].epochs == int(flags[3]) and checkpoint['args'].decay_milestones == [3]
 
 
 def test_default_regime_follows_the_model(few_digits, tmp_path):
-    plain = run_train(few_digits, tmp_path / 'a', '--model', 'test_resnet')
-    split = run_train(few_digits, tmp_path / 'b')
-    assert 'train_adv_loss' not in read_summary(plain)[0]
-    assert 'train_adv_loss' in read_summary(split)[0]
+    place = FAST.index('--adv-eps')
+    without_attack = FAST[:place] + FAST[place + 2:]
+    for model, advprop in (('test_resnet', False), ('test_resnet_ap', True)):
+        train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', model, *without_attack,
+                    '--model', model])
+        assert ('train_adv_loss' in read_summary(tmp_path / model)[0]) == advprop
+
+
+def test_an_attack_on_a_plain_model_needs_a_regime(few_digits, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        run_train(few_digits, tmp_path, '--model', 'test_resnet')
+    assert error.value.code == 2
+    assert 'say which regime the attack is for (--regime)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flags', [
