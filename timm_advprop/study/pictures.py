@@ -7,7 +7,7 @@ from ..evaluation.pictures import new_figure
 from ..hub.pictures import draw_norms
 from ..hub.release import open_release
 from .measure import STEPS, STRENGTHS
-from .rows import ROWS
+from .rows import EPOCHS, ROWS
 from .values import by_row, mean_and_deviation
 
 __all__ = ['draw_study']
@@ -80,6 +80,7 @@ def _draw_epochs(path: str, results: Sequence[Result]) -> None:
         axis.set_title(title, fontsize=_SIZE)
         axis.set_xlabel('epoch', fontsize=_SIZE)
         axis.set_ylabel('top-1 (%)', fontsize=_SIZE)
+        axis.set_xticks(range(0, EPOCHS + 1, 5))
         axis.set_ylim(bottom=50)
         axis.tick_params(labelsize=_SIZE - 1)
         axis.grid(linewidth=0.4)
