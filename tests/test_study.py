@@ -103,17 +103,15 @@ def test_rows_are_command_lines_of_the_training_program_with_one_budget(name, ro
             tuple(parse_args(ROWS['advprop'].phases[0]).adv_eps)}
 
 
-def test_accuracy_falls_with_the_strength_and_by_route(data, tmp_path):
+def test_accuracy_is_measured_for_each_strength_and_route(data, tmp_path):
     torch.manual_seed(0)
     model = timm_advprop.convert_split_norm(timm.create_model('test_resnet', in_chans=1, num_classes=10)).eval()
     args = parse_args(['--config', RECIPE])
     torch.save(dict(state_dict=model.state_dict(), args=args, arch='test_resnet', epoch=0), tmp_path / 'last.pth.tar')
-    results = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 1, 20, torch.device('cpu'))
+    results = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 1, 8, torch.device('cpu'))
     assert set(results) == {'clean_top1', *(f'pgd_eps{eps}_{route}_top1' for eps in STRENGTHS
                                             for route in ('main', 'aux'))}
     assert all(0 <= value <= 100 for value in results.values())
-    plain = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 0, 20, torch.device('cpu'))
-    assert not any('aux' in name for name in plain)
 
 
 def test_costs_are_those_of_whole_trainings(data):
