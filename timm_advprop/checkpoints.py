@@ -78,7 +78,7 @@ def load_read_checkpoint(
                          f'{_advice(name, num_aux, has_split_norm(model))}.')
     filled = [key for key in split_state_dict(model.state_dict())[1] if key not in state_dict]
     try:
-        model.load_state_dict(state_dict)
+        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path))
     except RuntimeError as error:
         raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
     if model_aux and not num_aux:
@@ -118,7 +118,7 @@ def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
         raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
     indexed = {index_aux_key(key): value for key, value in state_dict.items()}
     if indexed.keys() == state_dict.keys():
-        return _with_main_for_untrained_aux(indexed, path)
+        return indexed
     if len(indexed) < len(state_dict):
         raise InputError(f'{path} names auxiliary norms both with and without an index.')
     norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}

@@ -1,6 +1,6 @@
 """Fast AdvProp: AdvProp at the cost of vanilla training.
 
-Mei et al., *Fast AdvProp*, ICLR 2022, arXiv:2204.09838, section 3.
+Mei et al., *Fast AdvProp*, ICLR 2022, arXiv:2204.09838.
 """
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 

@@ -1,4 +1,4 @@
-"""Adversarial training with one norm for all images: what AdvProp is compared with (Xie et al., CVPR 2020, section 3).
+"""Adversarial training with one norm for all images: what AdvProp is compared with (Xie et al., CVPR 2020).
 
 Only adversarial images: Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018,
 arXiv:1706.06083. Clean and adversarial images together: Goodfellow et al., ICLR 2015, arXiv:1412.6572; Kurakin et al.,
