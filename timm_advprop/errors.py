@@ -1,9 +1,10 @@
-"""The error that the command-line programs report as one line."""
+"""What a user gave is wrong: the error that programs report as one line, and how such a line is made."""
+import difflib
 import sys
 from functools import wraps
-from typing import Callable
+from typing import Any, Callable, Sequence
 
-__all__ = ['InputError', 'exits_on_input_error']
+__all__ = ['InputError', 'as_input_error', 'exits_on_input_error', 'near_matches', 'one_line']
 
 
 class InputError(ValueError):
@@ -23,3 +24,23 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
             print(f'error: {message}', file=sys.stderr)
             sys.exit(2)
     return wrapper
+
+
+def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function whose ValueErrors and assertions are about what a user gave, and report them as InputErrors."""
+    try:
+        return function(*args, **kwargs)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(one_line(error)) from error
+
+
+def one_line(error: BaseException, limit: int = 600) -> str:
+    """What an error says, in one line of at most about `limit` characters."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + ' …'
+
+
+def near_matches(word: str, known: Sequence[str]) -> str:
+    """A hint at known words near a misspelt one, '' where there is none."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f' (did you mean {" or ".join(near)}?)' if near else ''

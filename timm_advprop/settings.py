@@ -1,0 +1,134 @@
+"""Settings: the default, help, range and name of an option stand once, in a frozen dataclass.
+
+Flags, `--help`, checks and descriptions derive from the dataclass, and a program's settings are read-only.
+"""
+import math
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, get_args, get_origin
+
+__all__ = ['ProgramSettings', 'Setting', 'Settings', 'setting']
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is said of an option.
+
+    Args:
+        help: What it does.
+        kind: Type of a value, or of each of several; bool for a switch, dict for key=value.
+        low: Lowest value.
+        high: Highest value.
+        choices: All values it may take.
+        nargs: Number of values, as in argparse.
+        metavar: Name of a value in `--help`.
+        flags: Its flag, and others; a single dash and a letter alone stand beside `--<name>`.
+        unit: Unit of its value, for messages.
+        const: Value of the flag alone.
+        default: Default on the command line.
+        default_help: What `--help` says of the default where that is more than its value.
+    """
+    help: str
+    kind: Callable[[str], Any] = str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: Optional[Sequence[Any]] = None
+    nargs: Optional[Any] = None
+    metavar: Optional[str] = None
+    flags: Sequence[str] = ()
+    unit: str = ''
+    const: Any = None
+    default: Any = None
+    default_help: Optional[str] = None
+
+    def problem(self, value: Any) -> Optional[str]:
+        """What is wrong with a value, such as `must be at least 0`; None where nothing is."""
+        if self.choices is not None and value not in self.choices:
+            return f'must be one of {", ".join(map(str, self.choices))}'
+        is_limited = self.low > -math.inf or self.high < math.inf
+        if is_limited and not (self.low <= value <= self.high and math.isfinite(value)):
+            limits = f'at least {self.low:g}' if self.high == math.inf else f'from {self.low:g} to {self.high:g}'
+            return f'must be {limits}{self.unit and f" ({self.unit})"}'
+        return None
+
+
+def setting(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field that is an option; its annotation says its kind.
+
+    Args:
+        default: Its default.
+        help: What it does.
+        **about: See `Setting`.
+    """
+    metadata = dict(setting=Setting(help, default=default, **about))
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Settings:
+    """A group of options: a frozen dataclass whose fields are made by `setting`.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
+    """
+    title = ''
+
+    def __post_init__(self) -> None:
+        for name, about in self.declared().items():
+            value = getattr(self, name)
+            if isinstance(value, list):  # several values, as argparse and YAML deliver them
+                object.__setattr__(self, name, tuple(value))
+            problem = None if value is None or about.nargs else about.problem(value)
+            if problem:
+                raise ValueError(f'{name} {problem}, got {value!r}.')
+
+    @classmethod
+    def declared(cls) -> Dict[str, Setting]:
+        """The options by name."""
+        return {entry.name: replace(entry.metadata['setting'], kind=_kind(entry.type))
+                for entry in fields(cls) if 'setting' in entry.metadata}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> 'Settings':
+        """The group's part of a mapping from names to values; others are passed over, missing ones have defaults."""
+        return cls(**{name: values[name] for name in cls.declared() if name in values})
+
+    def values(self) -> Dict[str, Any]:
+        """The options by name, for functions that take them all."""
+        return {name: getattr(self, name) for name in self.declared()}
+
+
+@dataclass(frozen=True)
+class ProgramSettings:
+    """All settings of a program, a group a field. A group that is no `Settings` has its flags in the field's metadata.
+
+    Args:
+        given: What was parsed, by the names of the flags; read-only.
+    """
+    given: Mapping[str, Any] = field(init=False, default_factory=dict, repr=False)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> 'ProgramSettings':
+        """The settings in a mapping from names of flags to values."""
+        groups = {entry.name: entry.type.from_values(values) for entry in fields(cls) if entry.init}
+        settings = cls(**groups)
+        object.__setattr__(settings, 'given', MappingProxyType(dict(values)))
+        return settings
+
+    @classmethod
+    def flags(cls) -> List[Tuple[str, Dict[str, Setting]]]:
+        """The groups of flags: their titles, and the options by their flags."""
+        return [
+            (entry.metadata['title'], entry.metadata['flags']()) if entry.metadata else
+            (entry.type.title, {f'--{name.replace("_", "-")}': about for name, about in entry.type.declared().items()})
+            for entry in fields(cls) if entry.init
+        ]
+
+
+def _kind(annotation: Any) -> Any:
+    # float for Optional[Tuple[float, ...]]
+    if get_origin(annotation) is dict:
+        return dict
+    inner = [entry for entry in get_args(annotation) if entry not in (type(None), Ellipsis)]
+    return _kind(inner[0]) if inner else annotation
