@@ -6,7 +6,7 @@ section 4). A split norm is a norm whose own parameters are the main norm, so it
 layer; the auxiliary norms sit below it as `aux_bn.<i>`, whatever the kind of the norm. In a model without batch norms,
 layer norms and their kin are split. A *route* says which of the norms an image passes:
 
-* `'clean'` (0): the main norm. The default: the model behaves exactly as the plain one.
+* `'main'` (0): the main norm. The default: the model behaves exactly as the plain one. `'clean'` is taken for it, too.
 * `'aux'` (1), or `i`: the i-th auxiliary norm.
 * `'split'`: training only. The batch is divided along dimension 0, the first part goes through the main norm, part
   i through auxiliary norm i. In eval mode a norm on this route uses its main norm.
@@ -19,35 +19,17 @@ from .batch_norm import (
     SplitSyncBatchNorm,
     SplitSyncBatchNormAct,
 )
+from .batch_norm_settings import batch_statistics, configure_batch_norm
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux
-from .routes import Route, batch_statistics, norm_route, set_norm_route, train_aux
-from .split_norm import SplitNorm, has_split_norm, norm_parameters, num_aux_norms, split_norms
+from .parameters import norm_parameters, train_aux
+from .routes import Route, norm_route, set_norm_route
+from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
 from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 
 __all__ = [
-    'Route',
-    'SplitBatchNorm1d',
-    'SplitBatchNorm2d',
-    'SplitBatchNormAct2d',
-    'SplitGroupNorm',
-    'SplitLayerNorm',
-    'SplitLayerNorm2d',
-    'SplitNorm',
-    'SplitSyncBatchNorm',
-    'SplitSyncBatchNormAct',
-    'batch_statistics',
-    'convert_split_norm',
-    'convert_sync_batchnorm',
-    'has_split_norm',
-    'index_aux_key',
-    'main_key',
-    'norm_parameters',
-    'norm_route',
-    'num_aux_in',
-    'num_aux_norms',
-    'set_norm_route',
-    'split_norms',
-    'split_state_dict',
-    'strip_aux',
-    'train_aux',
+    'Route', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
+    'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'batch_statistics',
+    'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'has_split_norm', 'index_aux_key',
+    'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'set_norm_route', 'split_norms',
+    'split_state_dict', 'strip_aux', 'train_aux',
 ]

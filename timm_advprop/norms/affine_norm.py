@@ -12,9 +12,9 @@ from typing import Any, Callable, Optional, Type
 import torch
 import torch.nn as nn
 from timm import layers
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, register_notrace_module
 
-from .split_norm import SplitNorm, register_notrace_module
+from .split_norm import SplitNorm
 
 __all__ = ['SplitGroupNorm', 'SplitLayerNorm', 'SplitLayerNorm2d', 'split_affine_norm_type']
 
@@ -35,7 +35,8 @@ class _SplitAffineNorm(SplitNorm):
 
 
 def _forward_of(plain: Type[nn.Module]) -> Callable[..., torch.Tensor]:
-    # TorchScript compiles a method under the name of its function, which must not be forward.
+    # The plain norm's own forward pass, under another name: TorchScript cannot reach it through super(), and compiles a
+    # method under the name of its function, which must not be forward.
     source = plain.forward
     function = FunctionType(
         source.__code__, source.__globals__, '_normalize', source.__defaults__, source.__closure__)
@@ -96,11 +97,11 @@ def split_affine_norm_type(module: nn.Module) -> Optional[Type[SplitNorm]]:
 
 @lru_cache(maxsize=None)
 def _split_type(plain: Type[nn.Module]) -> Type[SplitNorm]:
-    for split in (SplitLayerNorm2d, SplitLayerNorm, SplitGroupNorm):
-        if plain is split.plain_type:
-            return split
-    base = next((split for split in (SplitLayerNorm2d, SplitLayerNorm, SplitGroupNorm)
-                 if issubclass(plain, split.plain_type)), _SplitAffineNorm)
+    # A class for each kind of norm, made where there is none: the split norm stays an instance of the plain one, since
+    # models and timm's layers ask for it.
+    base = next((split for split in _SPLIT_TYPES if issubclass(plain, split.plain_type)), _SplitAffineNorm)
+    if base in _SPLIT_TYPES and base.plain_type is plain:
+        return base
     return register_notrace_module(type(f'Split{plain.__name__}', (base, plain), dict(
         plain_type=plain, aux_type=plain, _normalize=_forward_of(plain), __module__=__name__, __doc__=base.__doc__)))
 
@@ -110,12 +111,12 @@ def _new_split_norm(plain: Type[nn.Module]) -> SplitNorm:
     return split.__new__(split)
 
 
+_SPLIT_TYPES = (SplitLayerNorm2d, SplitLayerNorm, SplitGroupNorm)  # a LayerNorm2d is a LayerNorm, too: it comes first
 # EvoNorms of the B series keep running statistics: they are batch norms, of a kind that cannot be split.
-_PLAIN_TYPES = tuple(getattr(module, name) for module, name in (
-    (nn, 'LayerNorm'), (nn, 'GroupNorm'), (nn, 'RMSNorm'),
-    (nn, 'InstanceNorm1d'), (nn, 'InstanceNorm2d'), (nn, 'InstanceNorm3d'),
-    (layers, 'RmsNorm'), (layers, 'RmsNormFp32'), (layers, 'RmsNorm2d'), (layers, 'RmsNorm2dFp32'),
-    (layers, 'SimpleNorm'), (layers, 'SimpleNormFp32'), (layers, 'SimpleNorm2d'), (layers, 'SimpleNorm2dFp32'),
-    (layers, 'EvoNorm2dS0'), (layers, 'EvoNorm2dS1'), (layers, 'EvoNorm2dS2'),
-    (layers, 'FilterResponseNormTlu2d'), (layers, 'FilterResponseNormAct2d'),
-))
+_PLAIN_TYPES = (
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    layers.RmsNorm, layers.RmsNormFp32, layers.RmsNorm2d, layers.RmsNorm2dFp32,
+    layers.SimpleNorm, layers.SimpleNormFp32, layers.SimpleNorm2d, layers.SimpleNorm2dFp32,
+    layers.EvoNorm2dS0, layers.EvoNorm2dS1, layers.EvoNorm2dS2,
+    layers.FilterResponseNormTlu2d, layers.FilterResponseNormAct2d,
+)

@@ -4,10 +4,10 @@ from typing import Any, Optional, Type
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, register_notrace_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .split_norm import SplitNorm, register_notrace_module
+from .split_norm import SplitNorm
 
 __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
@@ -16,8 +16,9 @@ __all__ = [
 
 
 class _SplitBatchNorm(SplitNorm, _BatchNorm):
-    # Not a subclass of nn.BatchNorm2d, BatchNormAct2d or nn.SyncBatchNorm: timm's freeze_batch_norm_2d would
-    # take it for the plain layer and lose the auxiliary norms.
+    # A _BatchNorm, but no nn.BatchNorm2d, BatchNormAct2d or nn.SyncBatchNorm: timm's freeze_batch_norm_2d would take it
+    # for the plain layer, copy the main norm and never look below it. As it is, timm goes on to the auxiliary norms,
+    # and AuxNorms refuses.
     def __init__(
             self,
             num_features: int,
@@ -34,7 +35,7 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         self._check_input_dim(input)
-        if torch.jit.is_scripting():  # a scripted model is the clean route
+        if torch.jit.is_scripting():  # a scripted model is the main route
             return self._activate(self._normalize(input))
         return self._activate(self._normalize_by_route(input))
 
@@ -61,18 +62,21 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
         return input
 
     def _apply_aux(self, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
-        # With fixed statistics and parameters that need no gradient, as in an attack, a batch norm is one multiply-add.
-        # torch's batch_norm computes their gradients' sums in its backward all the same, which costs three times as
-        # much.
-        fixed = not norm.training and norm.affine and norm.running_var is not None
-        known_type = input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16)
-        if fixed and torch.is_grad_enabled() and not norm.weight.requires_grad and known_type:
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
-            # under autocast these are rounded as the weights of a convolution are
-            scale, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (scale, shift))
-            return torch.addcmul(shift, input, scale)
+        # An attack runs in eval mode, with parameters that need no gradient: a batch norm is then one multiply-add of
+        # each value, and its backward one multiplication. torch's batch_norm computes the sums for the gradients of
+        # weight and bias in its backward all the same, which costs three times as much.
+        fixed = not norm.training and norm.running_var is not None and norm.affine and not norm.weight.requires_grad
+        if fixed and torch.is_grad_enabled() and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
+            return _multiply_add(norm, input)
         return norm(input)
+
+
+def _multiply_add(norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+    # under autocast these are rounded as the weights of a convolution are
+    scale, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (scale, shift))
+    return torch.addcmul(shift, input, scale)
 
 
 class _ActMixin:
@@ -117,18 +121,7 @@ class SplitBatchNorm1d(_SplitBatchNorm):
 
 @register_notrace_module
 class SplitBatchNorm2d(_SplitBatchNorm):
-    """`nn.BatchNorm2d` with auxiliary norms, for inputs [N, C, H, W].
-
-    Args:
-        num_features: Channels C.
-        eps: Added to the variance.
-        momentum: Weight of the new batch in the running statistics, None for a cumulative average.
-        affine: Learn a weight and a bias for each channel, in every norm.
-        track_running_stats: Keep running statistics, in every norm.
-        num_aux: Number of auxiliary norms, at least 1.
-        device: Device of parameters and buffers.
-        dtype: Type of parameters and buffers.
-    """
+    """`nn.BatchNorm2d` with auxiliary norms, for inputs [N, C, H, W]. Takes the arguments of `SplitBatchNorm1d`."""
     plain_type = aux_type = nn.BatchNorm2d
 
     def _check_input_dim(self, input: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """From plain norms to split norms and back."""
 from copy import deepcopy
-from typing import Any, Optional
+from typing import Any, Dict, Optional, Tuple, Type
 
 import torch.nn as nn
 from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
@@ -35,19 +35,18 @@ def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
         raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
     if has_split_norm(model):
         raise ValueError('The model has split norms already.')
-    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
-    split_type = split_batch_norm_type
-    if not norms:
-        norms = {name: module for name, module in model.named_modules() if split_affine_norm_type(module)}
-        split_type = split_affine_norm_type
-    unknown = [f'{name or "model"} ({type(norm).__name__})' for name, norm in norms.items() if not split_type(norm)]
+    norms = _norms_to_split(model)
+    unknown = [f'{name or "model"} ({type(norm).__name__})' for name, (norm, split) in norms.items() if split is None]
     if unknown:
         raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
     if not norms:
         raise ValueError(f'{type(model).__name__} has no batch norms to split, nor layer norms or their kin with '
                          'parameters.')
-    for norm in norms.values():
-        norm.__class__ = split_type(norm)  # keeps parameters, hooks and every reference to the module
+    for norm, split in norms.values():
+        # The norm becomes another kind instead of making room for a new module: parameters, buffers, hooks, state-dict
+        # keys and every reference to the module (a norm used twice, the model itself) stay what they are, and nothing
+        # is copied that could be forgotten.
+        norm.__class__ = split
         norm.add_aux_norms(num_aux)
     return model
 
@@ -70,9 +69,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Optional[Any] = None
         if isinstance(module, SplitNorm):
             synchronise(module, process_group)
         elif not isinstance(module, AuxNorms):
-            for name, child in module.named_children():
-                if is_batch_norm(child) and not isinstance(child, SplitNorm):
-                    setattr(module, name, convert_plain_sync_batchnorm(child, process_group))
+            _synchronise_plain_children(module, process_group)
     return model
 
 
@@ -92,3 +89,17 @@ def strip_aux(model: nn.Module) -> nn.Module:
         norm.__dict__.pop('split_sizes', None)
         norm.__class__ = norm.plain_type
     return plain
+
+
+def _norms_to_split(model: nn.Module) -> Dict[str, Tuple[nn.Module, Optional[Type[SplitNorm]]]]:
+    # By name: a norm and the kind it becomes, None for a batch norm that no split norm stands for.
+    modules = dict(model.named_modules())
+    batch_norms = {name: (norm, split_batch_norm_type(norm)) for name, norm in modules.items() if is_batch_norm(norm)}
+    affine_norms = ((name, (norm, split_affine_norm_type(norm))) for name, norm in modules.items())
+    return batch_norms or {name: (norm, split) for name, (norm, split) in affine_norms if split}
+
+
+def _synchronise_plain_children(module: nn.Module, process_group: Optional[Any]) -> None:
+    for name, child in module.named_children():
+        if is_batch_norm(child) and not isinstance(child, SplitNorm):
+            setattr(module, name, convert_plain_sync_batchnorm(child, process_group))

@@ -3,15 +3,14 @@ from contextlib import contextmanager
 from typing import Iterator, Optional, Sequence, Set, Tuple, Union
 
 import torch.nn as nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .split_norm import AUX, CLEAN, SPLIT, split_norms
+from .split_norm import AUX, MAIN, SPLIT, split_norms
 
-__all__ = ['Route', 'batch_statistics', 'norm_route', 'set_norm_route', 'train_aux']
+__all__ = ['Route', 'norm_route', 'set_norm_route']
 
 Route = Union[str, int]
 
-_NAMED_ROUTES = {'clean': CLEAN, 'aux': AUX, 'split': SPLIT}
+_NAMED_ROUTES = {'main': MAIN, 'clean': MAIN, 'aux': AUX, 'split': SPLIT}
 
 
 def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = None) -> None:
@@ -19,7 +18,8 @@ def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]
 
     Args:
         model: A model with split norms, wrapped (DDP, compiled) or not.
-        route: `'clean'` (or 0), `'aux'` (the first auxiliary norm), i for the i-th auxiliary norm, or `'split'`.
+        route: `'main'` (or 0), `'aux'` (the first auxiliary norm), i for the i-th auxiliary norm, or `'split'`.
+            `'clean'` is another word for `'main'`.
         sizes: For `'split'`: images for the main norm, then for each auxiliary norm. Equal parts by default. Norms that
             see tokens as rows divide these in proportion.
 
@@ -57,42 +57,11 @@ def norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = 
             norm.route, norm.split_sizes = old_route, old_sizes
 
 
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let a model's batch norms normalise by each batch's own statistics and leave the running ones alone.
-
-    Args:
-        model: A model with split or plain batch norms. Each norm's own settings are restored after the block.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    previous = [(norm, norm.training, norm.track_running_stats) for norm in norms]
-    try:
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, False
-        yield
-    finally:
-        for norm, training, track_running_stats in previous:
-            norm.training, norm.track_running_stats = training, track_running_stats
-
-
-def train_aux(model: nn.Module, train: bool = True) -> None:
-    """Take the auxiliary norms of a model into training, or out of it for a regime that does not use them.
-
-    Args:
-        model: Any model.
-        train: Let the parameters of auxiliary norms require gradients where those of their main norm do. Otherwise none
-            of them do (DDP would wait for gradients that do not come).
-    """
-    for norm in split_norms(model):
-        for aux in norm.aux_bn:
-            for name, parameter in aux.named_parameters():
-                parameter.requires_grad_(train and norm.get_parameter(name).requires_grad)
-
-
 def _resolve_route(route: Route, num_aux: int) -> int:
     index = _NAMED_ROUTES.get(route) if isinstance(route, str) else route
+    # True is an int, and -1 the number of split: neither is a route that a caller may give
     if isinstance(index, bool) or not isinstance(index, int) or (isinstance(route, int) and index < 0):
-        raise ValueError(f'Unknown route {route!r}: give clean, aux, split, or 0 to {num_aux}.')
+        raise ValueError(f'Unknown route {route!r}: give main, aux, split, or 0 to {num_aux}.')
     if index > num_aux:
         raise ValueError(f'Route {index} needs {index} auxiliary norms, the model has {num_aux}.')
     return index

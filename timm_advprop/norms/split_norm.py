@@ -1,22 +1,14 @@
 """What every split norm is: a norm with auxiliary norms below it, and the route that says which of them images pass."""
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 import torch.nn as nn
 
-try:
-    from timm.layers import register_notrace_module
-except ImportError:  # older timm
-    from timm.layers._fx import register_notrace_module
-
 from .state_dict import index_aux_key, num_aux_in
 
-__all__ = [
-    'AuxNorms', 'SplitNorm', 'has_split_norm', 'norm_parameters', 'num_aux_norms', 'register_notrace_module',
-    'split_norms',
-]
+__all__ = ['AuxNorms', 'SplitNorm', 'has_split_norm', 'num_aux_norms', 'split_norms']
 
-CLEAN, AUX, SPLIT = 0, 1, -1
+MAIN, AUX, SPLIT = 0, 1, -1
 
 
 class AuxNorms(nn.ModuleList):
@@ -41,13 +33,15 @@ class SplitNorm(nn.Module):
     """Mixin that gives a norm auxiliary norms. It comes before the plain norm among the bases.
 
     A subclass states `plain_type`, the norm it splits, `aux_type`, the kind of its auxiliary norms, and `_normalize`,
-    the forward pass of the main norm.
+    the forward pass of the main norm. It is registered as a leaf of FX graphs (`register_notrace_module`): a trace
+    would hold the route of its moment forever.
     """
-    route = CLEAN
+    # Of the class, so that a norm nobody routed has them, whichever way it came to be: made, converted, unpickled.
+    route = MAIN
     split_sizes = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_scripting():  # a scripted model is the clean route
+        if torch.jit.is_scripting():  # a scripted model is the main route
             return self._normalize(x)
         return self._normalize_by_route(x)
 
@@ -62,7 +56,8 @@ class SplitNorm(nn.Module):
         self.aux_bn = AuxNorms(self._copy_main_norm() for _ in range(num_aux))
 
     def _copy_main_norm(self) -> nn.Module:
-        # Without the norm's hooks and children.
+        # Not deepcopy, which would take the norm's hooks and children along; not aux_type's constructor, which does not
+        # know all settings (a frozen weight, attributes of subclasses).
         copy = self.aux_type.__new__(self.aux_type)
         nn.Module.__init__(copy)
         for name, value in vars(self).items():
@@ -76,58 +71,61 @@ class SplitNorm(nn.Module):
             copy.register_buffer(name, None if value is None else value.clone())
         return copy.train(self.training)
 
-    def _apply_aux(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return norm(x)
-
     @torch.jit.unused
     def _normalize_by_route(self, x: torch.Tensor) -> torch.Tensor:
         if self.route == SPLIT and self.training:
-            parts = x.split(self._part_sizes(x.shape[0], has_tokens=x.dim() == 2))
-            outputs = [self._normalize(parts[0])]
-            outputs.extend(norm(part) for norm, part in zip(self.aux_bn, parts[1:]))
-            return torch.cat(outputs)
-        if self.route > CLEAN:
+            return self._normalize_parts(x)
+        if self.route > MAIN:
             return self._apply_aux(self.aux_bn[self.route - 1], x)
         return self._normalize(x)
 
-    def _part_sizes(self, batch_size: int, has_tokens: bool) -> List[int]:
+    def _normalize_parts(self, x: torch.Tensor) -> torch.Tensor:
+        # All kinds of images are one batch, [main; aux 1; aux 2; …] along dimension 0: the shared layers run once, over
+        # all of them, DDP sees one forward pass, and only here do the parts go separate ways.
+        main, *others = x.split(self._part_sizes(x.shape[0], has_tokens=x.dim() == 2))
+        return torch.cat([self._normalize(main), *(norm(part) for norm, part in zip(self.aux_bn, others))])
+
+    def _apply_aux(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return norm(x)
+
+    def _part_sizes(self, num_rows: int, has_tokens: bool) -> List[int]:
+        # Rows of a part are its images, unless the model lays the tokens of all images below each other, [N * L, C]
+        # (levit does): L rows an image, image by image, so that parts stay whole and in order.
+        if self.split_sizes is None:
+            return self._equal_parts(num_rows)
+        rows_per_image, rest = divmod(num_rows, sum(self.split_sizes))
+        if rest or rows_per_image < 1 or (rows_per_image > 1 and not has_tokens):
+            raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
+                             f'the batch has {num_rows}.')
+        return [size * rows_per_image for size in self.split_sizes]
+
+    def _equal_parts(self, num_rows: int) -> List[int]:
         num_parts = 1 + len(self.aux_bn)
-        if self.split_sizes is not None:
-            rows_per_image, rest = divmod(batch_size, sum(self.split_sizes))
-            if rest or rows_per_image != 1 and not (has_tokens and rows_per_image):  # tokens: several rows an image
-                raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
-                                 f'the batch has {batch_size}.')
-            return [size * rows_per_image for size in self.split_sizes]
-        if batch_size % num_parts:
+        if num_rows % num_parts:
             raise ValueError(f'Route split needs a batch divisible by {num_parts} (one equal part for each norm), '
-                             f'got {batch_size}. State the parts with set_norm_route(model, \'split\', sizes=…).')
-        return [batch_size // num_parts] * num_parts
+                             f'got {num_rows}. State the parts with set_norm_route(model, \'split\', sizes=…).')
+        return [num_rows // num_parts] * num_parts
 
     def _load_from_state_dict(
-            self,
-            state_dict: Dict[str, Any],
-            prefix: str,
-            local_metadata: Dict[str, Any],
-            strict: bool,
-            missing_keys: List[str],
-            unexpected_keys: List[str],
-            error_msgs: List[str],
+            self, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], strict: bool,
+            missing_keys: List[str], unexpected_keys: List[str], error_msgs: List[str],
     ) -> None:
-        # A plain checkpoint has no auxiliary norms: each starts as a copy of the main norm. This is the one place
-        # that create_model, load_checkpoint, resume and the Hub all pass through, strict or not.
-        for key in [key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]:
+        # Auxiliary norms that a checkpoint lacks (a plain one has none) start as copies of the main norm. They do so
+        # here because create_model, load_checkpoint, resume, features_only and the Hub all load through this method,
+        # strict or not, and because only the norm knows which of the keys are its own.
+        keys = [key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]
+        for key in keys:
             state_dict[index_aux_key(key)] = state_dict.pop(key)
-        surplus = num_aux_in([key for key in state_dict if key.startswith(f'{prefix}aux_bn.')]) - len(self.aux_bn)
+        keys = [index_aux_key(key) for key in keys]
+        surplus = num_aux_in(keys) - len(self.aux_bn)
         if surplus > 0:  # a non-strict load would drop them without a word
             error_msgs.append(f'{prefix}aux_bn: {surplus} more auxiliary norms than the model has, create it with '
                               f'num_aux={len(self.aux_bn) + surplus}.')
         for i, aux in enumerate(self.aux_bn):
             aux_prefix = f'{prefix}aux_bn.{i}.'
-            if any(key.startswith(aux_prefix) for key in state_dict):
-                continue
-            for name in aux.state_dict():
-                if prefix + name in state_dict:
-                    state_dict[aux_prefix + name] = state_dict[prefix + name].clone()
+            if not any(key.startswith(aux_prefix) for key in keys):  # one that is there in part stays an error
+                state_dict.update({aux_prefix + name: state_dict[prefix + name].clone()
+                                   for name in aux.state_dict() if prefix + name in state_dict})
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
@@ -138,19 +136,6 @@ class SplitNorm(nn.Module):
 def split_norms(model: nn.Module) -> Iterator[SplitNorm]:
     """Iterate over the split norms of a model."""
     return (module for module in model.modules() if isinstance(module, SplitNorm))
-
-
-def norm_parameters(model: nn.Module) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
-    """The parameters that only some routes use: those of the main norms, and those of the auxiliary norms.
-
-    Args:
-        model: Any model. All its other parameters are shared by all routes.
-    """
-    main, aux = [], []
-    for norm in split_norms(model):
-        main.extend(norm.get_parameter(name) for name, _ in norm.aux_bn[0].named_parameters())
-        aux.extend(norm.aux_bn.parameters())
-    return main, aux
 
 
 def has_split_norm(model: nn.Module) -> bool:

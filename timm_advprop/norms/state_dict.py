@@ -18,9 +18,9 @@ def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dic
         The plain model's state dict, which stock timm loads strictly, and the auxiliary norms' entries, with their
         full keys: the union of both is the argument.
     """
-    clean = {key: value for key, value in state_dict.items() if not _AUX_KEY.search(key)}
+    main = {key: value for key, value in state_dict.items() if not _AUX_KEY.search(key)}
     aux = {key: value for key, value in state_dict.items() if _AUX_KEY.search(key)}
-    return clean, aux
+    return main, aux
 
 
 def num_aux_in(state_dict: Iterable[str]) -> int:
