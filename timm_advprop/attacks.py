@@ -5,12 +5,13 @@ arXiv:1706.06083), I-FGSM (Kurakin et al., arXiv:1607.02533; PGD without the ran
 projection onto the ball). Every function draws from torch's global generators and asks autograd for the gradient of
 the images alone: no parameter's `.grad` is written.
 """
-from typing import Callable, Optional, Sequence, Tuple, Union
+from functools import lru_cache
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ['pgd', 'ifgsm', 'gd', 'input_gradient', 'random_target', 'ATTACKS', 'LOSS_SCALE', 'NORMS']
+__all__ = ['pgd', 'ifgsm', 'gd', 'input_gradient', 'per_channel', 'random_target', 'ATTACKS', 'LOSS_SCALE', 'NORMS']
 
 NORMS = ('linf', 'l2')
 # Under fp16 the gradient of an input is often below the smallest number, and sign(0) would stall the attack. A
@@ -37,14 +38,13 @@ def pgd(
         loss: Optional[Loss] = None,
         norm: str = 'linf',
         gradient: Optional[Gradient] = None,
+        project: bool = True,
 ) -> torch.Tensor:
     """Projected gradient descent.
 
-    `eps`, `alpha` and `bounds` are in the units of `images`, each a number or one value for each channel. An image
-    that already leaves the bounds (random erasing does that) is not pulled back: the bounds are then its own values.
-
-    With per-channel `eps`, the L2 ball is the ellipsoid ‖δ / eps‖₂ ≤ 1, which is the ball of radius eps in pixel
-    space where `eps` is that radius divided by each channel's standard deviation.
+    `eps`, `alpha` and `bounds` are in the units of `images`, each a number or one value for each channel. With
+    per-channel `eps` the L2 ball is the ellipsoid ‖δ / eps‖₂ ≤ 1: the ball of radius eps in pixel space where `eps` is
+    that radius divided by each channel's standard deviation.
 
     Args:
         forward: Maps images [N, C, …] to logits [N, classes]. It decides mode, route and precision of the model.
@@ -53,25 +53,36 @@ def pgd(
         eps: Radius of the ball around each image, at least 0.
         alpha: Size of a step, at least 0: of each value for `linf`, of the whole step's norm for `l2`.
         steps: Number of steps, at least 1.
-        bounds: Lowest and highest value an image may take.
+        bounds: Lowest and highest value of an image. One that leaves them already (random erasing) keeps its values.
         random_start: Probability that a sample starts from a random point of the ball. True is 1, False is 0.
         targeted: Minimise the loss instead of maximising it.
         loss: Maps (logits, target) to one loss a sample or to a scalar. Cross-entropy by default.
         norm: `'linf'` or `'l2'`.
-        gradient: Maps (forward, images, target, loss) to the gradient of the images, for a caller that has further use
-            for the backward pass. `input_gradient` by default.
+        gradient: Maps (forward, images, target, loss) to the gradient of the images, `input_gradient` by default.
+        project: Project onto the ball after each step. Without, `eps` is the radius of the random start only.
 
     Returns:
-        Adversarial images [N, C, …], detached, of the type of `images`. For `linf`, rounding does not take them out of
-        the ball.
+        Adversarial images [N, C, …], detached, of the type of `images`; rounding does not take them out of the ball.
 
     Raises:
         TypeError: Images are not of a floating-point type.
         ValueError: A number is out of range, or the norm is unknown.
     """
-    return _attack(
-        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, gradient,
-        project=True)
+    _check_arguments(images, eps, alpha, steps, random_start, norm)
+    loss, gradient = loss or _cross_entropy, gradient or input_gradient
+    with torch.inference_mode(False), torch.enable_grad():  # autograd takes no tensors made in inference mode
+        images, target = (value.clone() if value.is_inference() else value.detach() for value in (images, target))
+        # steps smaller than the spacing of 16-bit numbers would be lost
+        center = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        eps, alpha = per_channel(eps, center), per_channel(alpha, center)
+        to_ball, to_bounds = _clamps(center, eps, bounds, norm)
+        clamp = to_ball if project else to_bounds
+        adv = to_ball(center + eps * _random_start(center, float(random_start), norm)) if random_start else center
+        for _ in range(steps):
+            grad = gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
+            direction = grad.sign() if norm == 'linf' else _l2_direction(grad, alpha)
+            adv = clamp(torch.addcmul(adv, direction, alpha, value=-1. if targeted else 1.))
+        return adv if center is images else _cast_towards(adv, images)
 
 
 def ifgsm(
@@ -79,47 +90,23 @@ def ifgsm(
         images: torch.Tensor,
         target: torch.Tensor,
         *,
-        eps: Scale,
-        alpha: Scale,
-        steps: int,
-        bounds: Tuple[Scale, Scale],
         random_start: Union[bool, float] = False,
-        targeted: bool = False,
-        loss: Optional[Loss] = None,
-        norm: str = 'linf',
-        gradient: Optional[Gradient] = None,
+        **settings: Any,
 ) -> torch.Tensor:
     """Iterative fast gradient sign method: `pgd` that starts from the clean images.
 
     Takes the arguments of `pgd`, so that attackers can be exchanged; `random_start` is ignored.
     """
-    return _attack(
-        forward, images, target, eps, alpha, steps, bounds, 0., targeted, loss, norm, gradient, project=True)
+    return pgd(forward, images, target, random_start=False, **settings)
 
 
-def gd(
-        forward: Forward,
-        images: torch.Tensor,
-        target: torch.Tensor,
-        *,
-        eps: Scale,
-        alpha: Scale,
-        steps: int,
-        bounds: Tuple[Scale, Scale],
-        random_start: Union[bool, float] = True,
-        targeted: bool = False,
-        loss: Optional[Loss] = None,
-        norm: str = 'linf',
-        gradient: Optional[Gradient] = None,
-) -> torch.Tensor:
+def gd(forward: Forward, images: torch.Tensor, target: torch.Tensor, **settings: Any) -> torch.Tensor:
     """Gradient descent: `pgd` without the projection onto the ball.
 
     Takes the arguments of `pgd`. `eps` is the radius of the random start only: a perturbation may reach
     eps + steps · alpha. The bounds still hold.
     """
-    return _attack(
-        forward, images, target, eps, alpha, steps, bounds, float(random_start), targeted, loss, norm, gradient,
-        project=False)
+    return pgd(forward, images, target, project=False, **settings)
 
 
 ATTACKS = {'pgd': pgd, 'ifgsm': ifgsm, 'gd': gd}
@@ -170,30 +157,6 @@ def input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor,
     return torch.autograd.grad(objective, images)[0].nan_to_num()
 
 
-def _attack(
-        forward, images, target, eps, alpha, steps, bounds, random_start, targeted, loss, norm, gradient, project):
-    _check_arguments(images, eps, alpha, steps, random_start, norm)
-    loss, gradient = loss or _cross_entropy, gradient or input_gradient
-    with torch.inference_mode(False), torch.enable_grad():
-        # autograd takes no tensors that were made in inference mode
-        images, target = (value.clone() if value.is_inference() else value.detach() for value in (images, target))
-        # steps smaller than the spacing of half-precision numbers would be lost
-        center = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-        eps, alpha, low, high = (_per_channel(value, center) for value in (eps, alpha, *bounds))
-        low, high = torch.minimum(low, center), torch.maximum(high, center)
-        clamp_to_ball = _linf_clamp(center, eps, low, high) if norm == 'linf' else _l2_clamp(center, eps, low, high)
-        clamp = clamp_to_ball if project else lambda adv: adv.clamp(low, high)
-
-        adv = center
-        if random_start > 0:
-            adv = clamp_to_ball(center + eps * _random_start(center, random_start, norm))
-        for _ in range(steps):
-            grad = gradient(forward, adv.to(images.dtype), target, loss).to(center.dtype)
-            direction = grad.sign() if norm == 'linf' else _l2_direction(grad, alpha)
-            adv = clamp(torch.addcmul(adv, direction, alpha, value=-1. if targeted else 1.))
-        return adv if center is images else _cast_towards(adv, images)
-
-
 def _check_arguments(images, eps, alpha, steps, random_start, norm):
     if not images.is_floating_point():
         raise TypeError(f'Images must be of a floating-point type, got {images.dtype}.')
@@ -210,13 +173,26 @@ def _check_arguments(images, eps, alpha, steps, random_start, norm):
             raise ValueError(f'{name} must be at least 0, got {value}.')
 
 
-def _per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
-    # A number or [C] as a tensor that broadcasts with images [N, C, …].
-    value = torch.as_tensor(value, dtype=images.dtype, device=images.device)
+def per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
+    """A number, or one for each channel, as a tensor that broadcasts with images [N, C, …], of their type and device.
+
+    Raises:
+        ValueError: There are neither one value nor C.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.to(dtype=images.dtype, device=images.device)
+    else:
+        value = _on_device(tuple(value) if isinstance(value, Sequence) else value, images.dtype, images.device)
     if value.numel() not in (1, images.shape[1]):
         raise ValueError(f'Got {value.numel()} values for images of {images.shape[1]} channels: eps, alpha and bounds '
                          f'(mean and std) are numbers or have one value for each channel.')
     return value.reshape(-1, *(1,) * (images.ndim - 2))
+
+
+@lru_cache(maxsize=256)
+def _on_device(value: Union[float, Tuple[float, ...]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    # Kept: a copy from the host in every step would make the device wait.
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -237,21 +213,26 @@ def _random_start(images: torch.Tensor, probability: float, norm: str) -> torch.
     return point
 
 
-def _linf_clamp(center, eps, low, high):
-    low = torch.maximum(low, _within(center - eps, center, eps))
-    high = torch.minimum(high, _within(center + eps, center, eps))
-    return lambda adv: adv.clamp(low, high)
+def _clamps(center, eps, bounds, norm):
+    # Functions that bring images back to the ball and the bounds, and to the bounds alone.
+    low, high = (per_channel(value, center) for value in bounds)
+    low, high = torch.minimum(low, center), torch.maximum(high, center)
 
+    def to_bounds(adv):
+        return adv.clamp(low, high)
 
-def _l2_clamp(center, eps, low, high):
+    if norm == 'linf':
+        lowest = torch.maximum(low, _within(center - eps, center, eps))
+        highest = torch.minimum(high, _within(center + eps, center, eps))
+        return lambda adv: adv.clamp(lowest, highest), to_bounds
     radius = eps.clamp_min(torch.finfo(center.dtype).tiny)
 
-    def clamp(adv):
+    def to_l2_ball(adv):
         perturbation = adv - center
         length = (perturbation / radius).flatten(1).norm(dim=1)
         perturbation = perturbation / _per_sample(length.clamp_min(1), adv)
-        return (center + perturbation).clamp(low, high)  # towards the center: the length only shrinks
-    return clamp
+        return to_bounds(center + perturbation)  # towards the center: the length only shrinks
+    return to_l2_ball, to_bounds
 
 
 def _l2_direction(vectors: torch.Tensor, weight: Union[float, torch.Tensor]) -> torch.Tensor:
