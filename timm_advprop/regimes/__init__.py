@@ -1,31 +1,22 @@
 """Training regimes: which images train a model, through which norms, and how their losses add up.
 
-One file a family. A new regime is a `RegimeTask` in a file of its own and a line in `registry.REGIMES`.
+One file a family of regimes, one a kind of source. A new regime is a `RegimeTask` in a file of its own and a line in
+`registry.REGIMES`; a new kind of image is a `Source` in a file of its own and a line in `regime_settings.GENERATORS`.
 """
-from .adversary import Adversary, default_steps
 from .advprop import AdvPropTask
+from .attack import Attack, frozen
 from .fast_advprop import FastAdvPropTask
-from .generators import GENERATORS, GaussianNoise
+from .noise import GaussianNoise
 from .one_norm import JointTask, MadryTask
-from .registry import REGIMES, attack_settings, create_task, default_regime, images_of_aux_norms, num_aux_of_regime
+from .pixels import PixelSource, normalisation_of
+from .regime_settings import GENERATORS, RegimeSettings
+from .registry import REGIMES, create_task, regime_flags, regime_of
+from .source import AugmentedView, FunctionSource, Source
 from .task import RegimeTask
 from .vanilla import VanillaTask
 
 __all__ = [
-    'AdvPropTask',
-    'Adversary',
-    'FastAdvPropTask',
-    'GENERATORS',
-    'GaussianNoise',
-    'JointTask',
-    'MadryTask',
-    'REGIMES',
-    'RegimeTask',
-    'VanillaTask',
-    'attack_settings',
-    'create_task',
-    'default_regime',
-    'default_steps',
-    'images_of_aux_norms',
-    'num_aux_of_regime',
+    'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GENERATORS', 'GaussianNoise',
+    'JointTask', 'MadryTask', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'Source', 'VanillaTask',
+    'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of',
 ]

@@ -2,6 +2,7 @@
 
 Mei et al., *Fast AdvProp*, ICLR 2022, arXiv:2204.09838.
 """
+from dataclasses import replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -12,8 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..attacks import LOSS_SCALE
 from ..norms import norm_parameters, norm_route, num_aux_norms, set_norm_route, train_aux
-from .adversary import Adversary, normalisation_of
-from .task import RegimeTask, top1
+from .attack import Attack
+from .pixels import normalisation_of
+from .regime_settings import RegimeSettings
+from .source import Source
+from .task import RegimeTask, check_weight, one_attack, part_metrics
 
 __all__ = ['FastAdvPropTask']
 
@@ -39,15 +43,11 @@ class FastAdvPropTask(RegimeTask):
     Args:
         model: A model with one auxiliary norm for each norm, which is put on route `'split'` and stays there.
         criterion: Maps (logits, target) to a scalar, the mean over its images. Cross-entropy by default.
-        eps: Strength of the attack in 0–255 pixels.
-        alpha: Step size of the attack in 0–255 pixels.
-        attack: `'pgd'`, `'ifgsm'` or `'gd'`, with a single step.
-        target: `'none'`: the attack maximises the training loss, as in the paper. `'random'`: it minimises a random
-            wrong label's loss; the reused gradients are the true label's, at the price of a second backward pass.
-        random_start: Probability that an image's attack starts from a random point of the ball.
+        attack: The attack, a single step. Untargeted, it maximises the training loss, as in the paper. With a random
+            target it minimises that label's loss; the reused gradients are the true label's, at the price of a second
+            backward pass.
         weight: Weight of the loss in the attack's pass, and of the adversarial loss; above 0.
         ratio: Clean images for each adversarial one, at least 1.
-        norm: `'linf'` or `'l2'`.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
@@ -56,42 +56,43 @@ class FastAdvPropTask(RegimeTask):
         ValueError: The model has no split norms, or several auxiliary ones; or an argument is out of range.
     """
 
+    name = 'fast-advprop'
+    default_attack = Attack(eps_px=1., steps=1, target='none')
+    default_weight = 0.5
+    default_budget = 'vanilla'
+    smallest_batch = 5  # with the default ratio
+    no_use_for = {
+        'adv_steps': 'its attack is a single step',
+        'adv_norm_stats': 'its attack trains, by the statistics of the batch',
+        'adv_amp_dtype': 'its attack trains, in the precision of the step',
+        'adv_generator': 'its images are made by the pass that trains',
+        'aug_splits': 'it trains its routes on different images',
+    }
+
     def __init__(
             self,
             model: nn.Module,
             criterion: Optional[Union[nn.Module, Callable]] = None,
+            attack: Optional[Attack] = None,
             *,
-            eps: float = 1,
-            alpha: float = 1,
-            attack: str = 'pgd',
-            target: str = 'none',
-            random_start: float = 0.8,
-            weight: float = 0.5,
+            weight: Optional[float] = None,
             ratio: int = 4,
-            norm: str = 'linf',
             mean: Optional[Sequence[float]] = None,
             std: Optional[Sequence[float]] = None,
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if not weight > 0:
+        self.weight, self.ratio = check_weight(weight, self.default_weight), int(ratio)
+        if not self.weight > 0:
             raise ValueError(f'fast-advprop reuses gradients of adversarial images: their weight must be above 0, got '
                              f'{weight}.')
         if ratio < 1:
             raise ValueError(f'ratio of clean to adversarial images must be at least 1, got {ratio}.')
-        self.weight, self.ratio = float(weight), int(ratio)
-        mean, std = normalisation_of(model, mean, std)
-        self.adversary = Adversary(
-            eps=eps,
-            alpha=alpha,
-            steps=1,
-            attack=attack,
-            target=target,
-            random_start=random_start,
-            norm=norm,
-            mean=mean,
-            std=std,
-        ).to(self.device)
+        attack = attack or self.default_attack
+        if attack.steps not in (None, 1) or attack.amp_dtype is not None:
+            raise ValueError('fast-advprop attacks in a single step, in the precision of the training step: set no '
+                             'other steps and no amp_dtype.')
+        self.attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
         set_norm_route(model, 'split')  # raises where there are no split norms
         if num_aux_norms(model) != 1:
             raise ValueError(f'fast-advprop trains one auxiliary norm for each norm, the model has '
@@ -100,11 +101,19 @@ class FastAdvPropTask(RegimeTask):
         self._handles: List[RemovableHandle] = []
         self.announce()
 
+    @classmethod
+    def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
+        return dict(attack=one_attack(cls, settings), weight=settings.weight)
+
+    @classmethod
+    def sources_of_aux_norms(cls, settings: RegimeSettings) -> Sequence[Source]:
+        return [one_attack(cls, settings)]
+
     def describe(self) -> str:
-        return f'fast-advprop {self.ratio}:1, {self.adversary.describe()}, adversarial losses × {self.weight:g}'
+        return f'{self.name} {self.ratio}:1, {self.attack.describe()}, adversarial losses × {self.weight:g}'
 
     def relative_cost(self) -> float:
-        second_backward = 1 / 3 if self.adversary.target == 'random' else 0
+        second_backward = 1 / 3 if self.attack.is_targeted else 0
         return (self.ratio + 2 + second_backward) / (self.ratio + 1)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -127,30 +136,25 @@ class FastAdvPropTask(RegimeTask):
         num_clean = len(input) - num_adv
         if num_adv < 1:
             raise ValueError(f'fast-advprop needs a batch of at least {self.ratio + 1} images, got {len(input)}.')
-        input, source = input.split([num_clean, num_adv])
-        target, source_target = target.split([num_clean, num_adv])
+        input, images = input.split([num_clean, num_adv])
+        target, adv_target = target.split([num_clean, num_adv])
         self._forget_scales()
         parameters = [parameter for parameter in self.trainable_module.parameters() if parameter.requires_grad]
-        adversarial, attack_loss, gradients = self._attack(source, source_target, parameters)
-        adversarial, adv_target = self._shuffle(adversarial, source_target)
+        adversarial, attack_loss, gradients = self._attack(images, adv_target, parameters)
+        adversarial, adv_target = self._shuffle(adversarial, adv_target)
 
         set_norm_route(self.trainable_module, 'split', sizes=(num_clean, num_adv))
         outputs = self.trainable_module(torch.cat([input, adversarial])).split([num_clean, num_adv])
         clean_loss, adv_loss = self.criterion(outputs[0], target), self.criterion(outputs[1], adv_target)
+        # Shared parameters have seen all images, main norms the clean ones, auxiliary norms those of the attack's pass
+        # and of the adversarial one: the loss is the mean over what shared ones have seen, hooks rescale the others.
         adv_weight = self.weight * num_adv
         num_shared = num_clean + 2 * adv_weight
         loss = (num_clean * clean_loss + adv_weight * (adv_loss + attack_loss)) / num_shared
         loss = _AddGradients.apply(loss, self.weight / (LOSS_SCALE * num_shared), gradients, *parameters)
         self._scale_gradients(main=num_shared / num_clean, aux=num_shared / (2 * adv_weight))
-        return {
-            'loss': loss,
-            'output': outputs[0],
-            'clean_loss': clean_loss.detach(),
-            'attack_loss': attack_loss,
-            'adv_loss': adv_loss.detach(),
-            'clean_top1': top1(outputs[0], target),
-            'adv_top1': top1(outputs[1], adv_target),
-        }
+        metrics = part_metrics(('clean', 'adv'), (clean_loss, adv_loss), outputs, (target, adv_target))
+        return {'loss': loss, 'output': outputs[0], 'attack_loss': attack_loss, **metrics}
 
     def _attack(
             self,
@@ -158,21 +162,18 @@ class FastAdvPropTask(RegimeTask):
             target: torch.Tensor,
             parameters: Sequence[nn.Parameter],
     ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]]]:
-        # Adversarial images, the loss of the pass that made them, and LOSS_SCALE × the weight gradients of its sum.
-        losses, gradients = [], []
+        # Adversarial images, the loss of the pass that made them, and LOSS_SCALE × the weight gradients of its sum: a
+        # backward pass to the images goes by the weights anyway, so their gradients cost a third of it at most.
+        loss, gradients = None, []
 
         def gradient(forward, images, target, attack_loss):
+            nonlocal loss
             images = images.detach().requires_grad_()
             output = forward(images)
             loss = self.criterion(output, target)
             objective = loss * (LOSS_SCALE * len(images))  # fp16 needs the scale, see `attacks`
-            if self.adversary.target == 'none':
-                image_gradient, *found = torch.autograd.grad(objective, (images, *parameters), allow_unused=True)
-            else:
-                towards_wrong = attack_loss(output, target) * LOSS_SCALE
-                image_gradient, = torch.autograd.grad(towards_wrong, images, retain_graph=True)
-                found = torch.autograd.grad(objective, parameters, allow_unused=True)
-            losses.append(loss.detach())
+            towards_wrong = attack_loss(output, target) * LOSS_SCALE if self.attack.is_targeted else None
+            image_gradient, found = _gradients(objective, towards_wrong, images, parameters)
             if output.dtype == torch.float16:  # the scale is constant: an overflow must not stop all updates
                 found = [value if value is None else value.nan_to_num_(0., 0., 0.) for value in found]
             gradients.extend(found)
@@ -180,8 +181,8 @@ class FastAdvPropTask(RegimeTask):
 
         model = self.unwrapped_module
         with norm_route(model, 'aux'):
-            adversarial = self.adversary.perturb(model, images, target, gradient)
-        return adversarial.to(images.dtype), losses[0], gradients
+            adversarial = self.attack.perturb(model, images, target, gradient)
+        return adversarial.to(images.dtype), loss.detach(), gradients
 
     def _shuffle(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         # Over all processes: the batch statistics of the training pass are then not those of the attack's pass.
@@ -218,21 +219,28 @@ class _AddGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # In place where that is safe, and without a reference that would make autograd copy them: together they are as
-        # large as the model.
+        # In place where that is safe (no memory shared with another, none expanded), and without a reference that would
+        # make autograd copy them: together they are as large as the model.
         factor = grad * ctx.weight
         known, seen = [], set()
         for value in ctx.gradients:
-            if value is None or value.untyped_storage().data_ptr() in seen or 0 in value.stride():
-                known.append(None if value is None else value.detach().clone())
-            else:
-                known.append(value)
-                seen.add(value.untyped_storage().data_ptr())
-        ctx.gradients = None
-        for value in known:
             if value is not None:
+                memory = value.untyped_storage().data_ptr()
+                value = value.detach().clone() if memory in seen or 0 in value.stride() else value
                 value.mul_(factor)
+                seen.add(memory)
+            known.append(value)
+        ctx.gradients = None
         return grad, None, None, *known
+
+
+def _gradients(objective, towards_wrong, images, parameters):
+    # Of the images, along the attack's own objective where it has one, and of the parameters.
+    if towards_wrong is None:
+        image_gradient, *found = torch.autograd.grad(objective, (images, *parameters), allow_unused=True)
+        return image_gradient, found
+    image_gradient, = torch.autograd.grad(towards_wrong, images, retain_graph=True)
+    return image_gradient, torch.autograd.grad(objective, parameters, allow_unused=True)
 
 
 def _scale_next_gradient(parameter: nn.Parameter, factor: float) -> RemovableHandle:

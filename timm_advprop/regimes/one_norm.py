@@ -9,29 +9,35 @@ from typing import Any, Callable, Dict, Optional, Sequence, Union
 import torch
 import torch.nn as nn
 
-from .adversary import Adversary, normalisation_of
-from .task import RegimeTask, check_weight, top1, use_main_norms
+from .attack import Attack
+from .pixels import normalisation_of
+from .regime_settings import RegimeSettings
+from .task import RegimeTask, check_weight, one_attack, part_metrics, top1, use_main_norms
 
 __all__ = ['JointTask', 'MadryTask']
+
+_OF_AUX_NORMS = {'adv_generator': 'it has no auxiliary norms', 'split_bn': 'its images share one norm'}
 
 
 class _OneNormTask(RegimeTask):
     def __init__(
             self,
             model: nn.Module,
-            criterion: Optional[Union[nn.Module, Callable]],
-            mean: Optional[Sequence[float]],
-            std: Optional[Sequence[float]],
-            attack: Dict[str, Any],
-            kwargs: Dict[str, Any],
+            criterion: Optional[Union[nn.Module, Callable]] = None,
+            attack: Optional[Attack] = None,
+            *,
+            mean: Optional[Sequence[float]] = None,
+            std: Optional[Sequence[float]] = None,
+            **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        mean, std = normalisation_of(model, mean, std)
-        self.adversary = Adversary(mean=mean, std=std, **attack).to(self.device)
+        self.attack = (attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
         use_main_norms(model)
+        self.announce()
 
-    def _attack(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return self.adversary(self.unwrapped_module, input, target, route='clean').to(input.dtype)
+    @classmethod
+    def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
+        return dict(attack=one_attack(cls, settings))
 
 
 class MadryTask(_OneNormTask):
@@ -40,46 +46,20 @@ class MadryTask(_OneNormTask):
     Args:
         model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
         criterion: Maps (logits, target) to a scalar. Cross-entropy by default.
-        target: `'none'`: the attack maximises the loss of the true label. `'random'`: it minimises a random wrong
-            one's.
-        random_start: Probability that a sample's attack starts from a random point of the ball.
-        eps, alpha, steps, attack, norm, norm_stats, mean, std, amp_dtype: The attack, see `Adversary`; mean and std are
-            those of the model's `pretrained_cfg` by default.
+        attack: The attack, by default PGD-5 away from the true label, with a random start for every sample.
+        mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
+        std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
-
-    Raises:
-        ValueError: An argument is out of range.
     """
-
-    def __init__(
-            self,
-            model: nn.Module,
-            criterion: Optional[Union[nn.Module, Callable]] = None,
-            *,
-            eps: float = 4,
-            alpha: float = 1,
-            steps: Optional[int] = None,
-            attack: str = 'pgd',
-            target: str = 'none',
-            random_start: float = 1.,
-            norm: str = 'linf',
-            norm_stats: str = 'eval',
-            mean: Optional[Sequence[float]] = None,
-            std: Optional[Sequence[float]] = None,
-            amp_dtype: Optional[Union[str, torch.dtype]] = None,
-            **kwargs: Any,
-    ):
-        settings = dict(
-            eps=eps, alpha=alpha, steps=steps, attack=attack, target=target, random_start=random_start, norm=norm,
-            norm_stats=norm_stats, amp_dtype=amp_dtype)
-        super().__init__(model, criterion, mean, std, settings, kwargs)
-        self.announce()
+    name = 'madry'
+    default_attack = Attack(target='none', random_start=1.)
+    no_use_for = {'adv_weight': '', **_OF_AUX_NORMS}
 
     def describe(self) -> str:
-        return f'madry, {self.adversary.describe()}'
+        return f'{self.name}, {self.attack.describe()}'
 
     def relative_cost(self) -> float:
-        return 1 + self.adversary.relative_cost()
+        return 1 + self.attack.relative_cost()
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Attack a batch and compute the adversarial loss.
@@ -92,7 +72,8 @@ class MadryTask(_OneNormTask):
             `'loss'`, `'output'` (logits of the adversarial images [N, classes]), `'adv_loss'` (detached) and
             `'adv_top1'` (percent).
         """
-        output = self.trainable_module(self._attack(input, target))
+        adversarial, target = self.attack(self.unwrapped_module, input, target)
+        output = self.trainable_module(adversarial)
         loss = self.criterion(output, target)
         return {'loss': loss, 'output': output, 'adv_loss': loss.detach(), 'adv_top1': top1(output, target)}
 
@@ -105,49 +86,39 @@ class JointTask(_OneNormTask):
     Args:
         model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
         criterion: Maps (logits, target) to a scalar, for both losses. Cross-entropy by default.
-        target: `'random'`: the attack minimises the loss of a random wrong label. `'none'`: it maximises the true
-            one's.
-        random_start: Probability that a sample's attack starts from a random point of the ball.
+        attack: The attack, by default PGD-5 towards a random wrong label.
         weight: Weight of the adversarial loss.
-        eps, alpha, steps, attack, norm, norm_stats, mean, std, amp_dtype: The attack, see `Adversary`; mean and std are
-            those of the model's `pretrained_cfg` by default.
+        mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
+        std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
 
     Raises:
         ValueError: An argument is out of range.
     """
+    name = 'joint'
+    no_use_for = _OF_AUX_NORMS
 
     def __init__(
             self,
             model: nn.Module,
             criterion: Optional[Union[nn.Module, Callable]] = None,
+            attack: Optional[Attack] = None,
             *,
-            eps: float = 4,
-            alpha: float = 1,
-            steps: Optional[int] = None,
-            attack: str = 'pgd',
-            target: str = 'random',
-            random_start: float = 0.8,
-            weight: float = 1.0,
-            norm: str = 'linf',
-            norm_stats: str = 'eval',
-            mean: Optional[Sequence[float]] = None,
-            std: Optional[Sequence[float]] = None,
-            amp_dtype: Optional[Union[str, torch.dtype]] = None,
+            weight: Optional[float] = None,
             **kwargs: Any,
     ):
-        settings = dict(
-            eps=eps, alpha=alpha, steps=steps, attack=attack, target=target, random_start=random_start, norm=norm,
-            norm_stats=norm_stats, amp_dtype=amp_dtype)
-        super().__init__(model, criterion, mean, std, settings, kwargs)
-        self.weight = check_weight(weight)
-        self.announce()
+        self.weight = check_weight(weight, self.default_weight)
+        super().__init__(model, criterion, attack, **kwargs)
+
+    @classmethod
+    def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
+        return dict(super().arguments(settings), weight=settings.weight)
 
     def describe(self) -> str:
-        return f'joint, {self.adversary.describe()}, adversarial loss × {self.weight:g}'
+        return f'{self.name}, {self.attack.describe()}, adversarial loss × {self.weight:g}'
 
     def relative_cost(self) -> float:
-        return 2 + self.adversary.relative_cost()
+        return 2 + self.attack.relative_cost()
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """Attack a batch and compute both losses.
@@ -160,14 +131,11 @@ class JointTask(_OneNormTask):
             `'loss'` (clean loss + weight × adversarial loss), `'output'` (clean logits [N, classes]), `'clean_loss'`
             and `'adv_loss'` (detached), `'clean_top1'` and `'adv_top1'` (percent).
         """
-        adversarial = self._attack(input, target)
-        output, adv_output = self.trainable_module(torch.cat([input, adversarial])).chunk(2)
-        clean_loss, adv_loss = self.criterion(output, target), self.criterion(adv_output, target)
+        adversarial, _ = self.attack(self.unwrapped_module, input, target)
+        outputs = self.trainable_module(torch.cat([input, adversarial])).chunk(2)
+        losses = [self.criterion(output, target) for output in outputs]
         return {
-            'loss': clean_loss + self.weight * adv_loss,
-            'output': output,
-            'clean_loss': clean_loss.detach(),
-            'adv_loss': adv_loss.detach(),
-            'clean_top1': top1(output, target),
-            'adv_top1': top1(adv_output, target),
+            'loss': losses[0] + self.weight * losses[1],
+            'output': outputs[0],
+            **part_metrics(('clean', 'adv'), losses, outputs, (target, target)),
         }

@@ -1,137 +1,105 @@
-"""The regimes by name, and what their names and flags mean."""
-import inspect
-from typing import Any, Callable, Dict, List, Optional
+"""The regimes by name, their flags, and the task that a name stands for."""
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, Callable, Dict, Optional, Type
 
 import torch.nn as nn
 from timm.task import TrainingTask
 
 from ..norms import convert_split_norm, has_split_norm
-from .adversary import default_steps
-from .advprop import AdvPropTask, num_aux_needed
+from ..settings import Setting
+from .advprop import AdvPropTask
+from .attack import Attack
 from .fast_advprop import FastAdvPropTask
-from .generators import GENERATORS
 from .one_norm import JointTask, MadryTask
+from .regime_settings import GENERATORS, RegimeSettings
+from .task import RegimeTask
 from .vanilla import VanillaTask
 
-__all__ = [
-    'REGIMES', 'attack_settings', 'create_task', 'default_regime', 'images_of_aux_norms', 'num_aux_of_regime',
-]
+__all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of']
 
-REGIMES = {
-    'vanilla': VanillaTask,
-    'madry': MadryTask,
-    'joint': JointTask,
-    'advprop': AdvPropTask,
-    'fast-advprop': FastAdvPropTask,
+REGIMES: Dict[str, Type[RegimeTask]] = {
+    task.name: task for task in (VanillaTask, MadryTask, JointTask, AdvPropTask, FastAdvPropTask)
 }
 
 
-def default_regime(model: nn.Module) -> str:
-    """`'advprop'` for a model with split norms, else `'vanilla'`."""
-    return 'advprop' if has_split_norm(model) else 'vanilla'
-
-
-def num_aux_of_regime(regime: str, attack: Dict[str, Any]) -> int:
-    """Number of auxiliary norms that a regime trains, for each norm.
+def regime_of(settings: RegimeSettings, is_split: bool) -> Type[RegimeTask]:
+    """The task of the regime that was asked for, by default AdvProp for a model with split norms, else vanilla.
 
     Args:
-        regime: A name in `REGIMES`.
-        attack: Keyword arguments of the regime's task.
-    """
-    if regime == 'advprop':
-        return num_aux_needed(**{name: attack[name] for name in ('eps', 'generator', 'aug_splits') if name in attack})
-    return 1 if regime == 'fast-advprop' else 0
-
-
-def attack_settings(regime: str, attack: Dict[str, Any]) -> Dict[str, Any]:
-    """The attack of a regime: what is given, and the defaults of the regime's task.
-
-    Args:
-        regime: A name in `REGIMES`.
-        attack: Keyword arguments of the regime's task.
+        settings: What was asked for.
+        is_split: Whether the model has split norms.
 
     Raises:
-        ValueError: The regime has no use for one of them.
+        ValueError: The regime is unknown, or has no use for what was asked for.
     """
-    parameters = inspect.signature(REGIMES[regime]).parameters.values()
-    settings = {parameter.name: parameter.default for parameter in parameters
-                if parameter.kind == parameter.KEYWORD_ONLY}
-    unused = sorted(set(attack) - set(settings))
-    if unused:
-        flags = ', '.join(f'{name} (--adv-{name.replace("_", "-")})' for name in unused)
-        raise ValueError(f'Regime {regime} has no use for {flags}: leave it out.')
-    if regime != 'advprop' and isinstance(attack.get('eps'), (list, tuple)):
-        raise ValueError(f'Regime {regime} takes one attack strength, got {attack["eps"]} (--adv-eps).')
-    not_of_generators = sorted(set(attack) - {'generator', 'eps', 'weight', 'aug_splits', 'mean', 'std'})
-    if attack.get('generator') is not None and not_of_generators:
-        raise ValueError(f'A generator takes the place of the attack: leave {", ".join(not_of_generators)} out.')
-    return {**settings, **attack}
-
-
-def images_of_aux_norms(regime: str, attack: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """What each auxiliary norm of a regime is trained on.
-
-    Args:
-        regime: A name in `REGIMES`.
-        attack: Keyword arguments of the regime's task.
-
-    Returns:
-        For each norm `trained_on`, and for adversarial images `attack`, `eps_px`, `alpha_px` (in 0–255 pixels),
-        `steps`, `target` and `random_start`.
-
-    Raises:
-        ValueError: The regime has no use for one of the arguments.
-    """
-    if not num_aux_of_regime(regime, attack):
-        return []
-    settings = attack_settings(regime, attack)
-    images = [dict(trained_on='augmented images')] * (settings.get('aug_splits', 1) - 1)
-    eps = settings['eps']
-    strengths = eps if isinstance(eps, (list, tuple)) else [eps]
-    generator = settings.get('generator')
-    if generator is not None:
-        name = generator if isinstance(generator, str) else getattr(generator, '__name__', type(generator).__name__)
-        if name not in GENERATORS:
-            return [*images, dict(trained_on=f'images of {name}')]
-        return images + [dict(trained_on=name, eps_px=strength) for strength in strengths]
-    common = {name: settings[name] for name in ('attack', 'target', 'random_start')}
-    return images + [dict(
-        trained_on='adversarial images',
-        **common,
-        alpha_px=settings['alpha'],
-        eps_px=strength,
-        steps=1 if regime == 'fast-advprop' else settings['steps'] or default_steps(strength),
-        **(dict(norm=settings['norm']) if settings['norm'] != 'linf' else {}),
-    ) for strength in strengths]
+    name = settings.regime or (AdvPropTask if is_split else VanillaTask).name
+    if name not in REGIMES:
+        raise ValueError(f'Unknown regime {name!r}: give one of {", ".join(REGIMES)}.')
+    REGIMES[name].check(settings)
+    return REGIMES[name]
 
 
 def create_task(
-        regime: Optional[str],
+        settings: RegimeSettings,
         model: nn.Module,
         criterion: Optional[Callable] = None,
-        attack: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> TrainingTask:
     """Create the training task of a regime.
 
     Args:
-        regime: A name in `REGIMES`; None for `default_regime(model)`.
+        settings: What was asked for.
         model: The model to train. A plain model that needs split norms is converted in place.
         criterion: Maps (logits, target) to a scalar.
-        attack: Keyword arguments of the regime's task that describe its attack; `'vanilla'` ignores them.
-        **kwargs: Keyword arguments of `timm.task.ClassificationTask`.
+        **kwargs: `mean` and `std` of the inputs, and keyword arguments of `timm.task.ClassificationTask`.
 
     Raises:
-        ValueError: The regime is unknown, or the model or an argument does not fit it.
+        ValueError: The regime is unknown, or the model or a setting does not fit it.
     """
-    attack = dict(attack or {})
-    if regime is None and default_regime(model) == 'vanilla' and set(attack) - {'mean', 'std'}:
+    is_split = has_split_norm(model)
+    task_type = regime_of(settings, is_split)
+    if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.generator):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
-    regime = regime or default_regime(model)
-    if regime not in REGIMES:
-        raise ValueError(f'Unknown regime {regime!r}: give one of {", ".join(REGIMES)}.')
-    attack = attack_settings(regime, attack) if regime != 'vanilla' else {}
-    num_aux = num_aux_of_regime(regime, attack)
-    if num_aux and not has_split_norm(model):
+    num_aux = len(task_type.sources_of_aux_norms(settings))
+    if num_aux and not is_split:
         convert_split_norm(model, num_aux)
-    return REGIMES[regime](model, criterion, **attack, **kwargs)
+    return task_type(model, criterion, **task_type.arguments(settings), **kwargs)
+
+
+def regime_flags() -> Dict[str, Setting]:
+    """The AdvProp group of the command line, by the flags' names; without defaults, as each regime has its own."""
+    generators = ', '.join(GENERATORS)
+    flags = {
+        '--regime': Setting(
+            'training regime', choices=tuple(REGIMES),
+            default_help=f'{AdvPropTask.name} where the model has split norms, else {VanillaTask.name}'),
+    }
+    for name, about in Attack.declared().items():
+        flag = replace(about, default=None, default_help=about.default_help or _defaults(f'default_attack.{name}'))
+        if name == 'eps_px':
+            flag = replace(flag, nargs='+', help=f'{about.help}; several train one aux norm each')
+        flags[about.flags[0]] = flag
+    return {
+        **flags,
+        '--adv-weight': Setting(
+            'weight of the adversarial loss', kind=float, low=0, metavar='W',
+            default_help=_defaults('default_weight')),
+        '--adv-generator': Setting(
+            f'other images for the aux norm than an attack\'s: {generators} of standard deviation --adv-eps, or '
+            'package.module:name of a callable from (model, images, target) to (images, target)', metavar='NAME'),
+        '--adv-budget': Setting(
+            'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
+            choices=('epochs', 'vanilla'), default_help=_defaults('default_budget')),
+    }
+
+
+def _defaults(path: str) -> str:
+    # '4, fast-advprop: 1', what the regimes say under a name
+    usual, *_ = values = {task: attrgetter(path)(task) for task in (AdvPropTask, *REGIMES.values())}
+    others = [f'{task.name}: {_text(value)}' for task, value in values.items() if value != values[usual]]
+    return ', '.join([_text(values[usual]), *others])
+
+
+def _text(value: Any) -> str:
+    return f'{value:g}' if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""What the tasks of all regimes share."""
+"""What the tasks of all regimes share, and what each regime says of itself."""
 import logging
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Type, Union
 
 import torch
 import torch.nn as nn
@@ -8,23 +8,40 @@ from timm.task import ClassificationTask
 from torch.nn.parallel import DistributedDataParallel
 
 from ..norms import has_split_norm, set_norm_route, train_aux
+from .attack import Attack
+from .regime_settings import RegimeSettings
+from .source import Source
 
-__all__ = ['RegimeTask', 'check_weight', 'top1', 'use_main_norms']
+__all__ = ['RegimeTask', 'check_weight', 'one_attack', 'part_metrics', 'top1', 'use_main_norms']
 
 _logger = logging.getLogger(__name__)
 
 
 class RegimeTask(ClassificationTask):
-    """A `timm.task.ClassificationTask` that knows what a step costs.
+    """A `timm.task.ClassificationTask` of a regime. Everything that programs need to know of a regime is said here.
+
+    Attributes:
+        name: The regime's name on the command line.
+        default_attack: Its attack, where nothing else is asked for.
+        default_weight: Weight of the losses of generated images.
+        default_budget: `'epochs'`, or `'vanilla'` where `--epochs` counts epochs of vanilla training.
+        smallest_batch: Fewest images in a batch.
+        no_use_for: Flags that it has no use for, such as `adv_steps`, and why, '' where that is clear.
 
     Args:
         model: The model to train.
-        criterion: Maps (logits, target) to a scalar. Cross-entropy by default.
+        criterion: Maps (logits, targets) to a scalar. Cross-entropy by default.
         device: Device of the task.
         dtype: Type of the task.
         verbose: Log what the task does and costs.
         criterion_kwargs: Arguments of timm's `create_classification_loss` where `criterion` is None (timm ≥ 1.0.31).
     """
+    name = ''
+    default_attack = Attack()
+    default_weight = 1.
+    default_budget = 'epochs'
+    smallest_batch = 1
+    no_use_for: Mapping[str, str] = {}
 
     def __init__(
             self,
@@ -40,6 +57,31 @@ class RegimeTask(ClassificationTask):
             criterion = nn.CrossEntropyLoss()
         loss_kwargs = dict(criterion_kwargs=criterion_kwargs) if criterion_kwargs is not None else {}
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose, **loss_kwargs)
+
+    @classmethod
+    def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
+        """Keyword arguments of the task for what was asked for.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def sources_of_aux_norms(cls, settings: RegimeSettings) -> Sequence[Source]:
+        """The source of each auxiliary norm for what was asked for: their number is that of auxiliary norms."""
+        return ()
+
+    @classmethod
+    def check(cls, settings: RegimeSettings) -> None:
+        """Check that the regime has a use for all that was asked for.
+
+        Raises:
+            ValueError: It has not; the message names the flag.
+        """
+        for flag in sorted(settings.given & cls.no_use_for.keys()):
+            why = cls.no_use_for[flag] and f' ({cls.no_use_for[flag]})'
+            raise ValueError(f'Regime {cls.name} has no use for --{flag.replace("_", "-")}{why}: leave it out.')
 
     @property
     def unwrapped_module(self) -> nn.Module:
@@ -68,22 +110,62 @@ def use_main_norms(model: nn.Module) -> None:
         model: Any model.
     """
     if has_split_norm(model):
-        set_norm_route(model, 'clean')
+        set_norm_route(model, 'main')
         train_aux(model, False)
 
 
-def check_weight(weight: float) -> float:
-    """The weight of an adversarial loss, if it is one.
+def one_attack(cls: Type[RegimeTask], settings: RegimeSettings) -> Attack:
+    """The attack of a regime that takes one.
+
+    Raises:
+        ValueError: Several strengths were asked for.
+    """
+    attacks = settings.attacks(cls.default_attack)
+    if len(attacks) > 1:
+        raise ValueError(f'Regime {cls.name} takes one attack strength, got {list(settings.strengths)} (--adv-eps).')
+    return attacks[0]
+
+
+def check_weight(weight: Optional[float], default: float) -> float:
+    """The weight of a loss, if it is one.
 
     Args:
-        weight: The weight, at least 0.
+        weight: The weight, at least 0; None for the default.
+        default: The default.
 
     Raises:
         ValueError: It is not.
     """
+    weight = default if weight is None else weight
     if not weight >= 0:
         raise ValueError(f'weight of the adversarial loss must be at least 0, got {weight}.')
     return float(weight)
+
+
+def part_metrics(
+        names: Sequence[str],
+        losses: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        targets: Sequence[torch.Tensor],
+) -> Dict[str, torch.Tensor]:
+    """Losses and accuracies of the parts of a batch for the log; those of the same name are added and averaged.
+
+    Args:
+        names: Name of each part, such as `'clean'` and `'adv'`.
+        losses: Loss of each part.
+        outputs: Logits of each part, [N, classes].
+        targets: Labels [N] of each part, or class weights [N, classes].
+
+    Returns:
+        `<name>_loss`, detached, and `<name>_top1` in percent.
+    """
+    parts: Dict[str, List[int]] = {}
+    for i, name in enumerate(names):
+        parts.setdefault(name, []).append(i)
+    losses = {f'{name}_loss': sum(losses[i].detach() for i in members) for name, members in parts.items()}
+    accuracies = {f'{name}_top1': torch.stack([top1(outputs[i], targets[i]) for i in members]).mean()
+                  for name, members in parts.items()}
+    return {**losses, **accuracies}
 
 
 def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Vanilla training: clean images, one norm."""
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
 
+from .regime_settings import RegimeSettings
 from .task import RegimeTask, top1, use_main_norms
 
 __all__ = ['VanillaTask']
@@ -15,21 +16,32 @@ class VanillaTask(RegimeTask):
     Args:
         model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
         criterion: Maps (logits, target) to a scalar. Cross-entropy by default.
+        mean: Of no use; taken as by the other regimes.
+        std: The same.
         **kwargs: Arguments of `RegimeTask`.
     """
+    name = 'vanilla'
+    no_use_for = {'split_bn': 'its images share one norm'}  # settings of an attack may stand in a recipe that is shared
 
     def __init__(
             self,
             model: nn.Module,
             criterion: Optional[Union[nn.Module, Callable]] = None,
+            *,
+            mean: Optional[Sequence[float]] = None,
+            std: Optional[Sequence[float]] = None,
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
         use_main_norms(model)
         self.announce()
 
+    @classmethod
+    def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
+        return {}
+
     def describe(self) -> str:
-        return 'vanilla'
+        return self.name
 
     def relative_cost(self) -> float:
         return 1.

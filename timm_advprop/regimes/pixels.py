@@ -1,0 +1,75 @@
+"""From 0–255 pixels to the units of normalised images: here, once."""
+from dataclasses import dataclass, replace
+from typing import Optional, Sequence, Tuple
+
+import torch.nn as nn
+
+from ..settings import Settings
+from .source import Source
+
+__all__ = ['PixelSource', 'normalisation_of']
+
+Channels = Tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSource(Settings, Source):
+    """A source whose strength is given in pixels.
+
+    Args:
+        mean: Mean of each channel that images are normalised by, in 0–1. The model's `pretrained_cfg` by default.
+        std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
+    """
+    mean: Optional[Sequence[float]] = None
+    std: Optional[Sequence[float]] = None
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'PixelSource':
+        mean, std = self.mean or tuple(mean), self.std or tuple(std)
+        if not all(value > 0 for value in std) or len(mean) != len(std):
+            raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
+        return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def normalised_for(self, model: nn.Module) -> 'PixelSource':
+        """The source for the images of a model, where it is not known yet how they are normalised."""
+        return self if self.mean and self.std else self.normalised_by(*normalisation_of(model, self.mean, self.std))
+
+    def normalised(self, pixels: float) -> Channels:
+        """A length in pixels in the units of images, for each channel."""
+        return tuple(pixels / 255 / std for std in self.std)
+
+    @property
+    def bounds(self) -> Tuple[Channels, Channels]:
+        """The lowest and the highest pixel in the units of images, for each channel."""
+        low, high = (tuple((edge - mean) / std for mean, std in zip(self.mean, self.std)) for edge in (0, 1))
+        return low, high
+
+
+def normalisation_of(
+        model: nn.Module,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+) -> Tuple[Channels, Channels]:
+    """Mean and std of a model's inputs: those given, or the model's own `pretrained_cfg`.
+
+    Args:
+        model: The model.
+        mean: Mean of each channel, in 0–1.
+        std: Standard deviation of each channel, in 0–1.
+
+    Raises:
+        ValueError: Neither given nor known from the model.
+    """
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    channels = getattr(model, 'in_chans', None)
+    mean = mean if mean is not None else _for_channels(cfg.get('mean'), channels)
+    std = std if std is not None else _for_channels(cfg.get('std'), channels)
+    if mean is None or std is None:
+        raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
+    return tuple(mean), tuple(std)
+
+
+def _for_channels(values: Optional[Sequence[float]], channels: Optional[int]) -> Optional[Sequence[float]]:
+    # timm's loaders take the average where a cfg's number of values is not that of the model's channels
+    if values is None or channels is None or len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels

@@ -1,0 +1,111 @@
+"""Sources: what makes the images of an auxiliary norm.
+
+A source is a callable (model, images, target) → (images, target). Images [N, C, H, W] are as the loader delivers them,
+normalised, and labels [N] or class weights [N, classes]; as many of each come back, on the same device. It runs with
+the model on the route of its norm and leaves the model as it was. An attack is a source, so are noise, an augmented
+part of the batch, and any function.
+"""
+import importlib
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+
+from ..errors import InputError
+
+__all__ = ['AugmentedView', 'FunctionSource', 'Images', 'Source', 'as_source', 'import_source']
+
+Images = Tuple[torch.Tensor, torch.Tensor]
+
+
+class Source:
+    """A kind of images, with what the log, the cost and the model card say of it.
+
+    Attributes:
+        part: Begins the names of its loss and accuracy in the log.
+        view: The part of the batch it starts from: 0 for the clean images, i for the i-th augmented ones.
+        weight: Weight of its loss, None for the task's.
+    """
+    part = 'adv'
+    view = 0
+    weight: Optional[float] = None
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
+        """Make images of a batch."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What the images are, in a few words."""
+        raise NotImplementedError
+
+    def relative_cost(self) -> float:
+        """Arithmetic of making the images, relative to a vanilla step on as many."""
+        return 0.
+
+    def facts(self) -> Dict[str, Any]:
+        """What a model card says of a norm that was trained on these images: `trained_on`, and settings."""
+        return dict(trained_on=self.describe())
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'Source':
+        """The source for images that are normalised by mean and std, in 0–1 for each channel."""
+        return self
+
+
+@dataclass(frozen=True)
+class AugmentedView(Source):
+    """The i-th augmented part of the batch, as timm's `--aug-splits` delivers it: [clean; augmented; …].
+
+    Args:
+        view: Number of the part, from 1.
+    """
+    view: int = 1
+    part = 'aug'
+    weight = 1.
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
+        return images, target
+
+    def describe(self) -> str:
+        return 'augmented images'
+
+
+@dataclass(frozen=True)
+class FunctionSource(Source):
+    """The images that a function makes.
+
+    Args:
+        function: Maps (model, images, target) to (images, target). It gets copies, as it may work in place.
+    """
+    function: Callable[[nn.Module, torch.Tensor, torch.Tensor], Images]
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
+        made = self.function(model, images.clone(), target.clone())
+        if not isinstance(made, tuple) or len(made) != 2 or any(len(values) != len(images) for values in made):
+            raise InputError(f'The generator {self.describe()} must return a pair of {len(images)} images and as many '
+                             'targets.')
+        return made
+
+    def describe(self) -> str:
+        return f'images of {getattr(self.function, "__name__", type(self.function).__name__)}'
+
+
+def as_source(value: Union[Source, Callable[..., Images]]) -> Source:
+    """A source as it is, or that of a function."""
+    return value if isinstance(value, Source) else FunctionSource(value)
+
+
+def import_source(path: str) -> Any:
+    """The source, class of sources or function that `package.module:name` names.
+
+    Raises:
+        ValueError: There is none.
+    """
+    module, _, name = path.partition(':')
+    try:
+        source = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f'Cannot import the generator {path}: {error}.') from error
+    if not callable(source):
+        raise ValueError(f'The generator {path} cannot be called.')
+    return source
