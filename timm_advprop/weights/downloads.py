@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = [
     'HUB_ERRORS', 'NETWORK_ERRORS', 'PAUSES', 'check_repo_id', 'download_file', 'explain_hub_error', 'hub_status',

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from timm.models._hub import _parse_model_cfg
 from timm.models._pretrained import PretrainedCfg
 
+from ..errors import InputError
+from ..norms import num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
-from .errors import InputError
-from .norms import num_aux_in, split_state_dict
 
 __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
            'open_publication', 'read_config']
@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Publication:
-    """Published weights.
+    """Published weights. Opening reads `config.json` alone; the weights are read each time they are asked for.
 
     Args:
         name: Name for messages.
@@ -56,10 +56,12 @@ class Publication:
         self.origin = origin
         self.config = config
         self._locate = locate
+        self._state_dict: Optional[Dict[str, torch.Tensor]] = None
 
     @classmethod
     def on_hub(cls, model_id: str, cache_dir: Optional[str] = None) -> 'Publication':
-        """Open `user/name` or `user/name@revision`. All files are taken from the commit that `config.json` is from."""
+        """Open `user/name` or `user/name@revision`. All files are taken from the commit that `config.json` is from, so
+        that a push in the meantime does not mix two publications."""
         path = download_file(model_id, CONFIG_FILE, cache_dir)
         try:
             config = read_config(path, model_id)
@@ -83,13 +85,8 @@ class Publication:
         """Open a local folder."""
         if not os.path.isdir(folder):
             raise InputError(f'There is no folder {folder}.')
-
-        def locate(filename: str, force: bool = False) -> Optional[str]:
-            path = os.path.join(folder, filename)
-            return path if os.path.isfile(path) else None
-
-        config = read_config(locate(CONFIG_FILE), folder)
-        return cls(folder, locate, dict(file=folder, source='local-dir'), config)
+        locate = partial(_file_in, folder)
+        return cls(folder, locate, dict(file=folder, source='local-dir'), read_config(locate(CONFIG_FILE), folder))
 
     @property
     def details(self) -> Dict[str, Any]:
@@ -139,11 +136,16 @@ class Publication:
         return _parse_model_cfg(deepcopy(self.config), {})[2] if 'architecture' in self.config else {}
 
     def load_state_dict(self) -> Dict[str, torch.Tensor]:
-        """The state dict of the split model, or of the plain one where there are no auxiliary norms.
+        """The state dict of the split model, or of the plain one where there are no auxiliary norms. Read once.
 
         Raises:
             InputError: A file is missing or damaged, or the weights are there in a pickled form only.
         """
+        if self._state_dict is None:
+            self._state_dict = self._load_all()
+        return dict(self._state_dict)  # timm takes entries out
+
+    def _load_all(self) -> Dict[str, torch.Tensor]:
         state_dict = self._load(WEIGHTS_FILE)
         if self.details.get('num_aux'):
             aux = self._load(AUX_FILE)
@@ -222,6 +224,11 @@ def read_config(path: Optional[str], name: str) -> Dict[str, Any]:
     if not _is_well_formed(config):
         raise InputError(f'{CONFIG_FILE} of {name} is damaged: its entries are not what timm and timm-advprop write.')
     return config
+
+
+def _file_in(folder: str, filename: str, force: bool = False) -> Optional[str]:
+    path = os.path.join(folder, filename)
+    return path if os.path.isfile(path) else None
 
 
 def _is_well_formed(config: Any) -> bool:

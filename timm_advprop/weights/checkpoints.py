@@ -1,0 +1,213 @@
+"""Reads checkpoints, of this package and of other AdvProp code, without running anything that is in them.
+
+The reference PyTorch code (github.com/tingxueronghua/pytorch-classification-advprop) and Fast AdvProp
+(github.com/meijieru/fast_advprop) call the one auxiliary norm `….aux_bn.weight`, without an index, put `module.` before
+every key, and use torchvision's names for ResNets, which are timm's.
+"""
+import hashlib
+import logging
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, ContextManager, Dict, List, Mapping, Optional
+
+import numpy as np
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+
+from ..errors import InputError
+from ..norms import (
+    convert_split_norm,
+    has_split_norm,
+    index_aux_key,
+    main_key,
+    num_aux_in,
+    num_aux_norms,
+    split_state_dict,
+)
+from .misfits import explain_misfit
+
+__all__ = ['Checkpoint', 'allow_numpy_scalars', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
+           'read_checkpoint', 'weights_digest']
+
+_logger = logging.getLogger(__name__)
+
+# Where a training checkpoint keeps its weights, the first that is there.
+_AVERAGED = ('state_dict_ema', 'model_ema')
+_TRAINED = ('state_dict', 'model')
+_NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds. The file is read once.
+
+    Args:
+        path: The file.
+        state_dict: The weights, under this package's names.
+        averaged: The weights are an exponential moving average.
+        args: Arguments of the timm run that wrote it; empty for any other file.
+        epoch: Epoch of that run, from 0.
+        metric: Best metric of that run until then.
+        raw: All of a training checkpoint, with the optimizer and both kinds of weights; empty for weights alone.
+    """
+    path: str
+    state_dict: Dict[str, torch.Tensor]
+    averaged: bool
+    args: Dict[str, Any]
+    epoch: Optional[int]
+    metric: Optional[float]
+    raw: Mapping[str, Any]
+
+
+def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
+    """Load a checkpoint into a model, and log what was recognised in it.
+
+    Args:
+        model: A model with or without split norms. Where it has split norms and the checkpoint is a plain one, the
+            auxiliary norms become copies of the main ones.
+        path: A timm training checkpoint, a PyTorch state dict, a safetensors file, or a checkpoint of the reference
+            AdvProp code or of Fast AdvProp.
+        use_ema: Prefer the averaged weights where there are any.
+
+    Raises:
+        InputError: There is no such file, it is not a checkpoint, or it does not fit; the message names the keys.
+    """
+    load_read_checkpoint(model, read_checkpoint(path, use_ema), path)
+
+
+def read_checkpoint(path: str, use_ema: bool = True) -> Dict[str, torch.Tensor]:
+    """The state dict in a checkpoint file, see `open_checkpoint`."""
+    return open_checkpoint(path, use_ema).state_dict
+
+
+def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
+    """Read a checkpoint file. No code in it is run.
+
+    Args:
+        path: See `load_checkpoint`.
+        use_ema: Prefer the averaged weights where there are any.
+
+    Raises:
+        InputError: There is no such file, or it is not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f'No checkpoint file {path}.')
+    try:
+        content = _read(path)
+        keys = (*_AVERAGED, *_TRAINED) if use_ema else _TRAINED
+        key = next((key for key in keys if content.get(key) is not None), None)
+        state_dict = clean_state_dict(content[key] if key else content)
+    except Exception as error:  # every reader has errors of its own for a file that is not its kind
+        raise InputError(f'{path} cannot be loaded: it is neither safetensors nor a PyTorch checkpoint that holds '
+                         f'weights alone, without code ({type(error).__name__}).') from error
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
+    run = content if isinstance(content.get('args'), Namespace) else {}
+    return Checkpoint(
+        path=path, state_dict=_index_aux_keys(state_dict, path), averaged=key in _AVERAGED,
+        args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), metric=run.get('metric'),
+        raw=content if key else {})
+
+
+def load_read_checkpoint(
+        model: nn.Module,
+        state_dict: Dict[str, torch.Tensor],
+        path: str,
+        convert: bool = False,
+) -> None:
+    """Load what `read_checkpoint` returned, see `load_checkpoint`.
+
+    Args:
+        model: A model with or without split norms.
+        state_dict: The state dict.
+        path: The file it came from.
+        convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
+    """
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+    num_aux = num_aux_in(state_dict)
+    if num_aux and convert and not has_split_norm(model):
+        _logger.info(f'{path} has auxiliary norms: {name} gets them too.')
+        convert_split_norm(model, num_aux)
+    if num_aux > num_aux_norms(model):  # told here, as a plain model would name each of them an unexpected key
+        advice = f'create it with num_aux={num_aux}' if has_split_norm(model) else (
+            f'take its *_ap model, or call convert_split_norm(model, num_aux={num_aux}) first')
+        raise InputError(f'{path} has {num_aux} auxiliary norm(s) for each norm, {name} has {num_aux_norms(model)}: '
+                         f'{advice}.')
+    try:
+        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path))
+    except RuntimeError as error:
+        raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
+    _tell_copied_norms(split_state_dict(model.state_dict())[1], state_dict, path)
+
+
+def weights_digest(state_dict: Mapping[str, torch.Tensor], route: str = 'main') -> str:
+    """A name for weights, the same wherever they are kept: 16 digits of a SHA-256.
+
+    Args:
+        state_dict: State dict of a model, split or plain.
+        route: With `'main'`, of the plain model's part; else of all.
+    """
+    entries = split_state_dict(state_dict)[0] if route in ('main', 'clean') else state_dict
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        value = entries[name].detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def allow_numpy_scalars() -> ContextManager[Any]:
+    """Let torch read checkpoints that hold an accuracy or a learning rate as a numpy number."""
+    scalar, _ = np.float64(0).__reduce__()  # the function that makes such numbers again
+    return torch.serialization.safe_globals([
+        (scalar, 'numpy.core.multiarray.scalar'),  # numpy 1
+        (scalar, 'numpy._core.multiarray.scalar'),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
+    ])
+
+
+def _read(path: str) -> Dict[str, Any]:
+    if path.endswith('.safetensors'):
+        return load_file(path)
+    with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):  # timm keeps a run's arguments so
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _index_aux_keys(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
+    indexed = {index_aux_key(key): value for key, value in state_dict.items()}
+    if indexed.keys() == state_dict.keys():
+        return indexed
+    if len(indexed) < len(state_dict):
+        raise InputError(f'{path} names auxiliary norms both with and without an index.')
+    norms = {key.rpartition('aux_bn.')[0] for key in split_state_dict(indexed)[1]}
+    _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
+                 f'one auxiliary norm each. Both codes normalise images by mean 0.5 and std 0.5.')
+    return indexed
+
+
+def _with_main_for_untrained_aux(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
+    # Auxiliary norms that a regime without them left at their first values, beside main norms that were trained. A norm
+    # that has seen no batch would normalise by mean 0 and variance 1.
+    main, aux = split_state_dict(state_dict)
+    trained = [any(value.any() for value in _batch_counts(part)) for part in (main, aux)]
+    if not _batch_counts(aux) or trained != [True, False]:
+        return state_dict
+    _logger.info(f'The auxiliary norms in {path} were not trained: they are taken for copies of the main ones.')
+    return {key: main[main_key(key)].clone() if key in aux else value for key, value in state_dict.items()}
+
+
+def _batch_counts(state_dict: Dict[str, torch.Tensor]) -> List[torch.Tensor]:
+    return [value for key, value in state_dict.items() if key.endswith('num_batches_tracked')]
+
+
+def _tell_copied_norms(expected: Mapping[str, Any], state_dict: Mapping[str, Any], path: str) -> None:
+    copied = sorted({key.rpartition('.')[0] for key in expected if key not in state_dict})
+    if expected and not num_aux_in(state_dict):
+        _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
+    elif copied:
+        _logger.warning(f'{path} lacks {len(copied)} auxiliary norms, which start as copies of the main norms: '
+                        f'{", ".join(copied[:_NAMES_SHOWN])}{" …" if len(copied) > _NAMES_SHOWN else ""}.')
