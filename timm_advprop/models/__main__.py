@@ -1,3 +1,3 @@
-from ._listing import main
+from ..cli.models import main
 
 main()

@@ -1,5 +1,5 @@
 """`create_model`: timm's, which knows that published weights may have auxiliary norms."""
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 import torch.nn as nn
 from timm.models import create_model as create_timm_model
@@ -7,14 +7,15 @@ from timm.models import is_model, parse_model_name
 
 from ..errors import InputError
 from ..norms import split_state_dict
-from ..publication import Publication, open_publication
-from ._builder import base_of, build_split_model, split_models
+from ..weights import Publication, open_publication
+from .builder import build_split_model
+from .zoo import base_of, split_models
 
 __all__ = ['create_model']
 
 
 def create_model(
-        name: str,
+        name: Union[str, Publication],
         pretrained: Optional[bool] = None,
         num_aux: Optional[int] = None,
         **kwargs: Any,
@@ -25,8 +26,8 @@ def create_model(
     split model whose auxiliary norms are copies of the main ones, and a warning that says so.
 
     Args:
-        name: `hf-hub:user/name`, `hf-hub:user/name@revision` or `local-dir:folder`; or a registered model, for which
-            this is `timm.create_model`.
+        name: `hf-hub:user/name`, `hf-hub:user/name@revision` or `local-dir:folder`, or what `open_publication` made of
+            it; or a registered model, for which this is `timm.create_model`.
         pretrained: Load the weights; by default those of a repository or a folder are loaded.
         num_aux: Number of auxiliary norms for each norm; by default the published number, or 1 for plain weights. With
             0, the plain model of a repository or a folder.
@@ -36,22 +37,30 @@ def create_model(
         InputError: The repository, revision or folder is missing, cannot be read, or holds something else.
         RuntimeError: The weights do not fit the model that is asked for.
     """
+    if isinstance(name, Publication):
+        return _create_published(name, pretrained is not False, num_aux, **kwargs)
     source, location = parse_model_name(name)
     if not source:
         return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, **kwargs)
     publication = open_publication(source, location, kwargs.get('cache_dir'))
+    return _create_published(publication, pretrained is not False, num_aux, **kwargs)
+
+
+def _create_published(publication: Publication, pretrained: bool, num_aux: Optional[int], **kwargs: Any) -> nn.Module:
     base = base_of(publication.architecture)
     if not is_model(base):
         raise InputError(f'{publication.name} holds {base}, which this timm does not know.')
     kwargs = {**publication.model_args, **{key: value for key, value in kwargs.items() if value is not None}}
-    kwargs.update(pretrained=pretrained is not False, pretrained_cfg=publication.pretrained_cfg)
+    kwargs.update(pretrained=pretrained, pretrained_cfg=publication.pretrained_cfg)
     if num_aux == 0:
         return _create_plain(base, publication, **kwargs)
-    kwargs['num_aux'] = num_aux or publication.num_aux or 1
+    kwargs.update(num_aux=num_aux or publication.num_aux or 1, publication=publication)
     variant = next((variant for variant, other in split_models().items() if other == base), None)
-    if variant:
-        return create_timm_model(variant, **kwargs)
-    return build_split_model(base, base, **kwargs)
+    if variant is None:
+        return build_split_model(base, base, **kwargs)
+    model = create_timm_model(variant, **kwargs)
+    getattr(model, '_model_args', {}).pop('publication', None)  # timm ≥ 1.0.31 keeps all arguments
+    return model
 
 
 def _create_plain(
