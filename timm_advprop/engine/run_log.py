@@ -1,11 +1,12 @@
 """What a training run leaves beside its checkpoints: args.yaml and summary.csv, in timm's format."""
 import csv
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import yaml
 
-from ..downloads import redact
+from ..output import replacing
+from ..weights.downloads import redact
 
 __all__ = ['RunLog']
 
@@ -20,11 +21,17 @@ class RunLog:
         wandb_run: A Weights & Biases run that gets the same rows.
     """
 
-    def __init__(self, folder: str, arguments: Dict[str, Any], first_epoch: int = 0, wandb_run: Optional[Any] = None):
+    def __init__(
+            self,
+            folder: str,
+            arguments: Mapping[str, Any],
+            first_epoch: int = 0,
+            wandb_run: Optional[Any] = None,
+    ):
         self.summary_path = os.path.join(folder, 'summary.csv')
         self.wandb_run = wandb_run
-        with open(os.path.join(folder, 'args.yaml'), 'w', encoding='utf-8') as file:
-            file.write(redact(yaml.safe_dump(arguments, default_flow_style=False)))
+        with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w', encoding='utf-8') as file:
+            file.write(redact(yaml.safe_dump(dict(arguments), default_flow_style=False)))
         self._rows = [row for row in self._read() if int(row['epoch']) < first_epoch]
 
     def add_epoch(
@@ -60,9 +67,7 @@ class RunLog:
     def _write(self) -> None:
         # the whole file, so that columns agree and a kill leaves the old or the new one
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        temporary = f'{self.summary_path}.tmp'
-        with open(temporary, 'w', newline='', encoding='utf-8') as file:
+        with replacing(self.summary_path) as path, open(path, 'w', newline='', encoding='utf-8') as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(temporary, self.summary_path)

@@ -6,12 +6,16 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager, Dict, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, Optional
 
 import torch
 import torchvision.utils
 from timm.task import TrainingTask
 from timm.utils import AverageMeter, CheckpointSaver, dispatch_clip_grad, reduce_tensor
+
+from ..output import duration
+from .optimization import mean_lr
+from .placement import Placement
 
 __all__ = ['Trainer', 'NonFiniteLoss']
 
@@ -31,44 +35,34 @@ class Trainer:
             which are logged.
         loader: Yields images [N, C, H, W] and targets.
         optimizer: Optimizer of the task's trainable module.
-        device: Device of the task.
+        placement: Where to train, and in which precision.
         num_epochs: Epochs of the whole run, for the time left.
         lr_scheduler: timm scheduler, stepped after each update.
         loss_scaler: timm loss scaler, for fp16.
-        autocast: Makes the context of each forward pass.
-        dtype: Type images are cast to, where the loader did not.
-        channels_last: Send images in the channels-last memory format.
         mixup_fn: Mixes a batch on the device, where the loader does not.
         grad_accum_steps: Batches for each update.
         clip_grad: Limit of the gradient, None for no clipping.
         clip_mode: `'norm'`, `'value'` or `'agc'`.
-        world_size: Number of processes.
         saver: Writes recovery checkpoints.
         recovery_interval: Updates between recovery checkpoints, 0 for none.
         log_interval: Updates between progress lines.
-        primary: Whether this process writes progress lines.
         synchronize: Wait for the device after each update.
         image_folder: Where to save a batch as a picture at every progress line.
     """
     task: TrainingTask
     loader: Iterable
     optimizer: torch.optim.Optimizer
-    device: torch.device
-    num_epochs: int
+    placement: Placement
+    num_epochs: int = 1
     lr_scheduler: Optional[Any] = None
     loss_scaler: Optional[Callable] = None
-    autocast: Callable[[], ContextManager] = nullcontext
-    dtype: Optional[torch.dtype] = None
-    channels_last: bool = False
     mixup_fn: Optional[Callable] = None
     grad_accum_steps: int = 1
     clip_grad: Optional[float] = None
     clip_mode: str = 'norm'
-    world_size: int = 1
     saver: Optional[CheckpointSaver] = None
     recovery_interval: int = 0
     log_interval: int = 50
-    primary: bool = True
     synchronize: bool = False
     image_folder: Optional[str] = None
 
@@ -105,7 +99,7 @@ class Trainer:
             if not last_of_update:
                 continue
             self._finish_update(epoch, update_idx, meters)
-            if self.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
+            if self.placement.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
                 self._log_progress(epoch, update_idx, meters, start)
                 self._save_images(images, update_idx)
         if hasattr(self.optimizer, 'sync_lookahead'):
@@ -113,17 +107,14 @@ class Trainer:
         return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
 
     def _prepare(self, images, target):
-        images = images.to(device=self.device, dtype=self.dtype)
-        target = target.to(device=self.device)
+        images, target = self.placement.images(images), target.to(device=self.placement.device)
         if self.mixup_fn is not None:
             images, target = self.mixup_fn(images, target)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, target
+        return self.placement.in_memory_format(images), target
 
     def _forward_backward(self, images, target, accum_steps, last_of_update, epoch, batch_idx) -> Dict[str, float]:
         with nullcontext() if last_of_update else self.task.no_sync():
-            with self.autocast():
+            with self.placement.autocast():
                 result = self.task(images, target)
             logged = {name: value.detach().float() for name, value in result.items()
                       if name.split('_')[-1] in ('loss', 'top1')}
@@ -162,7 +153,7 @@ class Trainer:
         num_updates = epoch * self.updates_per_epoch + update_idx + 1
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
-        if self.synchronize and self.device.type != 'cpu':
+        if self.synchronize and self.placement.device.type != 'cpu':
             torch.accelerator.synchronize()
         if self.saver is not None and self.recovery_interval and (update_idx + 1) % self.recovery_interval == 0:
             self.saver.save_recovery(epoch, batch_idx=update_idx)
@@ -173,12 +164,12 @@ class Trainer:
         done = update_idx + 1
         per_update = (time.monotonic() - start) / done
         left = (self.num_epochs - epoch) * self.updates_per_epoch - done
-        images = meters['loss'].count * self.world_size / done
+        images = meters['loss'].count * self.placement.world_size / done
         values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in meters.items())
-        lr = sum(group['lr'] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
+        percent = 100 * done / self.updates_per_epoch
         _logger.info(
-            f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({100 * done / self.updates_per_epoch:>3.0f}%)]'
-            f'  {values}  LR: {lr:.3e}  {images / per_update:.1f} images/s  ETA {_duration(per_update * left)}')
+            f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({percent:>3.0f}%)]  {values}  '
+            f'LR: {mean_lr(self.optimizer):.3e}  {images / per_update:.1f} images/s  ETA {duration(per_update * left)}')
 
     def _save_images(self, images: torch.Tensor, update_idx: int) -> None:
         if self.image_folder is not None:
@@ -186,12 +177,6 @@ class Trainer:
             torchvision.utils.save_image(images.float(), path, padding=0, normalize=True)
 
     def _mean_over_processes(self, value: float) -> float:
-        if self.world_size == 1:
+        if self.placement.world_size == 1:
             return value
-        return reduce_tensor(torch.tensor([value], device=self.device), self.world_size).item()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+        return reduce_tensor(torch.tensor([value], device=self.placement.device), self.placement.world_size).item()

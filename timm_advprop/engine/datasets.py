@@ -1,0 +1,157 @@
+"""Opens data sets and makes timm's loaders for them, for every program the same way. Failures are one line."""
+import os
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data.loader import adapt_to_chs
+from torch.utils.data import Dataset
+
+from ..errors import InputError, as_input_error, one_line
+from .open_model import OPEN_ERRORS
+from .placement import Placement
+from .run_settings import DataSettings, ImageSettings, LoaderSettings
+
+__all__ = [
+    'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'dataset_name', 'image_transform',
+    'make_loader', 'open_split', 'resolve_image_config',
+]
+
+DataConfig = Dict[str, Any]
+_SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
+
+
+def resolve_image_config(image: ImageSettings, model: nn.Module, verbose: bool = False, **kwargs: Any) -> DataConfig:
+    """How images are sized and normalised: as set, else as the model's own configuration says.
+
+    `kwargs` go to `timm.data.resolve_data_config`.
+
+    Raises:
+        InputError: Mean or std have neither one value nor one for each channel.
+    """
+    channels = image.channels or 3
+    for flag, values in (('--mean', image.mean), ('--std', image.std)):
+        if values is not None and len(values) not in (1, channels):
+            raise InputError(f'{flag} takes 1 or {channels} values, got {len(values)}.')
+    return resolve_data_config(image.values(), model=model, verbose=verbose, **kwargs)
+
+
+def channel_normalisation(config: DataConfig) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
+    """Mean and std for each channel of a resolved configuration, as timm's loaders apply them."""
+    channels = config['input_size'][0]
+    return adapt_to_chs(config['mean'], channels), adapt_to_chs(config['std'], channels)
+
+
+def image_transform(config: DataConfig, normalise: bool = True) -> Any:
+    """timm's transform of validation images; without `normalise` it leaves pixels in 0–1."""
+    channels = config['input_size'][0]
+    mean, std = channel_normalisation(config) if normalise else ((0.,) * channels, (1.,) * channels)
+    return create_transform(
+        config['input_size'], interpolation=config['interpolation'], crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'], mean=mean, std=std)
+
+
+def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any) -> Dataset:
+    """Open a split of a data set; `kwargs` go to `timm.data.create_dataset`.
+
+    Raises:
+        InputError: The data set is missing, empty or cannot be read.
+    """
+    check_dataset_root(data, split)
+    name = data.dataset or data.data_dir
+    try:
+        dataset = create_dataset(
+            data.dataset, root=data.data_dir, split=split, class_map=data.class_map, download=data.dataset_download,
+            input_img_mode=data.input_img_mode or ('RGB' if config['input_size'][0] == 3 else 'L'),
+            input_key=data.input_key, target_key=data.target_key, trust_remote_code=data.dataset_trust_remote_code,
+            **kwargs)
+        empty = hasattr(dataset, '__len__') and len(dataset) == 0
+    except OPEN_ERRORS as error:
+        raise InputError(f'Cannot read split {split!r} of {name}: {one_line(error)}') from error
+    if empty:
+        raise InputError(f'Split {split!r} of {name} has no images.')
+    return dataset
+
+
+def make_loader(
+        dataset: Dataset,
+        config: DataConfig,
+        placement: Placement,
+        loader: LoaderSettings,
+        batch_size: int,
+        **kwargs: Any,
+) -> Any:
+    """timm's loader of a data set; `kwargs` go to `timm.data.create_loader`.
+
+    Raises:
+        InputError: An argument is out of its range.
+    """
+    mean, std = channel_normalisation(config)
+    return as_input_error(
+        create_loader,
+        dataset,
+        input_size=config['input_size'],
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+        pin_memory=loader.pin_mem,
+        img_dtype=placement.dtype or torch.float32,
+        device=placement.device,
+        distributed=placement.distributed,
+        use_prefetcher=not loader.no_prefetcher,
+        num_workers=loader.workers,
+        persistent_workers=loader.workers > 0,  # timm before 1.0.31 does not look
+        **kwargs,
+    )
+
+
+def dataset_name(data: DataSettings) -> str:
+    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of an image folder."""
+    if data.dataset:
+        return data.dataset.partition('/')[2] or data.dataset
+    return os.path.basename(os.path.normpath(data.data_dir)) if data.data_dir else ''
+
+
+def check_dataset_root(data: DataSettings, split: str) -> None:
+    """Check what can be said of a data set before a model is downloaded for it.
+
+    Raises:
+        InputError: The folder is not given or not there, or it has no such split.
+    """
+    reader = data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
+    if not data.data_dir and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
+        raise InputError('No data set: give its folder with --data-dir.')
+    if not reader:
+        _check_split_folder(data.data_dir, split)
+
+
+def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
+    """Compare the classes of a data set with those of a model, where the data set says how many it has.
+
+    Raises:
+        InputError: They differ.
+    """
+    classes = _class_names(dataset)
+    if classes is not None and len(classes) != num_classes:
+        raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
+                         f'give --num-classes {len(classes)}, or another data set.')
+
+
+def _check_split_folder(root: str, split: str) -> None:
+    # timm takes the whole folder for a split it does not find, so training images would count as validation
+    if not os.path.exists(root):
+        raise InputError(f'No data folder {root}.')
+    splits = {synonym: names for names in _SPLIT_NAMES for synonym in names}
+    present = [name for name in splits if os.path.isdir(os.path.join(root, name))]
+    wanted = splits.get(split.split('[')[0], (split,))
+    if present and not any(os.path.isdir(os.path.join(root, name)) for name in wanted):
+        raise InputError(f'No split {split!r} in {root}, it has {", ".join(present)}.')
+
+
+def _class_names(dataset: Dataset) -> Optional[Sequence[str]]:
+    for owner in (getattr(dataset, 'reader', None), dataset):
+        classes = getattr(owner, 'class_to_idx', None) or getattr(owner, 'classes', None)
+        if classes:
+            return classes
+    return None

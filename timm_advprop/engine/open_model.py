@@ -1,0 +1,124 @@
+"""Opens the model that settings name, for every program the same way. Failures are one line."""
+import logging
+import pickle
+from typing import Any, Dict, Optional, Union
+
+import timm
+import torch.nn as nn
+from timm.layers import set_fast_norm
+from timm.models import is_model, parse_model_name
+
+from ..errors import InputError, near_matches, one_line
+from ..models import create_model, split_models
+from ..norms import num_aux_in
+from ..weights import (
+    Checkpoint,
+    Publication,
+    allow_numpy_scalars,
+    explain_misfit,
+    load_read_checkpoint,
+    open_publication,
+    read_checkpoint,
+)
+from ..weights.downloads import NETWORK_ERRORS, explain_hub_error
+from .run_settings import ImageSettings, ModelSettings
+
+__all__ = ['OPEN_ERRORS', 'base_name', 'open_architecture', 'open_model']
+
+_logger = logging.getLogger(__name__)
+
+# What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
+OPEN_ERRORS = (
+    AssertionError, AttributeError, EOFError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError,
+)
+
+
+def open_model(
+        model: ModelSettings,
+        image: ImageSettings,
+        checkpoint: Optional[Checkpoint] = None,
+        num_aux: int = 0,
+        convert: bool = True,
+        **kwargs: Any,
+) -> nn.Module:
+    """Create the model that settings name, and load a checkpoint into it.
+
+    Args:
+        model: Which model.
+        image: Its input channels.
+        checkpoint: Weights for it.
+        num_aux: Auxiliary norms that it shall have for each norm where it has split norms; 0 for its own number.
+        convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
+        **kwargs: Further arguments of `timm.create_model`; `--model-kwargs` override them.
+
+    Raises:
+        InputError: The model is unknown, has no weights, does not take an argument, or the checkpoint does not fit.
+    """
+    if model.fast_norm:
+        set_fast_norm()
+    settings: Dict[str, Any] = dict(
+        pretrained=model.pretrained, num_classes=model.num_classes, in_chans=image.channels, global_pool=model.gp)
+    if num_aux and (':' in model.model or base_name(model.model) in split_models()):
+        settings['num_aux'] = num_aux
+    created = open_architecture(model.model, **{**settings, **kwargs, **model.model_kwargs})
+    if checkpoint is not None:
+        load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert)
+    return created
+
+
+def open_architecture(name: Union[str, Publication], **kwargs: Any) -> nn.Module:
+    """`timm.create_model` whose failures are one line.
+
+    Args:
+        name: Model name, or `hf-hub:` or `local-dir:` source, as timm takes it; or an open publication.
+        **kwargs: Arguments of `timm.create_model`.
+
+    Raises:
+        InputError: The model is unknown, has no weights, or does not take an argument.
+    """
+    published = isinstance(name, Publication) or ':' in name
+    if not published:
+        _check_name(name, (kwargs.get('pretrained_cfg_overlay') or {}).get('file'))
+    called = name.name if isinstance(name, Publication) else name
+    try:
+        return _create_published(name, **kwargs) if published else _create_registered(name, **kwargs)
+    except InputError:
+        raise
+    except NETWORK_ERRORS as error:
+        repo_id = '' if published else timm.models.get_pretrained_cfg(name).hf_hub_id
+        raise InputError(
+            f'Cannot create {called}: {explain_hub_error(error.__cause__ or error, repo_id or called)}') from error
+    except OPEN_ERRORS as error:
+        misfit = 'loading state_dict' in str(error)
+        raise InputError(f'Cannot create {called}: {explain_misfit(error) if misfit else one_line(error)}') from error
+
+
+def base_name(name: str) -> str:
+    """A model's name without the tag of its weights."""
+    return name.split('.')[0]
+
+
+def _check_name(name: str, file: Optional[str]) -> None:
+    if '/' in name:
+        raise InputError(f'Unknown model {name!r}: give hf-hub:{name} for a repository of the Hub, local-dir:{name} '
+                         'for a folder.')
+    if not is_model(name):
+        raise InputError(f'Unknown model {name!r}{near_matches(base_name(name), timm.list_models())}.')
+    if file and base_name(name) not in split_models() and num_aux_in(read_checkpoint(file)):
+        raise InputError(f'{file} has auxiliary norms, which {name} would drop: take its *_ap model, or '
+                         f'--initial-checkpoint with --regime advprop.')
+
+
+def _create_registered(name: str, **kwargs: Any) -> nn.Module:
+    with allow_numpy_scalars():
+        return timm.create_model(name, **kwargs)
+
+
+def _create_published(source: Union[str, Publication], num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:
+    # A model that was published without auxiliary norms stays plain.
+    if isinstance(source, str):
+        source = open_publication(*parse_model_name(source), kwargs.get('cache_dir'))
+    if not source.num_aux and source.architecture not in split_models():
+        num_aux = num_aux or 0
+    return create_model(source, num_aux=num_aux, **kwargs)

@@ -1,0 +1,81 @@
+"""From settings to what makes updates: loss, optimizer, schedule. timm's own parts wherever timm has them."""
+import logging
+from argparse import Namespace
+from dataclasses import replace
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+from ..errors import as_input_error
+from .run_settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
+
+__all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'mean_lr', 'shorten']
+
+_logger = logging.getLogger(__name__)
+
+
+def build_criterion(settings: AugmentationSettings) -> nn.Module:
+    """The training loss."""
+    if settings.jsd_loss:
+        return JsdCrossEntropy(num_splits=settings.aug_splits, smoothing=settings.smoothing)
+    if settings.bce_loss:
+        optional: Dict[str, Any] = {} if settings.is_mixing else dict(smoothing=settings.smoothing)
+        if settings.bce_pos_weight is not None:
+            optional['pos_weight'] = torch.tensor(settings.bce_pos_weight)
+        return BinaryCrossEntropy(
+            target_threshold=settings.bce_target_thresh, sum_classes=settings.bce_sum, **optional)
+    if settings.is_mixing:  # which smooths the targets itself
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=settings.smoothing) if settings.smoothing else nn.CrossEntropyLoss()
+
+
+def learning_rate(settings: OptimizerSettings, global_batch: int, verbose: bool = True) -> float:
+    """The learning rate: `--lr`, or what follows from the number of images of an update, over all processes."""
+    if settings.lr:
+        return settings.lr
+    ratio = global_batch / settings.lr_base_size
+    adaptive = any(name in settings.opt.lower() for name in ('ada', 'lamb'))
+    scale = settings.lr_base_scale or ('sqrt' if adaptive else 'linear')
+    lr = settings.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    if verbose:
+        _logger.info(f'Learning rate {lr:g}, from --lr-base {settings.lr_base:g} by {scale} scaling.')
+    return lr
+
+
+def build_optimizer(settings: OptimizerSettings, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a module's parameters."""
+    cfg = Namespace(**{**settings.values(), 'lr': lr})
+    return as_input_error(create_optimizer_v2, module, **optimizer_kwargs(cfg=cfg), **settings.opt_kwargs)
+
+
+def build_scheduler(
+        settings: ScheduleSettings,
+        optimizer: torch.optim.Optimizer,
+        updates_per_epoch: int,
+        eval_metric: str,
+        seed: int,
+) -> Tuple[Optional[Any], int]:
+    """The learning-rate scheduler, None for none, and the number of epochs it plans."""
+    cfg = Namespace(**settings.values(), eval_metric=eval_metric, seed=seed)
+    return as_input_error(
+        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=eval_metric == 'loss'),
+        updates_per_epoch=updates_per_epoch)
+
+
+def shorten(settings: ScheduleSettings, cost: float) -> ScheduleSettings:
+    """The schedule that costs what the given one costs in vanilla training: its epochs are fewer by a factor."""
+    names = ('epochs', 'warmup_epochs', 'cooldown_epochs', 'patience_epochs', 'mixup_off_epoch')
+    epochs = {name: getattr(settings, name) for name in names}
+    return replace(
+        settings, **{name: max(1, round(number / cost)) if number else number for name, number in epochs.items()},
+        decay_milestones=tuple(round(milestone / cost) for milestone in settings.decay_milestones),
+        decay_epochs=settings.decay_epochs / cost)
+
+
+def mean_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Learning rate of an optimizer, the mean over its groups."""
+    return sum(group['lr'] for group in optimizer.param_groups) / len(optimizer.param_groups)

@@ -1,0 +1,347 @@
+"""A training run: from settings to checkpoints, epoch by epoch."""
+import importlib.util
+import logging
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.models import safe_model_name
+from timm.task import TrainingTask
+from timm.utils import distribute_bn
+
+from ..errors import InputError, as_input_error
+from ..models import split_models
+from ..norms import configure_batch_norm
+from ..regimes import create_task, regime_of
+from ..weights import Checkpoint, open_checkpoint
+from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
+from .evaluation import evaluate
+from .loaders import Loaders, build_loaders
+from .loop import Trainer
+from .open_model import base_name, open_model
+from .optimization import build_criterion, build_optimizer, build_scheduler, learning_rate, mean_lr, shorten
+from .placement import Placement, open_placement
+from .run_log import RunLog
+from .run_settings import ScheduleSettings, TrainSettings
+from .saver import AtomicCheckpointSaver, resume, resume_ema
+
+__all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
+
+_logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """What came of a training run.
+
+    Args:
+        results: The ten best epochs, best last: `epoch`, `train` and `validation` metrics.
+        finished: It was not interrupted.
+        folder: Output folder, None on other processes than the first.
+        primary: Whether this process is the first one.
+    """
+    results: List[Dict[str, Any]]
+    finished: bool
+    folder: Optional[str]
+    primary: bool
+
+
+@dataclass
+class _Parts:
+    # What a run is made of and what it finds out; the settings stay as they were given.
+    settings: TrainSettings
+    placement: Placement
+    task: TrainingTask
+    loaders: Loaders
+    schedule: ScheduleSettings
+    trainer: Trainer
+    first_epoch: int = 0
+    run_log: Optional[RunLog] = None
+    results: List[Dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        return self.settings.run.eval_metric
+
+
+def train(settings: TrainSettings) -> Run:
+    """Train a model.
+
+    Raises:
+        InputError: Settings do not go together, or something they name is missing.
+        NonFiniteLoss: The loss is infinite or NaN.
+    """
+    check_settings(settings)
+    placement = open_placement(
+        settings.device, settings.loader.seed, join_processes=True, modules=settings.device.device_modules or ())
+    if settings.norm.sync_bn and placement.distributed and placement.device.type == 'cpu':
+        raise InputError('--sync-bn needs an accelerator: torch has no synchronised batch norm for the CPU.')
+    checkpoint = open_checkpoint(settings.model.resume, use_ema=False) if settings.model.resume else None
+    model = build_model(settings, placement)
+    config = resolve_image_config(settings.image, model, verbose=placement.primary)
+    loaders = build_loaders(settings, config, model.num_classes, placement)
+    task = build_task(settings, model, config, placement)
+    parts = _assemble(settings, placement, task, loaders, checkpoint)
+    folder = _open_folder(parts, config, checkpoint) if placement.primary else None
+    finished = _run_epochs(parts)
+    parts.results.sort(
+        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
+    return Run(parts.results[-10:], finished, folder, placement.primary)
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Refuse combinations of flags that would fail late, or train something else than they say, and missing data.
+
+    Raises:
+        InputError: The message names the flags.
+    """
+    model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
+    task_type = as_input_error(regime_of, settings.regime, is_split=True)
+    for wrong, message in (
+            (augmentation.aug_splits == 1 or augmentation.aug_splits < 0, '--aug-splits is 0 or at least 2'),
+            (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
+            (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
+            (norm.split_bn and augmentation.jsd_loss,
+             '--split-bn and --jsd-loss are two uses of --aug-splits: choose one'),
+            (loader.batch_size < task_type.smallest_batch,
+             f'--regime {task_type.name} needs batches of at least {task_type.smallest_batch} images, got --batch-size '
+             f'{loader.batch_size}'),
+            (augmentation.aug_splits and augmentation.is_mixing, '--aug-splits takes no mixup or cutmix'),
+            (augmentation.aug_splits and loader.no_prefetcher,
+             '--aug-splits needs the prefetcher: leave --no-prefetcher out'),
+            (augmentation.is_mixing and loader.batch_size % 2,
+             f'mixup and cutmix need an even batch, got --batch-size {loader.batch_size}'),
+            (settings.run.log_wandb and importlib.util.find_spec('wandb') is None,
+             '--log-wandb needs the package wandb: pip install wandb'),
+            (model.pretrained_path and ':' in model.model,
+             f'--pretrained-path gives {model.model} other weights: use --initial-checkpoint'),
+            (settings.data.val_split == '' and settings.run.eval_metric != 'loss',
+             'without --val-split, --eval-metric must be loss'),
+    ):
+        if wrong:
+            raise InputError(f'{message}.')
+    for split in filter(None, (settings.data.train_split, settings.data.val_split)):
+        check_dataset_root(settings.data, split)
+
+
+def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
+    """Create the model of a run and put it on its device."""
+    model_settings, regime = settings.model, settings.regime
+    is_split = base_name(model_settings.model) in split_models()
+    task_type = as_input_error(regime_of, regime, is_split)
+    num_aux = len(as_input_error(task_type.sources_of_aux_norms, regime))
+    initial = model_settings.initial_checkpoint
+    model = open_model(
+        model_settings,
+        settings.image,
+        open_checkpoint(initial) if initial else None,
+        num_aux=num_aux if num_aux > 1 else 0,
+        convert=regime.regime is not None and num_aux > 0,
+        pretrained=model_settings.pretrained or bool(model_settings.pretrained_path),
+        pretrained_cfg_overlay=(
+            dict(file=model_settings.pretrained_path, num_classes=-1) if model_settings.pretrained_path else None),
+        drop_rate=model_settings.drop,
+        drop_path_rate=model_settings.drop_connect if model_settings.drop_path is None else model_settings.drop_path,
+        drop_block_rate=model_settings.drop_block,
+    )
+    if ':' in model_settings.model and not model_settings.pretrained:
+        _logger.info(f'The architecture of {model_settings.model}, untrained: --pretrained loads its weights.')
+    _init_head(model, model_settings.head_init_scale, model_settings.head_init_bias)
+    if model_settings.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    norm = settings.norm
+    synchronise = norm.sync_bn and placement.distributed
+    return placement.place(configure_batch_norm(model, norm.bn_momentum, norm.bn_eps, synchronise=synchronise))
+
+
+def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> TrainingTask:
+    """The training task of the regime."""
+    mean, std = channel_normalisation(config)
+    return as_input_error(
+        create_task, settings.regime, model, build_criterion(settings.augmentation).to(placement.device), mean=mean,
+        std=std, device=placement.device, dtype=placement.dtype, verbose=placement.primary)
+
+
+def schedule_of(settings: TrainSettings, task: TrainingTask, verbose: bool = False) -> ScheduleSettings:
+    """The schedule of a run: where it shall cost what `--epochs` of vanilla training do, a shorter one."""
+    if (settings.regime.budget or task.default_budget) == 'epochs':
+        return settings.schedule
+    schedule = shorten(settings.schedule, task.relative_cost())
+    if verbose:
+        _logger.info(f'{schedule.epochs} epochs, about the arithmetic of {settings.schedule.epochs} of vanilla; '
+                     '--adv-budget epochs runs them all.')
+    return schedule
+
+
+def _assemble(
+        settings: TrainSettings,
+        placement: Placement,
+        task: TrainingTask,
+        loaders: Loaders,
+        checkpoint: Optional[Checkpoint],
+) -> _Parts:
+    schedule = schedule_of(settings, task, verbose=placement.primary)
+    loader = settings.loader
+    lr = learning_rate(
+        settings.optimizer, loader.batch_size * placement.world_size * loader.grad_accum_steps, placement.primary)
+    optimizer = build_optimizer(settings.optimizer, task.get_trainable_module(), lr)
+    trainer = Trainer(
+        task=task, loader=loaders.train, optimizer=optimizer, placement=placement, loss_scaler=placement.loss_scaler(),
+        mixup_fn=loaders.mixup_fn, grad_accum_steps=loader.grad_accum_steps, clip_grad=settings.optimizer.clip_grad,
+        clip_mode=settings.optimizer.clip_mode, recovery_interval=settings.run.recovery_interval,
+        log_interval=settings.run.log_interval, synchronize=settings.device.synchronize_step)
+    resumed = _resume(settings, trainer, checkpoint)
+    _wrap(settings, task, placement)
+    trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
+        schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
+    first_epoch = resumed if schedule.start_epoch is None else schedule.start_epoch
+    _advance_scheduler(trainer, first_epoch, schedule.sched_on_updates)
+    return _Parts(settings, placement, task, loaders, schedule, trainer, first_epoch)
+
+
+def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> int:
+    # The average comes after the resumed weights, of which it is a copy, and both before compilation and DDP, whose
+    # wrappers would get into the names of parameters.
+    epoch, task, ema = None, trainer.task, settings.ema
+    if checkpoint is not None:
+        state = () if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
+        epoch = resume(task, checkpoint, *state)
+    if ema.model_ema:
+        device = torch.device('cpu') if ema.model_ema_force_cpu else None
+        task.setup_ema(decay=ema.model_ema_decay, use_warmup=ema.model_ema_warmup, device=device)
+        if checkpoint is not None:
+            resume_ema(task, checkpoint)
+    return epoch or 0
+
+
+def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> None:
+    backend, mode = settings.model.torchcompile, settings.model.torchcompile_mode
+    if backend:
+        task.compile(backend=backend, mode=mode)
+        if task.has_ema():
+            task.compile_ema(backend=backend, mode=mode)
+    if placement.distributed:
+        task.prepare_distributed(
+            device_ids=None if placement.device.type == 'cpu' else [placement.device],
+            broadcast_buffers=not settings.device.no_ddp_bb,
+        )
+
+
+def _open_folder(parts: _Parts, config: DataConfig, checkpoint: Optional[Checkpoint]) -> str:
+    settings, trainer = parts.settings, parts.trainer
+    folder = _output_folder(settings, config)
+    parts.run_log = RunLog(folder, settings.given, parts.first_epoch, _start_wandb(settings, folder))
+    trainer.saver = AtomicCheckpointSaver(
+        model=parts.task.get_trainable_module(), optimizer=trainer.optimizer,
+        args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}), amp_scaler=trainer.loss_scaler,
+        checkpoint_dir=folder, recovery_dir=folder, decreasing=parts.metric == 'loss',
+        max_history=settings.run.checkpoint_hist, task=parts.task)
+    if checkpoint is not None:
+        trainer.saver.restore_history(checkpoint)
+    trainer.image_folder = folder if settings.run.save_images else None
+    _logger.info(f'Training {settings.model.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} '
+                 f'updates on {parts.placement.device}, into {folder}.')
+    return folder
+
+
+def _run_epochs(parts: _Parts) -> bool:
+    # Whether it ran to the end.
+    best: Tuple[Optional[float], Optional[int]] = (None, None)
+    finished = True
+    try:
+        for epoch in range(parts.first_epoch, parts.trainer.num_epochs):
+            best = _run_epoch(parts, epoch) or best
+    except KeyboardInterrupt:
+        finished = False
+        _logger.info('Interrupted. Continue from the last checkpoint with --resume.')
+    if best[0] is not None:
+        _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
+    return finished
+
+
+def _run_epoch(parts: _Parts, epoch: int) -> Optional[Tuple[Optional[float], Optional[int]]]:
+    # The best metric and its epoch, where the epoch was validated and this process saves.
+    trainer, settings = parts.trainer, parts.settings
+    parts.loaders.start_epoch(epoch, parts.schedule.mixup_off_epoch)
+    train_metrics = trainer.train_epoch(epoch)
+    _distribute_bn(parts, parts.task.get_trainable_module())
+    metric = best = None
+    if (epoch + 1) % settings.run.val_interval == 0 or epoch + 1 == trainer.num_epochs:
+        eval_metrics = _validate(parts) if parts.loaders.eval is not None else None
+        metric = (eval_metrics or train_metrics)[parts.metric]
+        if parts.run_log is not None:
+            parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, mean_lr(trainer.optimizer))
+            best = trainer.saver.save_checkpoint(epoch, metric=metric)
+        parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
+    if trainer.lr_scheduler is not None:
+        trainer.lr_scheduler.step(epoch + 1, metric)
+    return best
+
+
+def _validate(parts: _Parts) -> Dict[str, float]:
+    # The average is what counts, where it is on the device.
+    metrics = _evaluate(parts, parts.task.get_eval_model(), 'Test')
+    if parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu:
+        _distribute_bn(parts, parts.task.get_trainable_module(ema=True))
+        metrics = _evaluate(parts, parts.task.get_eval_model(ema=True), 'Test (EMA)')
+    return metrics
+
+
+def _evaluate(parts: _Parts, model: nn.Module, name: str) -> Dict[str, float]:
+    return evaluate(
+        model, parts.loaders.eval, parts.placement, log_name=name if parts.placement.primary else None,
+        log_interval=parts.settings.run.log_interval)
+
+
+def _distribute_bn(parts: _Parts, model: nn.Module) -> None:
+    norm = parts.settings.norm
+    if parts.placement.distributed and norm.dist_bn and not norm.sync_bn:
+        distribute_bn(model, parts.placement.world_size, norm.dist_bn == 'reduce')
+
+
+def _advance_scheduler(trainer: Trainer, first_epoch: int, on_updates: bool) -> None:
+    if trainer.lr_scheduler is None or first_epoch == 0:
+        return
+    if on_updates:
+        trainer.lr_scheduler.step_update(first_epoch * trainer.updates_per_epoch)
+    else:
+        trainer.lr_scheduler.step(first_epoch)
+
+
+def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
+    if scale is None and bias is None:
+        return
+    with torch.no_grad():
+        classifier = model.get_classifier()
+        if scale is not None:
+            classifier.weight.mul_(scale)
+            classifier.bias.mul_(scale)
+        if bias is not None:
+            nn.init.constant_(classifier.bias, bias)
+
+
+def _output_folder(settings: TrainSettings, config: DataConfig) -> str:
+    name = settings.run.experiment or '-'.join([
+        datetime.now().strftime('%Y%m%d-%H%M%S'),
+        safe_model_name(settings.model.model),
+        str(config['input_size'][-1]),
+    ])
+    folder = os.path.join(settings.run.output or './output/train', name)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'Cannot write the output folder {folder}: {error}.') from error
+    return folder
+
+
+def _start_wandb(settings: TrainSettings, folder: str) -> Optional[Any]:
+    run = settings.run
+    if not run.log_wandb:
+        return None
+    import wandb
+    return wandb.init(
+        project=run.wandb_project, name=os.path.basename(folder), config=dict(settings.given), tags=run.wandb_tags,
+        resume='must' if run.wandb_resume_id else None, id=run.wandb_resume_id or None)

@@ -1,4 +1,0 @@
-"""Training: the program, its arguments, the parts it assembles, the loop, checkpoints and the run's log."""
-from .program import main
-
-__all__ = ['main']
