@@ -1,6 +1,5 @@
 """The Hugging Face Hub: publishes models for stock timm and for AdvProp in one repository, and fetches them."""
-from .program import main
 from .push import push_to_hub
 from .upload import check_can_push
 
-__all__ = ['check_can_push', 'main', 'push_to_hub']
+__all__ = ['check_can_push', 'push_to_hub']

@@ -1,3 +1,3 @@
-from . import main
+from ..cli.hub import main
 
 main()

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..norms import split_state_dict
+from ..output import markdown_table
 from ..version import __version__
 from .recipe import starting_point, training_command
 from .release import Release
@@ -37,16 +38,7 @@ def render_card(
         license: str,
         files: Sequence[str],
 ) -> str:
-    """Write a model card. What is not known or was not measured is left out.
-
-    Args:
-        release: What is published.
-        repo_id: The repository.
-        results: Measured results.
-        dataset: Name of the data set of the run, '' where it is not known.
-        license: Licence, as the Hub names it.
-        files: Names of the files that are published.
-    """
+    """Write a model card. What is not known or was not measured is left out."""
     name = repo_id.split('/')[-1]
     sections = [
         f'---\n{_metadata(release, name, results, dataset, license).to_yaml()}\n---',
@@ -66,27 +58,19 @@ def render_card(
 def _metadata(release: Release, name: str, results: Sequence[Result], dataset: str, license: str) -> ModelCardData:
     datasets = list(dict.fromkeys(filter(None, [dataset, *(result.dataset for result in results)])))
     return ModelCardData(
-        library_name='timm',
-        pipeline_tag='image-classification',
-        license=license,
+        library_name='timm', pipeline_tag='image-classification', license=license,
         tags=['image-classification', 'timm', 'timm-advprop', *(['advprop'] if release.num_aux else [])],
-        datasets=datasets or None,
-        model_name=name if results else None,
-        eval_results=[entry for result in results for entry in _eval_results(result)] or None,
-    )
+        datasets=datasets or None, model_name=name if results else None,
+        eval_results=[entry for result in results for entry in _eval_results(result)] or None)
 
 
 def _eval_results(result: Result) -> List[EvalResult]:
     values = {'Top-1': result.top1, 'Top-5': result.top5}
     return [EvalResult(
-        task_type='image-classification',
-        dataset_type=result.dataset or 'unknown',
-        dataset_name=result.dataset or 'unknown',
-        dataset_split=result.split,
-        metric_type='accuracy',
+        task_type='image-classification', dataset_type=result.dataset or 'unknown',
+        dataset_name=result.dataset or 'unknown', dataset_split=result.split, metric_type='accuracy',
         metric_name=f'{metric}, {_images(result)}, {result.norms} norms (percent)',
-        metric_value=round(value, 4),
-    ) for metric, value in values.items() if value is not None]
+        metric_value=round(value, 4)) for metric, value in values.items() if value is not None]
 
 
 def _introduction(release: Release, dataset: str) -> str:
@@ -125,7 +109,7 @@ def _aux_norms(release: Release) -> str:
         pixels = [f'{norm[key]:g}/255' if key in norm else '–' for key in ('eps_px', 'alpha_px')]
         others = [norm.get(key, '–') for key in ('steps', 'target', 'random_start')]
         rows.append([i + 1, norm['trained_on'], norm.get('attack', '–').upper(), *pixels, *others])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _results(results: Sequence[Result]) -> str:
@@ -139,7 +123,7 @@ def _results(results: Sequence[Result]) -> str:
     note = 'Accuracy in percent.'
     if any(result.images != 'clean' for result in results):
         note += ' An attack sees the norms that its images pass.'
-    return f'## Measured results\n\n{_table(rows)}\n\n{note}'
+    return f'## Measured results\n\n{markdown_table(rows)}\n\n{note}'
 
 
 def _usage(release: Release, repo_id: str) -> str:
@@ -215,8 +199,3 @@ def _count(parameters: Dict[str, Any]) -> int:
 
 def _numbers(values: Sequence[float]) -> str:
     return f'({", ".join(f"{value:g}" for value in values)})'
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    lines = [f'| {" | ".join(map(str, row))} |' for row in rows]
-    return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])

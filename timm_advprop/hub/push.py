@@ -5,7 +5,7 @@ from typing import Any, Mapping, Optional, Sequence, Union
 
 import torch.nn as nn
 
-from .folder import FILES, write_publication
+from .layout import FILES, write_publication
 from .release import open_release, release_model
 from .upload import check_can_push, upload_folder
 
@@ -62,13 +62,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, results, dataset, license, images, token)
         return upload_folder(
-            folder,
-            files,
-            repo_id,
-            architecture=release.architecture,
+            folder, files, repo_id, architecture=release.architecture,
             message=message or f'Publish {release.architecture}',
-            stale=[name for name in (*FILES, 'pytorch_model.bin') if name not in files],
-            revision=revision,
-            private=private,
-            token=token,
-        )
+            stale=[name for name in (*FILES, 'pytorch_model.bin') if name not in files], revision=revision,
+            private=private, token=token)

@@ -3,7 +3,7 @@ import os
 import re
 from typing import Any, Dict, Mapping
 
-from ..downloads import redact
+from ..weights.downloads import redact
 
 __all__ = ['publishable_recipe', 'starting_point', 'training_command']
 
@@ -17,20 +17,12 @@ _WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')
 
 
 def publishable_recipe(arguments: Mapping[str, Any]) -> Dict[str, Any]:
-    """Arguments of a run that others can use: without folders, devices and accounts of the machine, and without tokens.
-
-    Args:
-        arguments: Arguments, under the names of `args.yaml`.
-    """
+    """Arguments of a run that others can use: without folders, devices and accounts of the machine, and without tokens."""
     return {name: _publishable(value) for name, value in arguments.items() if name not in _OF_ONE_RUN}
 
 
 def training_command(arguments: Mapping[str, Any]) -> str:
-    """The command that trains with a published `args.yaml`, '' where the training program does not know its arguments.
-
-    Args:
-        arguments: Arguments of the run, under the names of `args.yaml`.
-    """
+    """The command that trains with a published `args.yaml`, '' where the training program does not know its arguments."""
     if 'regime' not in arguments:  # of another program
         return ''
     processes = arguments.get('world_size') or 1
@@ -43,11 +35,7 @@ def training_command(arguments: Mapping[str, Any]) -> str:
 
 
 def starting_point(arguments: Mapping[str, Any]) -> str:
-    """The file or folder of its own machine that a run began with, '' where it began with none.
-
-    Args:
-        arguments: Arguments of the run, under the names of `args.yaml`.
-    """
+    """The file or folder of its own machine that a run began with, '' where it began with none."""
     model = str(arguments.get('model') or '')
     local = model if model.startswith('local-dir:') else ''
     return _publishable(arguments.get('initial_checkpoint') or arguments.get('pretrained_path') or local)

@@ -3,25 +3,23 @@ import csv
 import io
 import os
 import re
-from argparse import Namespace
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
 import torch.nn as nn
-import yaml
-from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 
-from ..checkpoints import load_read_checkpoint, read_checkpoint, read_run, weights_digest
-from ..errors import InputError
-from ..inputs import as_input_error, dataset_name, open_model
-from ..models import base_of, split_models
-from ..norms import num_aux_in, num_aux_norms, set_norm_route
-from ..regimes import default_regime, images_of_aux_norms
-from ..regimes.arguments import attack_kwargs
+from ..engine.datasets import DataConfig, dataset_name, resolve_image_config
+from ..engine.open_model import base_name, open_model
+from ..engine.run_settings import DataSettings, ImageSettings, ModelSettings
+from ..errors import InputError, as_input_error
+from ..models import base_of
+from ..norms import has_split_norm, num_aux_in, num_aux_norms, set_norm_route
+from ..regimes import RegimeSettings, regime_of
+from ..weights import open_checkpoint, weights_digest
 
 __all__ = ['Release', 'open_release', 'release_model']
 
@@ -60,18 +58,21 @@ class Release:
         """The training regime, None where it is not known."""
         if 'regime' not in self.recipe:
             return None
-        return self.recipe['regime'] or default_regime(self.model)
+        return as_input_error(regime_of, self._regime_settings, has_split_norm(self.model)).name
 
     @property
     def aux_norms(self) -> List[Dict[str, Any]]:
         """For each auxiliary norm, what it was trained on; strengths and step sizes in 0–255 pixels."""
-        if self.regime is None:
+        if 'regime' not in self.recipe:
             return [{} for _ in range(self.num_aux)]
-        attack = attack_kwargs(Namespace(**self.recipe))
-        if self.recipe.get('split_bn'):
-            attack['aug_splits'] = self.recipe['aug_splits']
-        images = as_input_error(images_of_aux_norms, self.regime, attack)
-        return (images + [dict(trained_on='nothing')] * self.num_aux)[:self.num_aux]
+        settings = self._regime_settings
+        task_type = as_input_error(regime_of, settings, has_split_norm(self.model))
+        facts = [source.facts() for source in as_input_error(task_type.sources_of_aux_norms, settings)]
+        return (facts + [dict(trained_on='nothing')] * self.num_aux)[:self.num_aux]
+
+    @property
+    def _regime_settings(self) -> RegimeSettings:
+        return as_input_error(RegimeSettings.from_values, self.recipe)
 
     @property
     def adversarial_route(self) -> Optional[int]:
@@ -86,7 +87,7 @@ class Release:
     @property
     def dataset(self) -> str:
         """Name of the data set of the run, '' where it is not known."""
-        return dataset_name(self.recipe.get('dataset'), self.recipe.get('data_dir'))
+        return dataset_name(as_input_error(DataSettings.from_values, self.recipe))
 
     @property
     def metrics(self) -> Dict[str, float]:
@@ -140,51 +141,33 @@ def open_release(
     Raises:
         InputError: There is no such file, it does not say which model it is of, or it does not fit.
     """
-    path = os.fspath(checkpoint)
-    state_dict = read_checkpoint(path, use_ema=True)
-    run = read_run(path)
-    args = {**_as_given(run.get('args') or {}, os.path.dirname(path)), **(recipe or {})}
-    args = _with_model_kwargs(args, model_kwargs)
+    opened = open_checkpoint(os.fspath(checkpoint), use_ema=True)
+    args = _with_model_kwargs({**opened.args, **(recipe or {})}, model_kwargs)
     name = model or args.get('model')
     if not name:
-        raise InputError(f'{path} does not say which model it is of: give --model (in Python, model=…).')
-    model = open_model(name, **_model_kwargs(name, args, state_dict))
-    load_read_checkpoint(model, state_dict, path, convert=True)
+        raise InputError(f'{opened.path} does not say which model it is of: give --model (in Python, model=…).')
+    settings = as_input_error(ModelSettings.from_values, {**args, 'model': name, 'pretrained': False})
+    settings = replace(settings, num_classes=settings.num_classes or _count_classes(name, opened.state_dict))
+    image = as_input_error(ImageSettings.from_values, args)
+    model = open_model(settings, image, opened, num_aux=num_aux_in(opened.state_dict))
     if num_aux_norms(model):
-        set_norm_route(model, 'clean')
+        set_norm_route(model, 'main')
+    summary = os.path.join(os.path.dirname(opened.path), 'summary.csv')
     return Release(
-        model,
-        recipe=args,
-        data_config=_data_config(args, model),
-        summary=_read_summary(os.path.join(os.path.dirname(path), 'summary.csv')) if run else '',
-        epoch=run['epoch'] if isinstance(run.get('epoch'), int) else None,
-        averaged=run.get('averaged', False),
-    )
+        model, recipe=args, data_config=_data_config(args, model),
+        summary=_read_summary(summary) if opened.args else '',
+        epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
 
 
-def _data_config(args: Mapping[str, Any], model: nn.Module) -> Dict[str, Any]:
-    config = resolve_data_config(dict(args), model=model)
+def _data_config(args: Mapping[str, Any], model: nn.Module) -> DataConfig:
+    config = resolve_image_config(as_input_error(ImageSettings.from_values, args), model)
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
     return dict(config, input_size=(channels, *config['input_size'][1:]))
 
 
-def _model_kwargs(name: str, args: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Dict[str, Any]:
-    input_size = args.get('input_size')
-    kwargs = dict(
-        num_classes=args.get('num_classes') or _count_classes(name, state_dict),
-        in_chans=args.get('in_chans') or (input_size[0] if input_size else None),
-        global_pool=args.get('gp'),
-    )
-    kwargs.update(args.get('model_kwargs') or {})
-    num_aux = num_aux_in(state_dict)
-    if num_aux and (':' in name or name.split('.')[0] in split_models()):
-        kwargs['num_aux'] = num_aux
-    return kwargs
-
-
 def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optional[int]:
     # From the classifier's bias; None where the model has none of that name.
-    cfg = None if ':' in name else get_pretrained_cfg(name.split('.')[0])
+    cfg = None if ':' in name else get_pretrained_cfg(base_name(name))
     classifier = cfg.classifier if cfg else None
     for layer in (classifier,) if isinstance(classifier, str) else classifier or ():
         if f'{layer}.bias' in state_dict:
@@ -197,23 +180,6 @@ def _read_summary(path: str) -> str:
         return ''
     with open(path, newline='', encoding='utf-8', errors='replace') as file:
         return file.read()
-
-
-def _as_given(args: Dict[str, Any], folder: str) -> Dict[str, Any]:
-    # A run completes its arguments, such as the learning rate; args.yaml beside the checkpoint has them as given.
-    path = os.path.join(folder, 'args.yaml')
-    try:
-        with open(path, encoding='utf-8') as file:
-            given = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError):
-        return args
-    same_run = isinstance(given, dict) and all(
-        value is None or name == 'device' or _plain(args.get(name)) == value for name, value in given.items())
-    return {**args, **given} if same_run else args
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_model_kwargs(

@@ -96,7 +96,7 @@ def _check_row(release: Release, row: Mapping[str, Any]) -> None:
     if not row.get('weights'):
         raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
                          'this version.')
-    if row['weights'] != release.digest(row.get('route') or 'clean'):
+    if row['weights'] != release.digest(row.get('route') or 'main'):
         also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
         raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
 

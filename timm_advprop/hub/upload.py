@@ -16,7 +16,11 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
-from ..downloads import (
+from ..errors import InputError
+from ..models import base_of
+from ..version import __version__
+from ..weights import CONFIG_FILE, file_digest, read_config
+from ..weights.downloads import (
     HUB_ERRORS,
     PAUSES,
     check_repo_id,
@@ -27,10 +31,6 @@ from ..downloads import (
     patiently,
     redact,
 )
-from ..errors import InputError
-from ..models import base_of
-from ..publication import CONFIG_FILE, file_digest, read_config
-from ..version import __version__
 
 __all__ = ['check_can_push', 'upload_folder']
 
@@ -201,22 +201,13 @@ class _Branch:
         return InputError(redact(f'Cannot publish {self.model_id}: {explanation}. {outcome}', self.api.token))
 
 
-def _commit(
-        branch: _Branch,
-        operations: Sequence[Any],
-        digests: Mapping[str, Set[str]],
-        message: str,
-) -> str:
+def _commit(branch: _Branch, operations: Sequence[Any], digests: Mapping[str, Set[str]], message: str) -> str:
     # The head as parent makes the Hub refuse a second commit where the first one was made.
     for pause in (*PAUSES, None):
         try:
             return branch.api.create_commit(
-                branch.repo_id,
-                operations,
-                commit_message=redact(message, branch.api.token),
-                revision=branch.revision,
-                parent_commit=branch.head,
-            ).commit_url
+                branch.repo_id, operations, commit_message=redact(message, branch.api.token), revision=branch.revision,
+                parent_commit=branch.head).commit_url
         except _UPLOAD_ERRORS as error:
             commit = _look_for_commit(branch, digests, error)
             if commit:
@@ -231,11 +222,7 @@ def _commit(
         time.sleep(pause)
 
 
-def _look_for_commit(
-        branch: _Branch,
-        digests: Mapping[str, Set[str]],
-        reason: Exception,
-) -> Optional[str]:
+def _look_for_commit(branch: _Branch, digests: Mapping[str, Set[str]], reason: Exception) -> Optional[str]:
     # The commit that was made in spite of an error, None where none was made.
     if _is_refusal(reason):
         return None

@@ -4,12 +4,12 @@ from typing import Any, List, Tuple
 
 import torch
 import torch.nn as nn
-from timm.data import create_transform
 
-from ..evaluation.pictures import draw_attack, new_figure
-from ..inputs import channel_normalisation, open_dataset
+from ..engine.datasets import channel_normalisation, image_transform, open_split
+from ..engine.figures import draw_attack, new_figure
+from ..engine.run_settings import DataSettings
 from ..norms import norm_route, split_norms
-from ..regimes import Adversary
+from ..regimes import Attack
 from .release import Release
 
 __all__ = ['draw_adversarial_images', 'draw_norms']
@@ -26,43 +26,27 @@ _ENTRIES = {
 def draw_adversarial_images(release: Release, path: str) -> None:
     """Draw validation images of the run, clean and attacked as in training, through the auxiliary norms.
 
-    Args:
-        release: What is published; its recipe names the data set and the attack.
-        path: File to write.
-
     Raises:
         InputError: The data set is not there, or matplotlib is not installed.
     """
     images, names = _validation_images(release)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(release.data_config))
+    mean, std = channel_normalisation(release.data_config)
     route = release.adversarial_route
-    attack = release.aux_norms[route - 1]
-    adversary = Adversary(
-        eps=attack['eps_px'],
-        alpha=attack['alpha_px'],
-        steps=attack['steps'],
-        attack=attack['attack'],
-        target='none',
-        random_start=0.,  # the same picture each time
-        norm=attack.get('norm', 'linf'),
-        mean=mean.flatten().tolist(),
-        std=std.flatten().tolist(),
-    )
+    facts = release.aux_norms[route - 1]
+    attack = Attack.from_facts(facts, target='none', random_start=0., mean=mean, std=std)  # the same picture each time
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     model = release.model.eval()
     clean = (images - mean) / std
-    with norm_route(model, 'clean'), torch.inference_mode():
+    with norm_route(model, 'main'), torch.inference_mode():
         target = model(clean).argmax(dim=1)
-    adversarial = adversary(model, clean, target.clone(), route)
-    amplification = 64 / max(attack['eps_px'], 1)
+    with norm_route(model, route):
+        adversarial, _ = attack(model, clean, target.clone())
+    amplification = 64 / max(attack.eps_px, 1)
     draw_attack(path, images, adversarial * std + mean, names, amplification)
 
 
 def draw_norms(model: nn.Module, path: str) -> None:
     """Draw each channel's parameters and statistics in the main norm against those in the auxiliary norms.
-
-    Args:
-        model: A model with split norms.
-        path: File to write.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -104,26 +88,10 @@ def _paired_values(norms: List[nn.Module], name: str, i: int) -> Tuple[Any, Any,
 def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
     # Images [N, C, H, W] in 0–1, evenly over the data set, and the names of their classes.
     args, config = release.recipe, release.data_config
-    dataset = open_dataset(
-        args.get('dataset') or '',
-        args.get('data_dir'),
-        args.get('val_split') or 'validation',
-        class_map=args.get('class_map') or '',
-        input_img_mode=args.get('input_img_mode') or ('RGB' if config['input_size'][0] == 3 else 'L'),
-        input_key=args.get('input_key'),
-        target_key=args.get('target_key'),
-        num_samples=args.get('val_num_samples'),
-        batch_size=NUM_IMAGES,
-    )
-    channels = config['input_size'][0]
-    dataset.transform = create_transform(
-        config['input_size'],
-        interpolation=config['interpolation'],
-        crop_pct=config['crop_pct'],
-        crop_mode=config['crop_mode'],
-        mean=(0.,) * channels,
-        std=(1.,) * channels,
-    )
+    dataset = open_split(
+        DataSettings.from_values(args), args.get('val_split') or 'validation', config,
+        num_samples=args.get('val_num_samples'), batch_size=NUM_IMAGES)
+    dataset.transform = image_transform(config, normalise=False)
     if hasattr(dataset, '__len__'):
         chosen = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long().tolist()
         samples = [dataset[index] for index in chosen]

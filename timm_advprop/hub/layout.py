@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from ..downloads import redact
 from ..errors import InputError
 from ..models import create_model
 from ..norms import has_split_norm, set_norm_route, split_state_dict, strip_aux
-from ..publication import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
 from ..version import __version__
+from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
+from ..weights.downloads import redact
 from .card import render_card
-from .pictures import draw_adversarial_images, draw_norms
+from .card_pictures import draw_adversarial_images, draw_norms
 from .recipe import publishable_recipe
 from .release import Release
 from .results import collect_results
@@ -77,13 +77,8 @@ def write_publication(
             file.write(release.summary)
     _draw_pictures(release, folder, images)
     card = render_card(
-        release,
-        repo_id,
-        measured,
-        dataset=dataset or release.dataset,
-        license=license or _license(release),
-        files=os.listdir(folder),
-    )
+        release, repo_id, measured, dataset=dataset or release.dataset, license=license or _license(release),
+        files=os.listdir(folder))
     with open(os.path.join(folder, CARD), 'w', encoding='utf-8') as file:
         file.write(card)
     _redact_files(folder, token)
@@ -204,7 +199,7 @@ def _check_loads(release: Release, folder: str) -> None:
 
 def _compute_the_same(model: nn.Module, other: nn.Module, input_size: Sequence[int]) -> bool:
     if has_split_norm(model):
-        set_norm_route(model, 'clean')
+        set_norm_route(model, 'main')
     images = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
