@@ -1,7 +1,6 @@
 """AdvProp for timm: models with split norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
 from .attacks import gd, ifgsm, pgd
-from .checkpoints import load_checkpoint
 from .errors import InputError
 from .hub import push_to_hub
 from .models import create_model
@@ -22,37 +21,14 @@ from .norms import (
     split_state_dict,
     strip_aux,
 )
-from .regimes import AdvPropTask, FastAdvPropTask, JointTask, MadryTask, VanillaTask
+from .regimes import AdvPropTask, Attack, FastAdvPropTask, JointTask, MadryTask, VanillaTask
 from .version import __version__
+from .weights import load_checkpoint
 
 __all__ = [
-    '__version__',
-    'AdvPropTask',
-    'FastAdvPropTask',
-    'InputError',
-    'JointTask',
-    'MadryTask',
-    'SplitBatchNorm1d',
-    'SplitBatchNorm2d',
-    'SplitBatchNormAct2d',
-    'SplitGroupNorm',
-    'SplitLayerNorm',
-    'SplitLayerNorm2d',
-    'SplitSyncBatchNorm',
-    'SplitSyncBatchNormAct',
-    'VanillaTask',
-    'convert_split_norm',
-    'convert_sync_batchnorm',
-    'create_model',
-    'gd',
-    'has_split_norm',
-    'ifgsm',
-    'load_checkpoint',
-    'models',
-    'norm_route',
-    'pgd',
-    'push_to_hub',
-    'set_norm_route',
-    'split_state_dict',
-    'strip_aux',
+    '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask',
+    'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
+    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
+    'convert_sync_batchnorm', 'create_model', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint', 'models',
+    'norm_route', 'pgd', 'push_to_hub', 'set_norm_route', 'split_state_dict', 'strip_aux',
 ]

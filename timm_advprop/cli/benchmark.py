@@ -1,0 +1,193 @@
+"""Measures what AdvProp costs: `python -m timm_advprop.benchmark --model resnet18_ap --img-size 96 --channels-last`.
+
+A training step of a regime is compared with a vanilla step of the plain model on the same batch, and with its floor,
+its arithmetic: for AdvProp k attack steps of a forward and half a backward each, then a step on twice the images,
+(2k/3 + 2) × vanilla; for Fast AdvProp, which attacks a fifth of the batch, 1.2 × vanilla. In eval mode the model with
+split norms is compared with the plain one. Cases are timed in turn, round by round, and ratios are taken within a
+round, so that a machine that slows down slows all of them.
+"""
+import statistics
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+from timm.task import ClassificationTask, TrainingTask
+
+from ..engine.open_model import open_architecture
+from ..engine.placement import Placement, open_placement
+from ..engine.run_settings import DeviceSettings
+from ..errors import as_input_error, exits_on_input_error
+from ..norms import convert_split_norm, has_split_norm, strip_aux
+from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, create_task
+from ..settings import ProgramSettings, Settings, setting
+from .parser import ProgramParser
+
+__all__ = ['main', 'time_in_turn']
+
+_EVAL_PASSES = 5  # a pass alone is short for a clock on a busy machine
+
+
+@dataclass(frozen=True)
+class MeasuredSettings(Settings):
+    """What is measured, and where."""
+    title = 'Benchmark parameters'
+    model: str = setting('resnet18_ap', 'model')
+    img_size: int = setting(96, 'image size', low=1, metavar='N')
+    batch_size: int = setting(32, 'clean images', low=2, metavar='N', flags=('-b',))
+    regime: Tuple[str, ...] = setting((AdvPropTask.name,), 'regimes', choices=tuple(REGIMES), nargs='+')
+    adv_steps: Tuple[int, ...] = setting((1, 5), 'PGD steps to measure', low=1, nargs='+', metavar='K')
+    adv_amp_dtype: Optional[str] = setting(
+        None, 'precision of the attack', choices=Attack.declared()['amp_dtype'].choices)
+    amp_dtype: Optional[str] = setting(None, 'mixed precision of the step', choices=('float16', 'bfloat16'))
+    channels_last: bool = setting(False, 'channels-last memory format')
+    torchcompile: bool = setting(False, 'compile the models')
+    eval: bool = setting(False, 'measure eval passes instead of training steps')
+    threads: Optional[int] = setting(None, 'CPU threads', low=1, metavar='N')
+    device: str = setting('cuda', 'device; the CPU is taken where there is no accelerator')
+    rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings(ProgramSettings):
+    """All settings of the program."""
+    measured: MeasuredSettings
+
+
+class _Case(NamedTuple):
+    run: Callable[[], None]
+    floor: float  # its arithmetic, relative to the first case
+
+
+@exits_on_input_error
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Print the cost of training steps, or of eval passes, relative to the plain model."""
+    parser = ProgramParser(description='Measure the cost of AdvProp.')
+    for title, flags in BenchmarkSettings.flags():
+        parser.add_settings(title, flags)
+    settings = BenchmarkSettings.from_values(vars(parser.parse_args(argv))).measured
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    placement = open_placement(DeviceSettings(
+        device=settings.device, amp=settings.amp_dtype is not None,
+        amp_dtype=settings.amp_dtype or DeviceSettings.amp_dtype, channels_last=settings.channels_last))
+    cases = (_eval_cases if settings.eval else _training_cases)(settings, placement)
+    seconds = time_in_turn({name: case.run for name, case in cases.items()}, settings.rounds, placement.device)
+    print(_headline(settings, placement.device))
+    _print_table(cases, seconds)
+
+
+def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
+    """Time functions in turn.
+
+    Args:
+        cases: The functions, by name.
+        rounds: How often each is timed, after one call that is not.
+        device: Device to wait for.
+
+    Returns:
+        Seconds of each call, by name.
+    """
+    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    seconds: Dict[str, List[float]] = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, case in cases.items():
+            synchronize()
+            start = time.perf_counter()
+            case()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def _headline(settings: MeasuredSettings, device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    return (f'{settings.model}, {"eval" if settings.eval else "training"}, {settings.img_size} px, '
+            f'batch {settings.batch_size}, {settings.amp_dtype or "float32"}'
+            f'{", channels-last" if settings.channels_last else ""}'
+            f'{", compiled" if settings.torchcompile else ""}, {name}')
+
+
+def _print_table(cases: Mapping[str, _Case], seconds: Mapping[str, List[float]]) -> None:
+    baseline = next(iter(seconds.values()))
+    print(f'{"":20}{"ms":>10}{"× first":>10}{"floor":>8}{"× floor":>10}')
+    for name, times in seconds.items():
+        ratio, floor = statistics.median(a / b for a, b in zip(times, baseline)), cases[name].floor
+        print(f'{name:20}{1e3 * statistics.median(times):>10.1f}{ratio:>10.3f}{floor:>8.3f}{ratio / floor:>10.3f}')
+
+
+def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:
+    split, plain = _models(settings, placement)
+    batch = _batch(settings, placement, split.num_classes)
+
+    def case(task: TrainingTask, floor: float) -> _Case:
+        return _Case(_step(task, batch, placement, settings.torchcompile), floor)
+    cases = {'vanilla': case(ClassificationTask(plain, nn.CrossEntropyLoss()), 1.)}
+    for regime in settings.regime:
+        for name, asked in _variants(regime, settings).items():
+            model = split if REGIMES[regime].sources_of_aux_norms(asked) else plain
+            task = as_input_error(create_task, asked, deepcopy(model), device=placement.device, verbose=False)
+            cases[f'{regime} {name}'] = case(task, task.relative_cost())
+    return cases
+
+
+def _variants(regime: str, settings: MeasuredSettings) -> Dict[str, RegimeSettings]:
+    # The attacks to measure; one case where the regime makes no use of the number of steps.
+    task_type, usual = REGIMES[regime], RegimeSettings(regime)
+    if 'adv_steps' in task_type.no_use_for:
+        return {'': usual}
+    asked = {f'PGD-{steps}': RegimeSettings.from_values(dict(
+        regime=regime, adv_eps=steps, adv_steps=steps, adv_amp_dtype=settings.adv_amp_dtype,
+    )) for steps in settings.adv_steps}
+    return {name: variant for name, variant in asked.items()
+            if task_type.arguments(variant) != task_type.arguments(usual)} or {'': usual}
+
+
+def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:
+    split, plain = (model.eval() for model in _models(settings, placement))
+    images, _ = _batch(settings, placement, 2)
+
+    def case(model: nn.Module) -> _Case:
+        model = torch.compile(model) if settings.torchcompile else model
+
+        def run() -> None:
+            with torch.inference_mode(), placement.autocast():
+                for _ in range(_EVAL_PASSES):
+                    model(images)
+        return _Case(run, 1.)
+    return {'plain': case(plain), 'split norms': case(split)}
+
+
+def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[nn.Module, nn.Module]:
+    split = open_architecture(settings.model)
+    if not has_split_norm(split):
+        as_input_error(convert_split_norm, split)
+    return placement.place(split), placement.place(strip_aux(split))
+
+
+def _batch(settings: MeasuredSettings, placement: Placement, num_classes: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    size, device = settings.batch_size, placement.device
+    images = torch.randn(size, 3, settings.img_size, settings.img_size, device=device)
+    return placement.in_memory_format(images), torch.randint(num_classes, (size,), device=device)
+
+
+def _step(
+        task: TrainingTask,
+        batch: Tuple[torch.Tensor, torch.Tensor],
+        placement: Placement,
+        compiled: bool,
+) -> Callable[[], None]:
+    if compiled:
+        task.compile()
+    module = task.get_trainable_module().train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with placement.autocast():
+            loss = task(*batch)['loss']
+        loss.backward()
+        optimizer.step()
+    return step

@@ -1,0 +1,216 @@
+"""What the command-line programs share: flags from settings, YAML recipes, flags that are refused."""
+import argparse
+import logging
+import sys
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+
+import yaml
+from timm.utils import ParseKwargs, setup_default_logging
+
+from ..errors import InputError, as_input_error, near_matches
+from ..settings import ProgramSettings, Setting
+
+__all__ = ['ProgramParser', 'number', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+
+
+class ProgramParser(argparse.ArgumentParser):
+    """A parser that takes no abbreviated flags, hints at near matches of an unknown one, and errs in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f'unknown argument {unknown[0]}{near_matches(unknown[0].split("=")[0], flags)}')
+        if hasattr(namespace, 'data'):  # timm's positional form of --data-dir
+            positional = vars(namespace).pop('data')
+            namespace.data_dir = namespace.data_dir or positional
+        return namespace
+
+    def add_settings(self, title: str, flags: Mapping[str, Setting]) -> None:
+        """Add a group of flags.
+
+        Args:
+            title: Title of the group in `--help`.
+            flags: The options by their flags.
+        """
+        group = self.add_argument_group(title)
+        for flag, about in flags.items():
+            names = dict.fromkeys((*(name for name in about.flags if not name.startswith('--')), flag, *about.flags))
+            group.add_argument(*names, **_argument(about))
+
+    def refuse(self, reasons: Mapping[str, Sequence[str]]) -> None:
+        """End with one line that says why for flags that timm's script has.
+
+        Args:
+            reasons: For each reason, the flags it holds for, without dashes.
+        """
+        for reason, flags in reasons.items():
+            for flag in flags:
+                self.add_argument(f'--{flag}', action=_Refused, nargs='*', const=reason, default=argparse.SUPPRESS,
+                                  help=argparse.SUPPRESS)
+
+    def error(self, message: str) -> None:
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+class _Refused(argparse.Action):
+    # A flag of timm's script that this program does not take; const is the reason.
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f'{option_string} is not supported: {self.const}.')
+
+
+def parse_settings(
+        program: Type[ProgramSettings],
+        description: str,
+        refused: Mapping[str, Sequence[str]],
+        argv: Optional[Sequence[str]] = None,
+        takes_recipe: bool = False,
+) -> ProgramSettings:
+    """Parse the command line of a program with a data set.
+
+    Args:
+        program: Its settings, from which its flags follow.
+        description: What it does.
+        refused: Flags of timm's script that it does not take, by reason.
+        argv: Command line, `sys.argv[1:]` by default.
+        takes_recipe: `-c/--config` names a YAML recipe; flags on the command line override it.
+
+    Raises:
+        InputError: The recipe cannot be read or has an unknown key, or flags do not go together.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = settings_parser(program, description, refused, takes_recipe)
+    namespace = parse_recipe(parser, argv) if takes_recipe else parser.parse_args(argv)
+    return as_input_error(program.from_values, vars(namespace))
+
+
+def settings_parser(
+        program: Type[ProgramSettings],
+        description: str,
+        refused: Mapping[str, Sequence[str]],
+        takes_recipe: bool = False,
+) -> ProgramParser:
+    """The parser of `parse_settings`."""
+    parser = ProgramParser(description=description)
+    parser.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
+    if takes_recipe:
+        parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML recipe; flags override it')
+    for title, flags in program.flags():
+        parser.add_settings(title, flags)
+    parser.refuse(refused)
+    return parser
+
+
+def setup_logging() -> None:
+    """timm's log for command-line programs.
+
+    Without a line for each HTTP request, since addresses of uploads are signed; and the Hub's client logs once.
+    """
+    setup_default_logging()
+    logging.getLogger('huggingface_hub').propagate = False  # it has a handler of its own
+    for library in ('httpx', 'httpx2'):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line whose `-c/--config` names a YAML recipe.
+
+    The recipe is parsed as if its entries stood on the command line, so types, choices and ranges hold for it too.
+
+    Args:
+        parser: The program's parser, with a `--config` flag.
+        argv: Command line.
+    """
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument('-c', '--config', default='')
+    config = config_parser.parse_known_args(argv)[0].config
+    return parser.parse_args([*(_recipe_argv(parser, config) if config else ()), *argv])
+
+
+def read_recipe(path: str) -> Dict[str, Any]:
+    """The entries of a YAML recipe.
+
+    Raises:
+        InputError: It cannot be read, or is no recipe.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            recipe = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'Cannot read the recipe {path}: {error}.') from error
+    except yaml.YAMLError as error:
+        raise InputError(f'{path} is not YAML: {" ".join(str(error).split())}.') from error
+    if not isinstance(recipe, dict):
+        raise InputError(f'{path} is not a recipe: it needs lines of the form "key: value".')
+    return recipe
+
+
+def number(about: Setting) -> Callable[[str], Any]:
+    """An argparse type: a number in the range of a setting."""
+    def parse(text: str) -> Any:
+        value = about.kind(text)
+        problem = about.problem(value)
+        if problem:
+            raise argparse.ArgumentTypeError(f'{problem}, got {text}')
+        return value
+    parse.__name__ = about.kind.__name__  # argparse names the type when the text is no number
+    return parse
+
+
+def _argument(about: Setting) -> Dict[str, Any]:
+    # Keyword arguments of argparse's add_argument.
+    if about.kind is bool:
+        return dict(action='store_true', help=about.help)
+    if about.kind is dict:
+        return dict(nargs='*', default={}, action=ParseKwargs, help=about.help)
+    argument = dict(default=about.default, help=_help(about), metavar=about.metavar, nargs=about.nargs,
+                    const=about.const, choices=about.choices)
+    argument = {name: value for name, value in argument.items() if value is not None or name == 'default'}
+    if isinstance(about.default, tuple):
+        argument['default'] = list(about.default)  # as argparse and YAML deliver several values
+    if about.kind is not str:
+        argument['type'] = about.kind if about.choices else number(about)
+    return argument
+
+
+def _help(about: Setting) -> str:
+    default = about.default_help
+    if default is None and about.default not in (None, '', (), 0):
+        default = ' '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in (
+            about.default if isinstance(about.default, tuple) else (about.default,)))
+    return about.help if default is None or about.help == argparse.SUPPRESS else f'{about.help} (default: {default})'
+
+
+def _recipe_argv(parser: argparse.ArgumentParser, path: str) -> List[str]:
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    argv = []
+    for key, value in read_recipe(path).items():
+        action = actions.get(str(key).replace('-', '_'))
+        if action is None:
+            raise InputError(f'{path}: unknown key {key!r}{near_matches(str(key), list(actions))}.')
+        if isinstance(action, _Refused):
+            if value:
+                raise InputError(f'{path}: {key} is not supported: {action.const}. Remove it.')
+        elif value is not None:
+            argv += _flag_argv(action, key, value, path)
+    return argv
+
+
+def _flag_argv(action: argparse.Action, key: str, value: Any, path: str) -> Tuple[str, ...]:
+    flag = max(action.option_strings, key=len)
+    takes_one = action.nargs in (None, '?')
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise InputError(f'{path}: {key} is true or false, not {value!r}.')
+        return (flag,) if value else ()
+    if isinstance(value, dict):
+        value = [f'{name}={entry}' for name, entry in value.items()]
+    if isinstance(value, (list, tuple)):
+        if takes_one:
+            raise InputError(f'{path}: {key} takes one value, not {value!r}.')
+        return (flag, *map(str, value)) if value else ()
+    return (f'{flag}={value}',) if takes_one else (flag, str(value))
