@@ -6,10 +6,10 @@ INSTALLED = $(VENV)/.installed
 .PHONY: demo study test clean
 
 demo: $(INSTALLED)
-	$(RUN) -m timm_advprop.demo
+	$(RUN) -m studies.digits
 
 study: $(INSTALLED)
-	$(RUN) -m timm_advprop.study
+	$(RUN) -m studies.fashion_mnist
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -1,24 +1,23 @@
 """One training of the study and what is measured of it, kept in a file, so that a study can be stopped and go on."""
 import csv
-import hashlib
-import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
-import torch
+from timm_advprop.engine.placement import open_placement
+from timm_advprop.engine.run_settings import DeviceSettings
+from timm_advprop.errors import InputError
 
-from ..errors import InputError
-from ..inputs import available_device
-from .measure import STEPS, STRENGTHS, measure_accuracy
+from .accuracy import STEPS, STRENGTHS, measure_accuracy
+from .kept import digest, keep, read_kept
 from .rows import RECIPE, Row
 
 __all__ = ['Job']
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     """A training of the study with its measurements.
 
@@ -45,11 +44,11 @@ class Job:
     def training_digest(self) -> str:
         """A name for what the training depends on."""
         with open(RECIPE, encoding='utf-8') as file:
-            return _digest([file.read(), self.row.phases, self.seed])
+            return digest([file.read(), self.row.phases, self.seed])
 
     def saved_result(self) -> Optional[Dict[str, Any]]:
         """The result of a former run with these settings, None where there is none."""
-        result = self._read()
+        result = read_kept(self._path)
         return result if result.get('measurement') == self._measurement() else None
 
     def run(self) -> Dict[str, Any]:
@@ -62,19 +61,19 @@ class Job:
         Raises:
             InputError: The training failed.
         """
-        result = self._read()
+        result = read_kept(self._path)
         if result.get('training') != self.training_digest() or not os.path.isfile(result['checkpoint']):
             result = self._train()
-            self._write(result)
+            keep(self._path, result)
         if self.num_attacked:
-            device = torch.device(available_device('cuda'))
+            placement = open_placement(DeviceSettings())
             result.update(
-                measure_accuracy(result['checkpoint'], self.data, self.row.aux, self.num_attacked, device))
-        self._write(dict(result, measurement=self._measurement()))
+                measure_accuracy(result['checkpoint'], self.data, self.row.aux, self.num_attacked, placement))
+        keep(self._path, dict(result, measurement=self._measurement()))
         return result
 
     def _train(self) -> Dict[str, Any]:
-        folders = [os.path.join(self.output, f'{self.name}-seed{self.seed}-{i}') for i in range(len(self.row.phases))]
+        folders = [self._file(f'-{phase}') for phase in range(len(self.row.phases))]
         checkpoint = None
         for flags, folder in zip(self.row.phases, folders):
             self._run_program(flags, folder, checkpoint)
@@ -99,26 +98,13 @@ class Job:
 
     @property
     def _path(self) -> str:
-        return os.path.join(self.output, f'{self.name}-seed{self.seed}.json')
+        return self._file('.json')
 
-    def _read(self) -> Dict[str, Any]:
-        try:
-            with open(self._path, encoding='utf-8') as file:
-                return json.load(file)
-        except (OSError, ValueError):
-            return {}
-
-    def _write(self, result: Dict[str, Any]) -> None:
-        with open(f'{self._path}.tmp', 'w', encoding='utf-8') as file:
-            json.dump(result, file)
-        os.replace(f'{self._path}.tmp', self._path)
+    def _file(self, ending: str) -> str:
+        return os.path.join(self.output, f'{self.name}-seed{self.seed}{ending}')
 
     def _measurement(self) -> str:
-        return _digest([self.training_digest(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
-
-
-def _digest(settings: List[Any]) -> str:
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return digest([self.training_digest(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
 
 
 def _read_summary(folder: str) -> List[Dict[str, float]]:

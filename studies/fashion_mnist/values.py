@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from .rows import ROWS
 
-__all__ = ['by_row', 'mean_and_deviation']
+__all__ = ['Result', 'by_row', 'mean_and_deviation']
 
 Result = Dict[str, Any]
 

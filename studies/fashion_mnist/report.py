@@ -1,17 +1,21 @@
 """The study's table, its figures as CSV, and what they say about the paper's claims."""
 import csv
 import os
-from typing import Any, Dict, List, Sequence
+from typing import List, Sequence, Tuple
 
 import torch
 
-from .measure import STEPS, STRENGTHS
-from .pictures import draw_study
+from timm_advprop.output import markdown_table, replacing
+
+from .accuracy import STEPS, STRENGTHS, attacked_top1
+from .charts import draw_study
+from .costs import Costs
 from .rows import EPOCHS, EPS, ROWS
-from .values import by_row, mean_and_deviation
+from .values import Result, by_row, mean_and_deviation
 
 __all__ = ['write_report']
 
+ROUTES = ('main', 'aux')
 TABLE_STRENGTHS = (2, 8)
 # A claim of the paper about clean accuracy: row, its comparison, text. The first is said to be above the second.
 _CLAIMS = (
@@ -27,16 +31,8 @@ _CLAIMS = (
 
 _T_95 = {2: 4.30, 4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18}  # Student's t, two-sided, by degrees of freedom
 
-Result = Dict[str, Any]
 
-
-def write_report(
-        folder: str,
-        results: Sequence[Result],
-        costs: Dict[str, Dict[str, float]],
-        num_train: int,
-        num_attacked: int,
-) -> None:
+def write_report(folder: str, results: Sequence[Result], costs: Costs, num_train: int, num_attacked: int) -> None:
     """Write `fashion_mnist.csv`, `fashion_mnist.md` and the pictures, and print the table.
 
     Args:
@@ -57,12 +53,12 @@ def write_report(
         f'attacks in training are a single untargeted step, eps {EPS}/255; fine-grained AdvProp augments by timm\'s '
         f'rand-m5-inc1.',
         '',
-        *_table(results, costs),
+        _table(results, costs),
         '',
         'The papers\' claims about clean accuracy, at this scale: difference of the means over seeds, ± its standard '
         'error; within noise where a t-test at 95 % cannot tell it from none.',
         '',
-        *_claims(results),
+        _claims(results),
     ])
     with open(os.path.join(folder, 'fashion_mnist.md'), 'w', encoding='utf-8') as file:
         file.write(f'{text}\n')
@@ -71,41 +67,45 @@ def write_report(
         print(f'Picture: {path}')
 
 
-def _write_csv(path: str, results: Sequence[Result], costs: Dict[str, Dict[str, float]]) -> None:
-    measured = [f'pgd_eps{eps}_{route}_top1' for route in ('main', 'aux') for eps in STRENGTHS]
+def _write_csv(path: str, results: Sequence[Result], costs: Costs) -> None:
+    measured = [attacked_top1(eps, route) for route in ROUTES for eps in STRENGTHS]
     columns = ['regime', 'seed', 'holdout_top1', 'clean_top1', *measured, 'cost', 'arithmetic']
-    with open(f'{path}.tmp', 'w', newline='', encoding='utf-8') as file:
+    with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, columns, extrasaction='ignore')
         writer.writeheader()
         for result in results:
             row = dict(result, regime=result['name'], **costs[result['name']])
             writer.writerow({name: f'{value:.3f}' if isinstance(value, float) else value
                              for name, value in row.items()})
-    os.replace(f'{path}.tmp', path)
 
 
-def _table(results: Sequence[Result], costs: Dict[str, Dict[str, float]]) -> List[str]:
-    columns = ['clean_top1', *(f'pgd_eps{eps}_{route}_top1' for route in ('main', 'aux') for eps in TABLE_STRENGTHS)]
-    titles = ['clean', *(f'PGD, eps {eps}/255, {route}' for route in ('main', 'aux') for eps in TABLE_STRENGTHS)]
-    lines = [f'| regime | {" | ".join(titles)} | cost | arithmetic |', '|---' * (len(titles) + 3) + '|']
-    values = {column: by_row(results, column) for column in columns}
+def _table(results: Sequence[Result], costs: Costs) -> str:
+    attacked = {f'PGD, eps {eps}/255, {route}': attacked_top1(eps, route)
+                for route in ROUTES for eps in TABLE_STRENGTHS}
+    columns = {title: by_row(results, column) for title, column in {'clean': 'clean_top1', **attacked}.items()}
+    rows = [['regime', *columns, 'cost', 'arithmetic']]
     for name, row in ROWS.items():
-        cells = ['{:.1f} ± {:.1f}'.format(*mean_and_deviation(values[column][name])) if name in values[column] else '–'
-                 for column in columns]
-        cost = costs[name]
-        lines.append(f'| {row.title} | {" | ".join(cells)} | {cost["cost"]:.2f} | {cost["arithmetic"]:.2f} |')
-    return lines
+        cells = ['{:.1f} ± {:.1f}'.format(*mean_and_deviation(values[name])) if name in values else '–'
+                 for values in columns.values()]
+        rows.append([row.title, *cells, *(f'{costs[name][kind]:.2f}' for kind in ('cost', 'arithmetic'))])
+    return markdown_table(rows)
 
 
-def _claims(results: Sequence[Result]) -> List[str]:
+def _claims(results: Sequence[Result]) -> str:
     clean = by_row(results, 'clean_top1')
-    lines = ['| claim | difference | here |', '|---|---|---|']
+    rows: List[Sequence[str]] = [('claim', 'difference', 'here')]
     for better, worse, text in _CLAIMS:
-        (a, a_deviation), (b, b_deviation) = (mean_and_deviation(clean[name]) for name in (better, worse))
-        counts = len(clean[better]), len(clean[worse])
-        error = (a_deviation ** 2 / counts[0] + b_deviation ** 2 / counts[1]) ** 0.5
-        verdict = 'one seed' if min(counts) < 2 else 'within noise'
-        if min(counts) > 1 and abs(a - b) > _T_95.get(sum(counts) - 2, 2.) * error:
-            verdict = 'reproduced' if a > b else 'the opposite'
-        lines.append(f'| {text} | {a - b:+.2f} ± {error:.2f} | {verdict} |')
-    return lines
+        difference, error, verdict = _compare(clean[better], clean[worse])
+        rows.append((text, f'{difference:+.2f} ± {error:.2f}', verdict))
+    return markdown_table(rows)
+
+
+def _compare(better: Sequence[float], worse: Sequence[float]) -> Tuple[float, float, str]:
+    # The difference of the means, its standard error, and what a t-test says of it.
+    (a, a_deviation), (b, b_deviation) = mean_and_deviation(better), mean_and_deviation(worse)
+    error = (a_deviation ** 2 / len(better) + b_deviation ** 2 / len(worse)) ** 0.5
+    if min(len(better), len(worse)) < 2:
+        return a - b, error, 'one seed'
+    if abs(a - b) <= _T_95.get(len(better) + len(worse) - 2, 2.) * error:
+        return a - b, error, 'within noise'
+    return a - b, error, 'reproduced' if a > b else 'the opposite'

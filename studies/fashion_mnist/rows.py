@@ -18,7 +18,7 @@ def _attack(eps: float) -> List[str]:
     return [*steps, '--adv-target', 'none', '--adv-random-start', '1']
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """A way to train.
 

@@ -1,4 +1,1 @@
 """The study, `make study`: every regime on a part of Fashion-MNIST, compared in accuracy, robustness and cost."""
-from .program import main
-
-__all__ = ['main']

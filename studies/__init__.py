@@ -1,0 +1,1 @@
+"""Studies: programs that train and compare models through `train.py`, as a user would. Run in the repository's root."""
