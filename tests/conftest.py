@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from loopback_hub import LoopbackHub
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from timm_advprop.data import write_digits
+from tests.hub.loopback_hub import LoopbackHub
+from timm_advprop.engine.small_datasets import write_digits
 from timm_advprop.norms import SplitNorm, split_norms
 
 torch.set_num_threads(1)

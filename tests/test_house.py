@@ -1,8 +1,9 @@
-"""Who may import whom: down only, as CONTRIBUTING.md draws it; and the public names."""
+"""The ladder of rooms, as CONTRIBUTING.md draws it: imports go down only. And the size of what is in them."""
 import ast
 import sys
-from graphlib import TopologicalSorter
+from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -10,26 +11,25 @@ import timm_advprop
 
 PACKAGE = Path(timm_advprop.__file__).parent
 FILES = sorted(PACKAGE.rglob('*.py'))
+STUDIES = sorted((PACKAGE.parent / 'studies').rglob('*.py'))
 
-# A room is a file or folder right below the package. Which rooms it may import from; rooms not listed here only have
-# to keep out of circles.
-ALLOWED_ROOMS = {
-    'norms': set(),
-    'attacks': set(),
-    'errors': set(),
-    'regimes': {'norms', 'attacks', 'errors'},
-    'downloads': {'errors'},
-    'publication': {'downloads', 'norms', 'errors'},
-    'models': {'publication', 'norms', 'errors'},
-    'checkpoints': {'models', 'norms', 'errors'},
-    'evaluation': {'models', 'regimes', 'norms', 'checkpoints', 'arguments', 'inputs', 'errors', 'version'},
-    'hub': {'models', 'regimes', 'norms', 'publication', 'downloads', 'evaluation', 'checkpoints', 'arguments',
-            'inputs', 'errors', 'version'},
-}
-FORBIDDEN_ROOMS = {
-    'train': {'norms', 'attacks', '__init__'},
-}
+# From top to bottom; rooms of one step do not import each other.
+LADDER = (
+    {'cli'},
+    {'hub'},
+    {'robustness'},
+    {'engine'},
+    {'models'},
+    {'regimes', 'weights'},
+    {'norms', 'attacks'},
+    {'errors', 'settings', 'output', 'version'},
+)
+# `python -m timm_advprop.<name>` and the package's own names: they stand on top, and nothing imports them.
+ENTRANCES = {'__init__', 'train', 'validate', 'data', 'wrap', 'benchmark'}
 ALLOWED_LIBRARIES = {
+    'settings': (),
+    'errors': (),
+    'output': (),
     'norms': ('torch', 'timm.layers'),
     'attacks': ('torch',),
     'regimes': ('torch', 'timm.task'),
@@ -38,7 +38,13 @@ ALLOWED_LIBRARIES = {
 
 
 def room_of(path):
+    if path.name == '__main__.py':
+        return '__main__'
     return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def step_of(room):
+    return next((step for step, rooms in enumerate(LADDER) if room in rooms), -1)
 
 
 def imported_modules(path):
@@ -58,12 +64,17 @@ def imported_modules(path):
 
 def imported_rooms(path):
     names = [name.split('.') for name in imported_modules(path) if name.split('.')[0] == 'timm_advprop']
-    rooms = {room_of(file) for file in FILES}
-    return {name[1] if len(name) > 1 and name[1] in rooms else '__init__' for name in names} - {room_of(path)}
+    return {name[1] if len(name) > 1 else '__init__' for name in names}
 
 
-def files_of(rooms):
-    return [pytest.param(path, id=str(path.relative_to(PACKAGE))) for path in FILES if room_of(path) in rooms]
+def in_package(paths):
+    return [pytest.param(path, id=str(path.relative_to(PACKAGE))) for path in paths]
+
+
+def functions(path):
+    """Functions of a file with their length in lines, decorators left out."""
+    return [(node.name, node.end_lineno - node.lineno + 1) for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def public_definitions(path):
@@ -75,30 +86,38 @@ def public_definitions(path):
     return [node for node in tree.body if getattr(node, 'name', None) in public]
 
 
-def test_rooms_with_rules_exist():
-    assert {'norms', 'attacks', 'errors', 'regimes', 'models'} <= {room_of(path) for path in FILES}
+def test_every_file_has_a_place_on_the_ladder():
+    rooms = {room_of(path) for path in FILES} - ENTRANCES - {'__main__'}
+    assert rooms <= set().union(*LADDER)
+    assert {'norms', 'regimes', 'models', 'weights', 'engine', 'hub', 'cli'} <= rooms
 
 
-def test_import_reader_sees_relative_absolute_and_nested_imports():
+def test_import_reader_sees_relative_absolute_and_nested_imports(tmp_path, monkeypatch):
     task = PACKAGE / 'regimes' / 'advprop.py'
-    assert {'torch', 'torch.nn', 'timm_advprop.norms', 'timm_advprop.regimes.adversary'} <= set(
-        imported_modules(task))
-    assert imported_rooms(task) == {'norms', 'errors'}
-    rooms = {'models', 'attacks', 'checkpoints', 'errors', 'hub', 'norms', 'regimes', 'version'}
-    assert rooms == imported_rooms(PACKAGE / '__init__.py')
+    assert {'torch', 'torch.nn', 'timm_advprop.norms', 'timm_advprop.regimes.task'} <= set(imported_modules(task))
+    assert imported_rooms(task) == {'norms', 'regimes'}
+    monkeypatch.setattr(sys.modules[__name__], 'PACKAGE', tmp_path)
+    nested = tmp_path / 'norms' / 'file.py'
+    nested.parent.mkdir()
+    nested.write_text('def function():\n    from ..cli import train\n    import timm_advprop.hub.push\n')
+    assert imported_rooms(nested) == {'cli', 'hub'}
 
 
-@pytest.mark.parametrize('path', files_of(ALLOWED_ROOMS))
+@pytest.mark.parametrize('path', in_package(
+    path for path in FILES if room_of(path) not in ENTRANCES | {'__main__'}))
 def test_file_imports_only_from_rooms_below(path):
-    assert imported_rooms(path) <= ALLOWED_ROOMS[room_of(path)]
+    room = room_of(path)
+    others = imported_rooms(path) - {room}
+    assert not [other for other in others if step_of(other) <= step_of(room)]
 
 
-@pytest.mark.parametrize('path', files_of(FORBIDDEN_ROOMS))
-def test_training_loop_knows_neither_norms_nor_attacks(path):
-    assert not imported_rooms(path) & FORBIDDEN_ROOMS[room_of(path)]
+@pytest.mark.parametrize('name', sorted(ENTRANCES - {'__init__'}))
+def test_entrance_leads_to_the_program_of_its_name(name):
+    assert imported_rooms(PACKAGE / f'{name}.py') == {'cli'}
+    assert len((PACKAGE / f'{name}.py').read_text().splitlines()) < 10
 
 
-@pytest.mark.parametrize('path', files_of(ALLOWED_LIBRARIES))
+@pytest.mark.parametrize('path', in_package(path for path in FILES if room_of(path) in ALLOWED_LIBRARIES))
 def test_file_imports_only_the_libraries_of_its_room(path):
     libraries = ALLOWED_LIBRARIES[room_of(path)]
     foreign = [
@@ -109,14 +128,29 @@ def test_file_imports_only_the_libraries_of_its_room(path):
     assert not foreign
 
 
-def test_rooms_import_each_other_without_circles():
-    graph = {}
+def test_no_file_name_stands_for_two_things():
+    names = Counter(path.name for path in FILES if room_of(path) not in ENTRANCES)
+    assert {name for name, count in names.items() if count > 1} <= {'__init__.py', '__main__.py'}
+
+
+def test_functions_are_short():
+    lengths = {f'{path.name}: {name}': length for path in (*FILES, *STUDIES) for name, length in functions(path)}
+    assert median(lengths.values()) <= 10
+    assert not {name: length for name, length in lengths.items() if length > 60}
+
+
+def test_no_regime_is_told_by_its_name():
+    """What a regime needs its class says: names stand in the classes alone."""
+    names = set(timm_advprop.regimes.REGIMES)
     for path in FILES:
-        graph.setdefault(room_of(path), set()).update(imported_rooms(path))
-    TopologicalSorter(graph).prepare()  # raises CycleError
+        compared = [
+            constant.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)
+            for constant in ast.walk(node) if isinstance(constant, ast.Constant)
+        ]
+        assert not names & set(filter(lambda value: isinstance(value, str), compared)), path
 
 
-@pytest.mark.parametrize('path', files_of({room_of(path) for path in FILES}))
+@pytest.mark.parametrize('path', in_package(FILES))
 def test_public_functions_and_classes_have_docstrings(path):
     assert not [node.name for node in public_definitions(path) if not ast.get_docstring(node)]
 
@@ -127,7 +161,7 @@ def test_docstring_check_sees_the_public_definitions():
 
 
 @pytest.mark.parametrize('name', [
-    'AdvPropTask', 'convert_split_norm', 'load_checkpoint', 'set_norm_route', 'norm_route', 'strip_aux',
+    'AdvPropTask', 'Attack', 'convert_split_norm', 'load_checkpoint', 'set_norm_route', 'norm_route', 'strip_aux',
     'split_state_dict', 'pgd', 'create_model', 'push_to_hub',
 ])
 def test_package_exposes_the_public_contract(name):

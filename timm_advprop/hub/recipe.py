@@ -17,12 +17,12 @@ _WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')
 
 
 def publishable_recipe(arguments: Mapping[str, Any]) -> Dict[str, Any]:
-    """Arguments of a run that others can use: without folders, devices and accounts of the machine, and without tokens."""
+    """Arguments of a run that others can use: without folders, devices, accounts and tokens of the machine."""
     return {name: _publishable(value) for name, value in arguments.items() if name not in _OF_ONE_RUN}
 
 
 def training_command(arguments: Mapping[str, Any]) -> str:
-    """The command that trains with a published `args.yaml`, '' where the training program does not know its arguments."""
+    """The command that trains with a published `args.yaml`, '' where its arguments are of another program."""
     if 'regime' not in arguments:  # of another program
         return ''
     processes = arguments.get('world_size') or 1

@@ -77,7 +77,8 @@ class RegimeSettings:
         if self.generator is None:
             return [*views, *self.attacks(default)]
         if self.attack:
-            raise ValueError(f'A generator takes the place of the attack: leave {", ".join(sorted(self.attack))} out.')
+            flags = ', '.join(f'--{Attack.names_of_flags()[name].replace("_", "-")}' for name in sorted(self.attack))
+            raise ValueError(f'A generator takes the place of the attack: leave {flags} out.')
         return [*views, *self._generated(self.strengths or (default.eps_px,))]
 
     def _generated(self, strengths: Tuple[float, ...]) -> List[Source]:
