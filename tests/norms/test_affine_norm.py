@@ -8,20 +8,22 @@ import torch
 import torch.nn as nn
 from timm import layers
 
-from timm_advprop import (
-    AdvPropTask,
+from timm_advprop.norms import (
     SplitGroupNorm,
     SplitLayerNorm,
     SplitLayerNorm2d,
+    SplitNorm,
     SplitSyncBatchNorm,
     convert_split_norm,
     convert_sync_batchnorm,
     norm_route,
     set_norm_route,
+    split_norms,
     split_state_dict,
     strip_aux,
+    train_aux,
 )
-from timm_advprop.norms import split_norms, train_aux
+from timm_advprop.regimes import AdvPropTask, Attack
 
 TOKENS, MAPS = (6, 5, 8), (6, 8, 4, 4)
 
@@ -56,7 +58,6 @@ def create_swin():
         'swin_tiny_patch4_window7_224', img_size=56, window_size=7, embed_dim=16, depths=(1, 1), num_heads=(2, 2),
         drop_path_rate=0., num_classes=5)
 
-
 NETS = {
     'test_vit': (lambda: timm.create_model('test_vit', num_classes=5), 160),
     'test_convnext': (lambda: timm.create_model('test_convnext', num_classes=5), 32),
@@ -79,9 +80,6 @@ def net(request):
         if parameter.dim() == 1:
             nn.init.uniform_(parameter, .5, 1.5)
     return model, torch.randn(4, 3, size, size)
-
-
-# Layers
 
 
 @pytest.mark.parametrize('create, shape, split_type', LAYERS)
@@ -126,7 +124,7 @@ def test_copies_and_plain_layers_come_back(create, shape, split_type, copy):
         randomize_parameters(norm.aux_bn[0])
     twin = copy(split)
     assert type(twin) is type(split)
-    for route in ('clean', 'aux'):
+    for route in ('main', 'aux'):
         set_norm_route(split, route)
         set_norm_route(twin, route)
         assert torch.equal(twin(x), split(x))
@@ -159,9 +157,6 @@ def test_parameters_of_an_activation_are_split_with_the_norm():
     assert split.aux_bn[0].act.weight.requires_grad
 
 
-# Which norms are split
-
-
 def test_only_models_without_batch_norms_have_their_other_norms_split():
     model = convert_split_norm(nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(8)))
     assert [type(module) for module in model][1:] == [nn.GroupNorm, nn.LayerNorm]
@@ -187,9 +182,6 @@ def test_plain_batch_norms_beside_split_ones_are_synchronised_too():
     model = convert_sync_batchnorm(nn.Sequential(backbone, nn.Flatten(), nn.BatchNorm1d(4)))
     assert type(model[0][1]) is SplitSyncBatchNorm
     assert type(model[0][1].aux_bn[0]) is type(model[2]) is nn.SyncBatchNorm
-
-
-# Networks
 
 
 def test_every_norm_of_a_network_is_split_and_its_output_unchanged(net):
@@ -228,7 +220,8 @@ def test_split_step_equals_the_gradients_of_two_plain_networks(net):
 
 def test_advprop_trains_a_network(net):
     model, images = net
-    task = AdvPropTask(convert_split_norm(model), nn.CrossEntropyLoss(), steps=1, mean=(.5,) * 3, std=(.5,) * 3)
+    task = AdvPropTask(
+        convert_split_norm(model), nn.CrossEntropyLoss(), sources=Attack(steps=1), mean=(.5,) * 3, std=(.5,) * 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)
     result = task(images, torch.tensor([0, 1, 2, 3]))
@@ -241,8 +234,8 @@ def test_advprop_trains_a_network(net):
     assert {key.replace('aux_bn.0.', '') for key in aux} <= changed
 
 
-@pytest.mark.parametrize('route', ['clean', 'split'])
-def test_scripted_network_is_the_clean_route(net, route):
+@pytest.mark.parametrize('route', ['main', 'split'])
+def test_scripted_network_is_the_main_route(net, route):
     model, images = net
     split = convert_split_norm(model).eval()
     set_norm_route(split, route)
@@ -253,13 +246,15 @@ def test_scripted_network_is_the_clean_route(net, route):
 def test_traced_graph_holds_the_split_norms_as_leaves(net):
     model, images = net
     split = convert_split_norm(model).eval()
-    node = [name for name in layers.get_graph_node_names(split)[1] if name.endswith(('norm', 'norm2', 'bn2', 'bn'))][-1]
-    extractor = layers.create_feature_extractor(split, {node: 'features'})
-    outputs = {}
-    for route in ('clean', 'aux'):
-        for norm in split_norms(split):
-            randomize_parameters(norm.aux_bn[0])
-        set_norm_route(extractor, route)
-        outputs[route] = extractor(images)['features']
-    assert outputs['clean'].shape == outputs['aux'].shape
-    assert not torch.equal(outputs['clean'], outputs['aux'])
+    for norm in split_norms(split):
+        randomize_parameters(norm.aux_bn[0])
+    last = [name for name, module in split.named_modules() if isinstance(module, SplitNorm)][-1]
+    twin, expected = deepcopy(split), []
+    twin.get_submodule(last).register_forward_hook(lambda *args: expected.append(args[-1]))
+    extractor = layers.create_feature_extractor(split, {last: 'features'})
+    for route in ('main', 'aux', 'main'):
+        for network in (twin, extractor):
+            set_norm_route(network, route)
+        twin(images)
+        assert torch.equal(extractor(images)['features'], expected[-1])
+    assert not torch.allclose(expected[0], expected[1], rtol=1e-2, atol=1e-2)

@@ -1,0 +1,38 @@
+"""The parameters that only some routes use."""
+import pytest
+
+from tests.norms.norm_models import main_key, make_batch, named_grads, norm_index, train_step
+from timm_advprop.norms import convert_split_norm, norm_parameters, split_norms, train_aux
+
+
+def test_train_aux_takes_auxiliary_norms_alone_out_of_training_and_back(plain):
+    split = convert_split_norm(plain, num_aux=2)
+    train_aux(split, False)
+    assert all(value.requires_grad == (norm_index(name) == 0) for name, value in split.named_parameters())
+    split.train()
+    train_step(split, *make_batch())
+    assert {norm_index(name) for name, grad in named_grads(split).items() if grad is not None} == {0}
+    frozen = next(split_norms(split))
+    frozen.bias.requires_grad_(False)
+    train_aux(split)
+    assert not any(norm.bias.requires_grad for norm in (frozen, *frozen.aux_bn))
+    assert sum(not value.requires_grad for value in split.parameters()) == 3
+
+
+def test_train_aux_leaves_a_plain_model_alone(resnet):
+    train_aux(resnet, False)
+    assert all(value.requires_grad for value in resnet.parameters())
+
+
+@pytest.mark.parametrize('num_aux', [1, 2])
+def test_parameters_of_main_and_auxiliary_norms_are_told_apart(plain, num_aux):
+    split = convert_split_norm(plain, num_aux)
+    names = {id(parameter): name for name, parameter in split.named_parameters()}
+    main, aux = ([names[id(parameter)] for parameter in group] for group in norm_parameters(split))
+    expected_aux = [name for name in names.values() if norm_index(name)]
+    assert sorted(aux) == sorted(expected_aux)
+    assert sorted(main) == sorted({main_key(name) for name in expected_aux})
+
+
+def test_a_plain_model_has_no_parameters_of_some_routes_alone(resnet):
+    assert norm_parameters(resnet) == ([], [])
