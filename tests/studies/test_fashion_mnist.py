@@ -1,6 +1,7 @@
 """The study: what is kept and done again, what is measured, and what the report says."""
 import csv
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ import timm
 import torch
 
 import timm_advprop
-from timm_advprop.study import job as job_module
-from timm_advprop.study import program
-from timm_advprop.study.job import Job
-from timm_advprop.study.measure import STRENGTHS, measure_accuracy, measure_costs
-from timm_advprop.study.report import write_report
-from timm_advprop.study.rows import CANDIDATES, EPOCHS, RECIPE, ROWS, Row
-from timm_advprop.train.args import parse_args
+from studies.fashion_mnist import charts, study
+from studies.fashion_mnist import job as job_module
+from studies.fashion_mnist.accuracy import STRENGTHS, measure_accuracy
+from studies.fashion_mnist.costs import measure_costs
+from studies.fashion_mnist.job import Job
+from studies.fashion_mnist.report import write_report
+from studies.fashion_mnist.rows import CANDIDATES, EPOCHS, RECIPE, ROWS, Row
+from timm_advprop.cli.train import parse_args
+from timm_advprop.engine.placement import Placement
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures('one_thread', 'in_root')
 
 
@@ -96,19 +99,19 @@ def test_test_images_are_left_alone_where_settings_are_chosen(tmp_path, calls):
 @pytest.mark.parametrize('name, row', [*ROWS.items(), *CANDIDATES.items()])
 def test_rows_are_command_lines_of_the_training_program_with_one_budget(name, row):
     parsed = [parse_args(['--config', RECIPE, *flags]) for flags in row.phases]
-    assert sum(args.epochs for args in parsed) == EPOCHS
-    assert {args.val_split for args in parsed} == {'holdout'}
+    assert sum(settings.schedule.epochs for settings in parsed) == EPOCHS
+    assert {settings.data.val_split for settings in parsed} == {'holdout'}
     if name in ROWS:  # one attack for all
-        assert {tuple(args.adv_eps) for args in parsed if args.regime in ('madry', 'joint')} <= {
-            tuple(parse_args(ROWS['advprop'].phases[0]).adv_eps)}
+        assert {settings.regime.strengths for settings in parsed if settings.regime.regime in ('madry', 'joint')} <= {
+            parse_args(ROWS['advprop'].phases[0]).regime.strengths}
 
 
 def test_accuracy_is_measured_for_each_strength_and_route(data, tmp_path):
     torch.manual_seed(0)
     model = timm_advprop.convert_split_norm(timm.create_model('test_resnet', in_chans=1, num_classes=10)).eval()
-    args = parse_args(['--config', RECIPE])
+    args = Namespace(**parse_args(['--config', RECIPE]).given)
     torch.save(dict(state_dict=model.state_dict(), args=args, arch='test_resnet', epoch=0), tmp_path / 'last.pth.tar')
-    results = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 1, 8, torch.device('cpu'))
+    results = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 1, 8, Placement(torch.device('cpu')))
     assert set(results) == {'clean_top1', *(f'pgd_eps{eps}_{route}_top1' for eps in STRENGTHS
                                             for route in ('main', 'aux'))}
     assert all(0 <= value <= 100 for value in results.values())
@@ -137,7 +140,7 @@ def _results(clean):
 
 
 def test_the_report_has_means_deviations_and_honest_claims(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('timm_advprop.study.report.draw_study', lambda folder, results: [])
+    monkeypatch.setattr('studies.fashion_mnist.report.draw_study', lambda folder, results: [])
     costs = {name: dict(cost=2.5, arithmetic=2.67) for name in ROWS}
     clean = dict(vanilla=(85., 86., 87.), madry=(70., 71., 72.), joint=(85.5, 86., 86.5), advprop=(70., 70.1, 70.2))
     write_report(str(tmp_path), _results(clean), costs, num_train=4000, num_attacked=1000)
@@ -160,10 +163,9 @@ def test_the_report_has_means_deviations_and_honest_claims(tmp_path, monkeypatch
 
 
 def test_the_pictures_are_drawn(tmp_path, monkeypatch):
-    from timm_advprop.study import pictures
     model = timm.create_model('test_resnet_ap')
-    monkeypatch.setattr(pictures, 'open_release', lambda checkpoint: type('Release', (), dict(model=model)))
-    paths = pictures.draw_study(str(tmp_path), _results({}))
+    monkeypatch.setattr(charts, 'open_trained', lambda checkpoint: type('Trained', (), dict(model=model)))
+    paths = charts.draw_study(str(tmp_path), _results({}))
     assert len(paths) == 4
     assert all(Path(path).read_bytes().startswith(b'\x89PNG') for path in paths)
 
@@ -171,7 +173,7 @@ def test_the_pictures_are_drawn(tmp_path, monkeypatch):
 def test_the_study_runs_in_the_root_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit:
-        program.main(['--output', str(tmp_path)])
+        study.main(['--output', str(tmp_path)])
     assert exit.value.code == 2
     assert capsys.readouterr().err == 'error: No train.py here: run the study in the root of the repository.\n'
 
