@@ -122,7 +122,7 @@ def test_plain_weights_of_timm_have_a_tag_that_says_what_they_are():
 
 
 IMPORT_SCRIPT = '''
-import pickle, sys, timm
+import pickle, sys, timm, types
 import timm.models.resnet
 from timm.models import _registry, register_model
 
@@ -137,14 +137,22 @@ timms.default_cfgs['resnet_of_tomorrow'] = timms.default_cfgs['resnet18']
 register_model(resnet_of_tomorrow)
 del _registry._module_to_models['starnet']
 
+def resnet_of_others(pretrained=False, **kwargs):
+    return timms.resnet18(pretrained, **kwargs)
+
+resnet_of_others.__module__ = 'others.resnet'
+sys.modules['others.resnet'] = types.ModuleType('others.resnet')
+register_model(resnet_of_others)
+
 entry_point = pickle.loads(bytes.fromhex(sys.argv[1]))  # imports what it needs
 assert entry_point is timm.model_entrypoint('test_resnet_ap')
 import timm_advprop.models.resnet as family
-from timm_advprop.models import resnet, split_models, starnet
+from timm_advprop.models import left_out_models, resnet, split_models, starnet
 assert family is resnet is sys.modules['timm_advprop.models.resnet']
 assert split_models()['resnet_of_tomorrow_ap'] == 'resnet_of_tomorrow'
 assert 'resnet_of_tomorrow_ap.plain_a1_in1k' in timm.list_pretrained('*_ap.*')
 assert family.resnet_of_tomorrow_ap().state_dict().keys() == timm.create_model('resnet18_ap').state_dict().keys()
+assert not {'resnet_of_others', 'resnet_of_others_ap'} & {*split_models(), *left_out_models()}
 assert not starnet.__all__ and not timm.list_models('starnet*_ap')
 print('done')
 '''

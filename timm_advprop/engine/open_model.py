@@ -105,7 +105,7 @@ def _check_name(name: str, file: Optional[str]) -> None:
                          'for a folder.')
     if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(base_name(name), timm.list_models())}.')
-    if file and base_name(name) not in split_models() and num_aux_in(read_checkpoint(file)):
+    if file and num_aux_in(read_checkpoint(file)) and base_name(name) not in split_models():  # a bad file is named here
         raise InputError(f'{file} has auxiliary norms, which {name} would drop: take its *_ap model, or '
                          f'--initial-checkpoint with --regime advprop.')
 

@@ -1,4 +1,5 @@
 """Two processes train as one would on the mean of their gradients, without `find_unused_parameters`."""
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,14 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timm_advprop import norm_route
 from timm_advprop.norms import norm_parameters
-from timm_advprop.regimes import MadryTask, create_task
+from timm_advprop.regimes import REGIMES, Attack, MadryTask
 
 RANKS, STEPS, CLASSES, LEARNING_RATE = 2, 3, 5, 0.05
-ATTACK = dict(
-    eps=4, alpha=1, steps=2, target='none', random_start=0., weight=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-TWO_STRENGTHS = dict(ATTACK, eps=(1, 4))
-ONE_NORM = {name: value for name, value in ATTACK.items() if name != 'weight'}
-FAST = {name: value for name, value in dict(ATTACK, ratio=1).items() if name != 'steps'}
+HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+ATTACK = Attack(eps_px=4, alpha_px=1, steps=2, target='none', random_start=0.)
+WEAKER = dict(weight=0.5, **HALF)
+ADVPROP = dict(sources=ATTACK, **WEAKER)
+TWO_STRENGTHS = dict(ADVPROP, sources=[replace(ATTACK, eps_px=1), ATTACK])
+MADRY = dict(attack=ATTACK, **HALF)
+JOINT = dict(attack=ATTACK, **WEAKER)
+FAST = dict(attack=replace(ATTACK, steps=1), ratio=1, **WEAKER)
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason='needs gloo'),
@@ -49,11 +53,14 @@ def _gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _train(regime, rank, attack=None, accumulate=False, momentum=0.1):
+def _num_aux(arguments):
+    return len(arguments['sources']) if isinstance(arguments.get('sources'), list) else 1
+
+
+def _train(regime, rank, arguments, accumulate=False, momentum=0.1):
     """What each step's loss and gradients are on one rank, and the state it ends with."""
-    num_aux = len(attack['eps']) if attack and isinstance(attack['eps'], tuple) else 1
-    model = _model(rank, num_aux, momentum)  # the ranks differ until they are joined
-    task = create_task(regime, model, attack=attack, verbose=False).prepare_distributed()
+    model = _model(rank, _num_aux(arguments), momentum)  # the ranks differ until they are joined
+    task = REGIMES[regime](model, **arguments, verbose=False).prepare_distributed()
     assert isinstance(task.get_trainable_module(), DistributedDataParallel)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     losses, gradients = [], []
@@ -77,12 +84,12 @@ def _work(rank, folder):
     dist.init_process_group(
         'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=RANKS, timeout=timedelta(seconds=90))
     results = {
-        'advprop': _train('advprop', rank, ATTACK),
+        'advprop': _train('advprop', rank, ADVPROP),
         'two strengths': _train('advprop', rank, TWO_STRENGTHS),
-        'accumulated': _train('advprop', rank, ATTACK, accumulate=True, momentum=0.),
-        'vanilla': _train('vanilla', rank),
-        'madry': _train('madry', rank, ONE_NORM),
-        'joint': _train('joint', rank, ATTACK),
+        'accumulated': _train('advprop', rank, ADVPROP, accumulate=True, momentum=0.),
+        'vanilla': _train('vanilla', rank, {}),
+        'madry': _train('madry', rank, MADRY),
+        'joint': _train('joint', rank, JOINT),
         'fast-advprop': _train('fast-advprop', rank, FAST),
     }
     torch.save(results, f'{folder}/rank{rank}.pt')
@@ -110,11 +117,10 @@ def _mean(dicts):
     return {name: sum(values[name] for values in dicts) / len(dicts) for name in dicts[0]}
 
 
-def _train_in_one_process(regime, attack, losses_of):
+def _train_in_one_process(regime, arguments, losses_of):
     """The same by hand: replicas attack, take rank 0's buffers, go forward, and average gradients."""
-    num_aux = len(attack['eps']) if isinstance(attack['eps'], tuple) else 1
-    replicas = [_model(0, num_aux) for _ in range(RANKS)]
-    tasks = [create_task(regime, replica, attack=attack, verbose=False) for replica in replicas]
+    replicas = [_model(0, _num_aux(arguments)) for _ in range(RANKS)]
+    tasks = [REGIMES[regime](replica, **arguments, verbose=False) for replica in replicas]
     optimizers = [torch.optim.SGD(replica.parameters(), LEARNING_RATE) for replica in replicas]
     losses, gradients = [], []
     for step, batches in enumerate(zip(*(_batches(rank) for rank in range(RANKS)))):
@@ -137,9 +143,14 @@ def _train_in_one_process(regime, attack, losses_of):
     return losses, gradients, [replica.state_dict() for replica in replicas]
 
 
+def _attacked(attack, model, batch, route):
+    with norm_route(model, route):
+        return attack(model, *batch)[0]
+
+
 def _advprop_losses(replicas, tasks, batches, step):
     adversarial = [
-        [adversary(replica, *batch, i) for i, adversary in enumerate(task.adversaries, 1)]
+        [_attacked(attack, replica, batch, route) for route, attack in enumerate(task.sources, 1)]
         for replica, task, batch in zip(replicas, tasks, batches)
     ]
     _take_buffers_of_rank_0(replicas)
@@ -150,7 +161,7 @@ def _advprop_losses(replicas, tasks, batches, step):
 
 
 def _one_norm_losses(replicas, tasks, batches, step):
-    adversarial = [task.adversary(replica, *batch, 0) for replica, task, batch in zip(replicas, tasks, batches)]
+    adversarial = [_attacked(task.attack, replica, batch, 0) for replica, task, batch in zip(replicas, tasks, batches)]
     _take_buffers_of_rank_0(replicas)
     for replica, task, adv, (images, target) in zip(replicas, tasks, adversarial, batches):
         if type(task) is MadryTask:
@@ -196,15 +207,15 @@ def _scale_of(regime, replica):
     return {id(parameter): 2. for parameter in (*main, *aux)}
 
 
-@pytest.mark.parametrize('name,regime,attack,losses_of', [
-    ('advprop', 'advprop', ATTACK, _advprop_losses),
+@pytest.mark.parametrize('name,regime,arguments,losses_of', [
+    ('advprop', 'advprop', ADVPROP, _advprop_losses),
     ('two strengths', 'advprop', TWO_STRENGTHS, _advprop_losses),
-    ('madry', 'madry', ONE_NORM, _one_norm_losses),
-    ('joint', 'joint', ATTACK, _one_norm_losses),
+    ('madry', 'madry', MADRY, _one_norm_losses),
+    ('joint', 'joint', JOINT, _one_norm_losses),
     ('fast-advprop', 'fast-advprop', FAST, _fast_losses),
 ], ids=lambda value: value if isinstance(value, str) else '')
-def test_two_ranks_train_as_one_process_on_the_mean_of_their_gradients(ranks, name, regime, attack, losses_of):
-    losses, gradients, states = _train_in_one_process(regime, attack, losses_of)
+def test_two_ranks_train_as_one_process_on_the_mean_of_their_gradients(ranks, name, regime, arguments, losses_of):
+    losses, gradients, states = _train_in_one_process(regime, arguments, losses_of)
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     aux_trains = regime in ('advprop', 'fast-advprop')
     assert gradients[0].keys() == {
@@ -236,7 +247,7 @@ def test_gradients_accumulate_without_communication_until_the_last_step(ranks):
     expected = []
     for rank in range(RANKS):
         model = _model(0, momentum=0.)
-        task = create_task('advprop', model, attack=ATTACK, verbose=False)
+        task = REGIMES['advprop'](model, **ADVPROP, verbose=False)
         for batch in _batches(rank):
             task(*batch)['loss'].backward()
         expected.append(_gradients(model))

@@ -7,21 +7,36 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from regime_models import CLASSES, HALF, assert_all_close, gradients_of, make_batch, plain_twin, split_model, tiny_model
 from timm.loss import LabelSmoothingCrossEntropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.regimes.regime_models import (
+    CLASSES,
+    HALF,
+    assert_all_close,
+    assert_unchanged,
+    gradients_of,
+    make_batch,
+    plain_twin,
+    recorded_batches,
+    snapshot,
+    split_model,
+    task_of,
+    tiny_model,
+)
 from timm_advprop import convert_split_norm
-from timm_advprop.norms import norm_parameters
-from timm_advprop.regimes import FastAdvPropTask, create_task
+from timm_advprop.norms import split_norms
+from timm_advprop.regimes import Attack, FastAdvPropTask
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 EPS = 255 / 64
+SETTINGS = ('eps_px', 'alpha_px', 'target', 'random_start')
 
 
 def _task(model, criterion=None, **kwargs):
-    return FastAdvPropTask(model, criterion, **{
-        **dict(eps=EPS, alpha=EPS, random_start=0., verbose=False), **HALF, **kwargs})
+    settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+    attack = Attack(**{**dict(eps_px=EPS, alpha_px=EPS, random_start=0., target='none'), **settings})
+    return FastAdvPropTask(model, criterion, attack, verbose=False, **{**HALF, **kwargs})
 
 
 def _step_by_hand(model, images, target, num_adv, weight, criterion):
@@ -81,7 +96,7 @@ def test_scales_of_groups_by_hand():
             return output.sum() / len(output)
 
     model = convert_split_norm(nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))).train()
-    task = FastAdvPropTask(model, Slope(), verbose=False, mean=(0.,), std=(1.,), random_start=0., eps=0, weight=0.25)
+    task = _task(model, Slope(), mean=(0.,), std=(1.,), eps_px=0, weight=0.25)
     with torch.no_grad():
         model[1].weight.fill_(1.)
     task(torch.randn(20, 1), torch.zeros(20, dtype=torch.long))['loss'].backward()
@@ -138,12 +153,11 @@ def test_a_random_target_attacks_a_wrong_label_and_reuses_the_true_ones_gradient
     # eps 0: both attacks leave the images alone, so what the passes teach must agree
     for model, mode in zip(models, ('none', 'random')):
         torch.manual_seed(3)
-        _task(model, eps=0, target=mode)(images, target)['loss'].backward()
+        _task(model, eps_px=0, target=mode)(images, target)['loss'].backward()
     assert_all_close(gradients_of(models[1]), gradients_of(models[0]), rtol=1e-7, atol=1e-10)
     model = split_model().train()
-    seen = []
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    _task(model, target='random')(images, target)
+    with recorded_batches(model) as seen:
+        _task(model, target='random')(images, target)
     start, adversarial = seen[0], seen[1][-2:]
     if (adversarial - start).abs().amax() > 2 * EPS / 255 + 1e-9:
         adversarial = adversarial.flip(0)
@@ -161,9 +175,8 @@ def test_each_image_starts_at_a_random_point_or_not():
     torch.manual_seed(0)
     model = tiny_model().train()
     images = torch.zeros(2000, 3, 8, 8)
-    seen = []
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    _task(model, eps=8, random_start=0.5)(images, torch.zeros(2000, dtype=torch.long))
+    with recorded_batches(model) as seen:
+        _task(model, eps_px=8, random_start=0.5)(images, torch.zeros(2000, dtype=torch.long))
     start = seen[0]
     assert start.shape[0] == 400 and start.abs().amax() <= 8 / 255 / 0.5 * 1.0001
     moved = (start != 0).flatten(1).any(dim=1).float().mean().item()
@@ -177,14 +190,15 @@ def test_adversarial_images_are_shuffled_with_their_labels():
     model = tiny_model().train()
     images = torch.arange(50.).view(50, 1, 1, 1).expand(50, 3, 8, 8) / 1000
     target = torch.arange(50) % CLASSES
-    seen, labels = [], []
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()[:, 0, 0, 0] * 1000))
+    labels = []
 
     def criterion(output, target):
         labels.append(target)
         return F.cross_entropy(output, target)
 
-    _task(model, criterion, eps=0)(images, target)
+    with recorded_batches(model) as seen:
+        _task(model, criterion, eps_px=0)(images, target)
+    seen = [batch[:, 0, 0, 0] * 1000 for batch in seen]
     torch.testing.assert_close(seen[0], torch.arange(40., 50.))
     order = seen[1][40:].round().long()
     assert sorted(order.tolist()) == list(range(40, 50)) and order.tolist() != list(range(40, 50))
@@ -235,32 +249,78 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_norms_that_see_tokens_as_rows_are_split_too():
     torch.manual_seed(0)
     model = timm.create_model('levit_128s_ap', num_classes=CLASSES, img_size=64).train()
-    task = create_task('fast-advprop', model, attack=HALF, verbose=False)
+    task = FastAdvPropTask(model, verbose=False, **HALF)
     result = task(torch.randn(10, 3, 64, 64), torch.arange(10) % CLASSES)
     result['loss'].backward()
     assert torch.isfinite(result['loss'])
 
 
-def test_main_and_aux_parameters_are_told_apart():
-    model = split_model()
-    main, aux = norm_parameters(model)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(parameter)] for parameter in aux} == {name for name in names.values() if 'aux_bn' in name}
-    assert {names[id(parameter)] for parameter in main} == {
-        name.replace('aux_bn.0.', '') for name in names.values() if 'aux_bn' in name}
+def test_its_own_attack_is_that_of_the_paper():
+    task = FastAdvPropTask(tiny_model(), verbose=False, **HALF)
+    assert task.attack == Attack(eps_px=1, alpha_px=1, steps=1, target='none', random_start=0.8, **HALF)
+    assert (task.weight, task.ratio) == (0.5, 4)
+    # a strength that would take more steps elsewhere
+    assert FastAdvPropTask(tiny_model(), attack=Attack(eps_px=4), verbose=False, **HALF).attack.num_steps == 1
+
+
+@pytest.mark.parametrize('target_mode, cost', [('none', 6 / 5), ('random', 6 / 5 + 1 / 15)])
+def test_a_random_target_costs_a_second_backward_pass(target_mode, cost):
+    assert _task(tiny_model(), target=target_mode).relative_cost() == pytest.approx(cost)
 
 
 @pytest.mark.parametrize('wrong, message', [
-    (dict(steps=2), 'steps.*--adv-steps'),
-    (dict(norm_stats='eval'), 'norm_stats'),
-    (dict(weight=0), 'weight'),
+    (dict(attack=Attack(steps=2)), 'single step'),
+    (dict(attack=Attack(steps=1, amp_dtype='bfloat16')), 'amp_dtype'),
+    (dict(weight=0), 'weight must be above 0'),
+    (dict(weight=-1), 'weight'),
     (dict(ratio=0), 'ratio'),
-    (dict(eps=[1, 2]), 'one attack strength'),
-    (dict(eps=-1), 'eps'),
+    (dict(mean=None), 'mean and std'),
 ])
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        create_task('fast-advprop', timm.create_model('test_resnet'), attack=wrong, verbose=False)
+        FastAdvPropTask(tiny_model(), verbose=False, **{**HALF, **wrong})
+
+
+@pytest.mark.parametrize('flags, message', [
+    (dict(adv_steps=1), 'fast-advprop has no use for --adv-steps .its attack is a single step.: leave it out'),
+    (dict(adv_norm_stats='eval'), '--adv-norm-stats'),
+    (dict(adv_amp_dtype='bfloat16'), '--adv-amp-dtype'),
+    (dict(adv_generator='gaussian-noise'), '--adv-generator'),
+    (dict(aug_splits=2), '--aug-splits'),
+    (dict(adv_eps=[1., 2.]), 'one attack strength'),
+    (dict(adv_eps=-1.), 'eps'),
+    (dict(adv_weight=0.), 'weight'),
+])
+def test_flags_that_it_has_no_use_for_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        task_of('fast-advprop', timm.create_model('test_resnet'), **flags)
+
+
+@pytest.mark.parametrize('failing_pass', [1, 2])
+def test_a_failing_pass_leaves_its_route_and_no_hooks(failing_pass):
+    model, (images, target) = split_model().train(), make_batch(10)
+    task = _task(model)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before, passes = snapshot(model), []
+
+    def fail(module, args):
+        passes.append(module)
+        if len(passes) == failing_pass:
+            raise RuntimeError('out of memory')
+
+    handle = model.layer1.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        task(images, target)
+    handle.remove()
+    after = snapshot(model)
+    for part in ('training', 'track', 'requires_grad'):
+        assert after[part] == before[part]
+    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert gradients_of(model).keys() == {'fc.weight'} and (model.fc.weight.grad == 1).all()
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    if failing_pass == 1:  # nothing but the first norms has seen a batch
+        model.load_state_dict(before['state'])
+        assert_unchanged(model, before)
 
 
 def test_models_and_batches_that_do_not_fit_are_refused():

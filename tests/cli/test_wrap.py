@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import timm_advprop
-from timm_advprop.wrap import main, run_script
+from timm_advprop.cli.wrap import main, run_script
 
 # A script of the shape of timm's train.py: what it imports, how it builds, trains and validates.
 SCRIPT = '''
@@ -74,7 +74,8 @@ def main():
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
     if distributed:
         task.prepare_distributed()
-    units = [adversary.units for adversary in getattr(task, 'adversaries', ())]
+    units = [dict(eps=source.normalised(source.eps_px), low=source.bounds[0])
+             for source in getattr(task, 'sources', ())]
     state = dict(units=units, argv=sys.argv, task_type=type(task).__name__)
     state['norms'] = {type(module).__name__ for module in model.modules() if hasattr(module, 'running_var')}
     if not args.sync_bn:
@@ -149,7 +150,9 @@ def reference_step(model_name='test_resnet_ap', **task_kwargs):
     model = timm.create_model(model_name, num_classes=4)
     if model_name == 'test_resnet':
         timm_advprop.convert_split_norm(model)
-    task = timm_advprop.AdvPropTask(model, torch.nn.CrossEntropyLoss(), **task_kwargs)
+    weight = task_kwargs.pop('weight', None)
+    attack = timm_advprop.Attack(**task_kwargs)
+    task = timm_advprop.AdvPropTask(model, torch.nn.CrossEntropyLoss(), attack, weight=weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(1)
     model.train()
@@ -174,7 +177,7 @@ def assert_equal_states(actual, expected):
 
 FLAGS = ['--adv-attack', 'ifgsm', '--adv-eps', '2', '--adv-alpha', '0.5', '--adv-steps', '2', '--adv-target', 'none',
          '--adv-weight', '0.5', '--adv-norm-stats', 'train', '--mean', '.5', '.5', '.5', '--std', '.25', '.25', '.25']
-TASK_KWARGS = dict(attack='ifgsm', eps=2, alpha=0.5, steps=2, target='none', weight=0.5, norm_stats='train',
+TASK_KWARGS = dict(kind='ifgsm', eps_px=2, alpha_px=0.5, steps=2, target='none', weight=0.5, norm_stats='train',
                    mean=(.5,) * 3, std=(.25,) * 3)
 
 
@@ -240,9 +243,9 @@ def test_attack_knows_the_normalisation_of_a_script_that_resolves_it_by_itself(t
 import timm, torch
 from timm.task import ClassificationTask
 task = ClassificationTask(model=timm.create_model('test_resnet_ap'), criterion=torch.nn.CrossEntropyLoss())
-units = task.adversaries[0].units
-torch.testing.assert_close(units['eps'], [2 / 255] * 3)
-torch.testing.assert_close(units['low'], [-.2, -.4, -.6])
+attack = task.sources[0]
+torch.testing.assert_close(attack.normalised(attack.eps_px), (2 / 255,) * 3)
+torch.testing.assert_close(attack.bounds[0], (-.2, -.4, -.6))
 """)
     given = dict(mean=[.1, .2, .3], std=[.5, .5, .5])
     argv = ['-c', write_recipe(tmp_path, **given)] if in_recipe else as_flags(given)
@@ -266,7 +269,7 @@ def test_recipe(run, tmp_path, flag):
 def test_command_line_overrides_the_recipe(run, tmp_path):
     recipe = write_recipe(tmp_path, adv_eps=1, adv_weight=0.25, adv_steps=1)
     saved = run('-c', recipe, '--adv-eps', '2', '--adv-weight', '0.5')
-    assert saved['loss'] == reference_step(eps=2, weight=0.5, steps=1)[0]
+    assert saved['loss'] == reference_step(eps_px=2, weight=0.5, steps=1)[0]
 
 
 @pytest.mark.parametrize('entries, message', [
@@ -320,7 +323,7 @@ def test_everything_is_restored(tmp_path, ending):
 
     script = write_script(tmp_path, f"""
 import sys, timm, timm.task
-assert timm.task.ClassificationTask.__module__ == 'timm_advprop.wrap'
+assert timm.task.ClassificationTask.__module__ == 'timm_advprop.cli.wrap'
 sys.path.append('somewhere')
 timm.task.ClassificationTask(timm.create_model('test_resnet_ap')){ending}
 """)

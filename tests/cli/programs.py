@@ -1,0 +1,34 @@
+"""What the tests of the programs share: short runs on few real digits."""
+import csv
+import json
+from pathlib import Path
+
+import torch
+
+from timm_advprop.cli.train import main as train_main
+from timm_advprop.cli.validate import main as validate_main
+
+ROOT = Path(__file__).parents[2]
+MODEL = ['--model', 'test_resnet_ap', '--num-classes', '10', '--img-size', '32', '--workers', '0', '--device', 'cpu']
+FAST = [*MODEL, '--batch-size', '16', '--epochs', '1', '--warmup-epochs', '0', '--lr', '0.05', '--adv-eps', '1',
+        '--log-interval', '100']
+
+
+def run_train(data, output, *flags):
+    train_main(['--data-dir', data, '--output', str(output), '--experiment', 'run', *FAST, *flags])
+    return Path(output, 'run')
+
+
+def run_validate(data, capsys, *flags):
+    capsys.readouterr()
+    validate_main(['--data-dir', data, *MODEL, *flags])
+    return json.loads(capsys.readouterr().out.split('--result\n')[1])
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def read_summary(run):
+    with open(run / 'summary.csv', newline='') as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,79 @@
+"""What a user gave is wrong: one line, status 2."""
+import weakref
+
+import pytest
+
+from timm_advprop.errors import InputError, as_input_error, exits_on_input_error, near_matches, one_line
+
+
+def test_an_input_error_ends_a_program_with_one_line_and_status_2(capsys):
+    @exits_on_input_error
+    def main(name, *, what):
+        """What it does."""
+        raise InputError(f'No {what} {name}.')
+
+    with pytest.raises(SystemExit) as exit:
+        main('x', what='file')
+    assert exit.value.code == 2
+    assert exit.value.__context__ is None
+    assert capsys.readouterr() == ('', 'error: No file x.\n')
+    assert (main.__name__, main.__doc__) == ('main', 'What it does.')
+
+
+def test_other_errors_of_a_program_keep_their_traceback():
+    @exits_on_input_error
+    def main():
+        raise ValueError('a bug')
+
+    with pytest.raises(ValueError, match='a bug'):
+        main()
+
+
+def test_what_the_failed_program_held_is_gone_when_its_error_is_printed(monkeypatch):
+    class Bar:
+        pass
+
+    bars, alive = [], []
+
+    @exits_on_input_error
+    def main():
+        bar = Bar()
+        bars.append(weakref.ref(bar))
+        raise InputError('wrong')
+
+    monkeypatch.setattr('builtins.print', lambda *args, **kwargs: alive.append(bars[0]() is not None))
+    with pytest.raises(SystemExit):
+        main()
+    assert alive == [False]
+
+
+@pytest.mark.parametrize('error', [AssertionError, KeyError, ValueError, InputError])
+def test_errors_about_what_a_user_gave_become_input_errors(error):
+    def fail(word, *, end):
+        raise error(f'wrong\n  {word}{end}')
+
+    with pytest.raises(InputError) as raised:
+        as_input_error(fail, 'value', end='!')
+    assert 'wrong' in str(raised.value) and 'value!' in str(raised.value) and '\n' not in str(raised.value)
+    assert isinstance(raised.value.__cause__, error)
+
+
+def test_results_and_other_errors_pass():
+    assert as_input_error(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        as_input_error(divmod, 7, 0)
+
+
+def test_one_line_is_short_and_never_empty():
+    assert one_line(ValueError('a\n\n b\tc  ')) == 'a b c'
+    assert one_line(ValueError()) == 'ValueError'
+    assert one_line(ValueError('x' * 600)) == 'x' * 600
+    assert one_line(ValueError('x' * 601)) == 'x' * 600 + ' …'
+    assert one_line(ValueError('x' * 9), limit=4) == 'xxxx …'
+
+
+def test_near_matches_hint_at_known_words_alone():
+    known = ['--model', '--mean', '--epochs', '--mode']
+    assert near_matches('--mdoel', known).startswith(' (did you mean --model')
+    assert near_matches('--epoch', known) == ' (did you mean --epochs?)'
+    assert near_matches('--zzz', known) == ''

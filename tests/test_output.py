@@ -1,0 +1,86 @@
+"""Files that are whole or not there, Markdown tables, durations."""
+import os
+
+import pytest
+
+from timm_advprop.output import duration, markdown_table, replacing
+
+
+@pytest.fixture(params=['new', 'replaced'])
+def path(request, tmp_path):
+    path = tmp_path / 'file.txt'
+    if request.param == 'replaced':
+        path.write_text('old')
+    return path
+
+
+def content_of(folder):
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def write(path, text):
+    with open(path, 'w') as file:
+        file.write(text)
+
+
+def test_a_file_appears_when_the_block_ends(path):
+    before = content_of(path.parent)
+    with replacing(str(path)) as temporary:
+        assert os.path.dirname(temporary) == str(path.parent)  # so that the move is a rename
+        write(temporary, 'half')
+        assert content_of(path.parent) == {**before, os.path.basename(temporary): 'half'}
+        write(temporary, 'whole')
+    assert content_of(path.parent) == {'file.txt': 'whole'}
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize('writes', [True, False])
+def test_an_exception_leaves_the_old_file_and_no_other(path, error, writes):
+    before = content_of(path.parent)
+    with pytest.raises(error):
+        with replacing(str(path)) as temporary:
+            if writes:
+                write(temporary, 'half')
+            raise error
+    assert content_of(path.parent) == before
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_writer_cleans_up(path):
+    before = content_of(path.parent)
+    if os.fork() == 0:
+        try:
+            with replacing(str(path)) as temporary:
+                write(temporary, 'half')
+                os._exit(9)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+    left = content_of(path.parent)
+    (of_the_killed,) = left.keys() - before.keys() - {'file.txt'}
+    assert {name: text for name, text in left.items() if name != of_the_killed} == before
+    with replacing(str(path)) as temporary:
+        assert not os.path.lexists(temporary)  # os.link, for one, replaces nothing
+        write(temporary, 'whole')
+    assert content_of(path.parent) == {'file.txt': 'whole'}
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(path):
+    before = content_of(path.parent)
+    with pytest.raises(FileNotFoundError):
+        with replacing(str(path)):
+            pass
+    assert content_of(path.parent) == before
+
+
+def test_a_markdown_table_has_a_head_and_rows():
+    assert markdown_table([['model', 'top1'], ['a', 1.5], ['b', None]]) == (
+        '| model | top1 |\n|---|---|\n| a | 1.5 |\n| b | None |')
+    assert markdown_table([['alone']]) == '| alone |\n|---|'
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (0, '0:00'), (0.4, '0:00'), (59.6, '1:00'), (61, '1:01'), (3599, '59:59'), (3600, '1:00:00'), (7384, '2:03:04'),
+    (360000, '100:00:00'),
+])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
