@@ -19,7 +19,7 @@ from typing import Dict, List, NamedTuple
 
 import timm
 import torch
-from test_zoo import LARGE, SMALL
+from models.zoo_models import LARGE, SMALL
 
 from timm_advprop.models import base_of, split_models
 
@@ -78,7 +78,7 @@ def explain(message: str) -> str:
     """Why a test fails, where that is by design; otherwise its message."""
     if re.match(r'AssertionError: No gradient for \S*aux_bn', message):
         return ('by design: the test wants a gradient for every parameter, and on the clean route auxiliary norms take '
-                'no part (on the route of training they do: tests/test_zoo.py).')
+                'no part (on the route of training they do: tests/models/test_every_model.py).')
     return f'{message[:200]}.'
 
 

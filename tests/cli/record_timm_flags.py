@@ -46,7 +46,8 @@ def main(argv):
     recorded = record(checkout)
     # a line for each flag, so that a change of timm's is a change of its line
     scripts = [
-        f'"{name}": {{\n' + ',\n'.join(f'{json.dumps(flag)}: {json.dumps(facts)}' for flag, facts in flags.items()) + '\n}'
+        f'"{name}": {{\n'
+        + ',\n'.join(f'{json.dumps(flag)}: {json.dumps(facts)}' for flag, facts in flags.items()) + '\n}'
         for name, flags in recorded.items() if name != 'timm'
     ]
     RECORD.write_text(f'{{"timm": {json.dumps(recorded["timm"])},\n' + ',\n'.join(scripts) + '}\n')

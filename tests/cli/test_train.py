@@ -8,9 +8,7 @@ import sys
 import pytest
 import timm
 import torch
-import yaml
 
-import timm_advprop
 from tests.cli.programs import FAST, MODEL, ROOT, load, read_summary, run_train
 from timm_advprop.cli.train import main as train_main
 
@@ -37,92 +35,6 @@ def test_train_then_validate_as_a_user_runs_them(digits, tmp_path):
     assert metrics['adv_top1'] <= metrics['top1']
 
 
-def test_output_folder_is_as_timms(trained):
-    for name in ('args.yaml', 'summary.csv', 'last.pth.tar', 'model_best.pth.tar'):
-        assert (trained / name).is_file(), name
-    assert yaml.safe_load((trained / 'args.yaml').read_text())['model'] == 'test_resnet_ap'
-    rows = read_summary(trained)
-    assert [row['epoch'] for row in rows] == ['0', '1']
-    for row in rows:
-        total = float(row['train_clean_loss']) + float(row['train_adv_loss'])
-        assert float(row['train_loss']) == pytest.approx(total, rel=1e-5)
-        assert 0 <= float(row['eval_top1']) <= 100
-
-
-def test_checkpoint_is_a_superset_of_a_plain_one_and_its_aux_norms_were_trained(trained):
-    state_dict = load(trained / 'last.pth.tar')['state_dict']
-    clean, aux = timm_advprop.split_state_dict(state_dict)
-    timm.create_model('test_resnet', num_classes=10).load_state_dict(clean)
-    assert aux
-    main_of = {key: key.replace('.aux_bn.0', '') for key in aux}
-    assert any(not torch.equal(aux[key], clean[main]) for key, main in main_of.items() if 'weight' in key)
-    assert any(not torch.equal(aux[key], clean[main]) for key, main in main_of.items() if 'running_mean' in key)
-
-
-def test_vanilla_on_a_split_model_equals_the_plain_model(few_digits, tmp_path):
-    split = run_train(few_digits, tmp_path / 'split', '--regime', 'vanilla')
-    plain = run_train(few_digits, tmp_path / 'plain', '--regime', 'vanilla', '--model', 'test_resnet')
-    clean, aux = timm_advprop.split_state_dict(load(split / 'last.pth.tar')['state_dict'])
-    expected = load(plain / 'last.pth.tar')['state_dict']
-    assert all(torch.equal(clean[key], expected[key]) for key in expected)
-    assert aux.keys()
-
-
-def test_advprop_converts_a_plain_model(few_digits, tmp_path):
-    run = run_train(few_digits, tmp_path, '--regime', 'advprop', '--model', 'test_efficientnet')
-    assert any('aux_bn' in key for key in load(run / 'last.pth.tar')['state_dict'])
-
-
-@pytest.mark.parametrize('regime, flags, columns', [
-    ('vanilla', [], {'clean_top1'}),
-    ('madry', [], {'adv_loss', 'adv_top1'}),
-    ('joint', ['--adv-norm', 'l2', '--adv-alpha', '20', '--adv-eps', '40'],
-     {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
-    ('advprop', ['--split-bn', '--aug-splits', '2', '--aa', 'rand-m5'],
-     {'clean_loss', 'aug_loss', 'adv_loss', 'clean_top1', 'aug_top1', 'adv_top1'}),
-    ('advprop', ['--adv-generator', 'gaussian-noise', '--adv-eps', '4', '8'],
-     {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
-    ('fast-advprop', ['--batch-size', '20', '--grad-accum-steps', '2'],
-     {'clean_loss', 'attack_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
-], ids=lambda value: ' '.join(value) if isinstance(value, list) else None)
-def test_every_regime_trains_and_logs_losses_and_accuracies(few_digits, tmp_path, caplog, regime, flags, columns):
-    with caplog.at_level('INFO'):
-        run = run_train(few_digits, tmp_path, '--regime', regime, *flags)
-    row = read_summary(run)[0]
-    assert {name for name in row if name.startswith('train_')} == {'train_loss', *(f'train_{name}' for name in columns)}
-    assert all(0 <= float(row[f'train_{name}']) <= 100 for name in columns if name.endswith('top1'))
-    progress = [record.getMessage() for record in caplog.records if record.getMessage().startswith('Train: 0')]
-    assert all(f'{name}: ' in progress[-1] for name in columns)
-    assert any(text.startswith(regime) and text.endswith('× the arithmetic of vanilla') for text in caplog.messages)
-
-
-def test_adversarial_pretraining_then_clean_fine_tuning(few_digits, tmp_path):
-    pretrained = run_train(few_digits, tmp_path / 'a', '--model', 'test_resnet', '--regime', 'madry')
-    tuned = run_train(few_digits, tmp_path / 'b', '--model', 'test_resnet', '--regime', 'vanilla', '--lr', '1e-12',
-                      '--initial-checkpoint', str(pretrained / 'last.pth.tar'))
-    before, after = (load(run / 'last.pth.tar')['state_dict'] for run in (pretrained, tuned))
-    torch.testing.assert_close(after['fc.weight'], before['fc.weight'])
-
-
-@pytest.mark.parametrize('flags, epochs', [
-    (['--regime', 'fast-advprop', '--epochs', '6'], 5),
-    (['--regime', 'fast-advprop', '--epochs', '6', '--adv-budget', 'epochs'], 6),
-    (['--regime', 'joint', '--epochs', '6', '--adv-budget', 'vanilla'], 2),  # PGD-1 costs 8/3
-    (['--regime', 'joint', '--epochs', '1', '--adv-budget', 'vanilla'], 1),
-])
-def test_a_budget_shortens_the_whole_schedule(few_digits, tmp_path, flags, epochs):
-    run = run_train(few_digits, tmp_path, '--batch-size', '32', '--val-interval', '9', *flags, '--sched', 'multistep',
-                    '--sched-on-updates', '--decay-milestones', '3', '--lr', '0.01')
-    checkpoint = load(run / 'last.pth.tar')
-    assert checkpoint['epoch'] == epochs - 1
-    assert read_summary(run)[-1]['epoch'] == str(epochs - 1)
-    milestones = {5: 2, 6: 3, 2: 1, 1: 1}  # 3, divided as the epochs are
-    assert checkpoint['optimizer']['param_groups'][0]['lr'] == pytest.approx(
-        0.001 if epochs >= milestones[epochs] else 0.01)
-    # the recipe stays as given: what is published must not be divided again
-    assert checkpoint['args'].epochs == int(flags[3]) and checkpoint['args'].decay_milestones == [3]
-
-
 def test_default_regime_follows_the_model(few_digits, tmp_path):
     place = FAST.index('--adv-eps')
     without_attack = FAST[:place] + FAST[place + 2:]
@@ -137,11 +49,6 @@ def test_an_attack_on_a_plain_model_needs_a_regime(few_digits, tmp_path, capsys)
         run_train(few_digits, tmp_path, '--model', 'test_resnet')
     assert error.value.code == 2
     assert 'say which regime the attack is for (--regime)' in capsys.readouterr().err
-
-
-def test_compiled_training(few_digits, tmp_path):
-    run = run_train(few_digits, tmp_path, '--torchcompile', 'aot_eager', '--model-ema')
-    assert not any('_orig_mod' in key for key in load(run / 'last.pth.tar')['state_dict'])
 
 
 def test_resume_continues_the_run(few_digits, tmp_path):
@@ -162,15 +69,6 @@ def test_resume_continues_the_run(few_digits, tmp_path):
 def test_resume_without_epochs_left_changes_nothing(few_digits, trained, tmp_path):
     run = run_train(few_digits, tmp_path, '--epochs', '2', '--resume', str(trained / 'last.pth.tar'))
     assert not (run / 'last.pth.tar').exists()
-
-
-def test_plain_model_takes_a_checkpoint_with_auxiliary_norms_into_advprop(few_digits, trained, tmp_path):
-    run = run_train(few_digits, tmp_path, '--model', 'test_resnet', '--regime', 'advprop', '--lr', '1e-12',
-                    '--initial-checkpoint', str(trained / 'last.pth.tar'))
-    source, state = (load(folder / 'last.pth.tar')['state_dict'] for folder in (trained, run))
-    assert list(state) == list(source)
-    torch.testing.assert_close(state['bn1.aux_bn.0.weight'], source['bn1.aux_bn.0.weight'])
-    assert not torch.equal(source['bn1.aux_bn.0.weight'], source['bn1.weight'])
 
 
 def test_initial_checkpoint_and_pretrained_path_fill_aux_norms(few_digits, tmp_path):

@@ -114,7 +114,8 @@ def test_images_take_type_format_and_precision_of_the_placement():
 
 def test_results_are_means_over_processes(model, batches, monkeypatch):
     # as if another process had twice the values
-    monkeypatch.setattr('timm_advprop.engine.evaluation.reduce_tensor', lambda value, world_size: value * 3 / world_size)
+    monkeypatch.setattr(
+        'timm_advprop.engine.evaluation.reduce_tensor', lambda value, world_size: value * 3 / world_size)
     one, two = evaluate(model, batches, CPU), evaluate(model, batches, Placement(CPU.device, world_size=2))
     assert two == {name: pytest.approx(1.5 * value) for name, value in one.items()}
 

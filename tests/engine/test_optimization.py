@@ -49,7 +49,7 @@ def bce(output, weights, **kwargs):
      lambda output, target: bce(output, smooth(target, 4, 0.), pos_weight=torch.tensor(3.))),
     (dict(bce_loss=True, smoothing=.4, bce_target_thresh=.2),
      lambda output, target: bce(output, smooth(target, 4, 0.))),
-], ids=str)
+], ids=lambda value: '' if callable(value) else str(value))
 def test_the_loss_of_hard_labels(batch, settings, expected):
     torch.testing.assert_close(build_criterion(AugmentationSettings(**settings))(*batch), expected(*batch))
 

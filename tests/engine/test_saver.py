@@ -93,7 +93,7 @@ def test_a_kill_at_any_moment_leaves_whole_files_of_one_epoch(tmp_path, monkeypa
         except Killed:
             pass
     after = files_of(tmp_path)  # every file can be read
-    for name, content in before.items():
+    for name in before:
         epoch = after[name]['epoch']
         assert epoch in (0, 1) and after[name]['metric'] == epoch + 1.
         assert (after[name]['state_dict']['fc.bias'] == 7).all() == (epoch == 1)

@@ -1,5 +1,4 @@
 """A validation run: every flag's result, compared with a model that is evaluated by hand on the same images."""
-import csv
 import json
 from pathlib import Path
 

@@ -220,7 +220,7 @@ def test_a_step_costs_its_attack_and_one_pass_over_all_images(strengths, steps, 
     ([AugmentedView(), Attack(eps_px=4, steps=2)], 3 + 2 * 2 / 3),
     ([GaussianNoise()], 2),
     ([negative, GaussianNoise()], 3),
-], ids=str)
+])
 def test_the_relative_cost_counts_attack_passes_as_two_thirds(sources, cost):
     task = AdvPropTask(tiny_model(len(sources)), sources=sources, verbose=False, **HALF)
     assert task.relative_cost() == pytest.approx(cost)

@@ -6,7 +6,6 @@ import timm
 import torch
 
 from tests.regimes.regime_models import (
-    CLASSES,
     HALF,
     assert_step_equals_plain_models,
     assert_unchanged,
