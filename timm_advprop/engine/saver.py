@@ -43,8 +43,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
             return
         best = os.path.join(self.checkpoint_dir, f'model_best{self.extension}')
         if os.path.isfile(best):
-            run = open_checkpoint(best)
-            self.best_metric, self.best_epoch = run.metric, run.epoch
+            run = open_checkpoint(best).raw
+            self.best_metric, self.best_epoch = run.get('metric'), run.get('epoch')
 
 
 def resume(

@@ -86,6 +86,7 @@ def train(settings: TrainSettings) -> Run:
     task = build_task(settings, model, config, placement)
     parts = _assemble(settings, placement, task, loaders, checkpoint)
     folder = _open_folder(parts, config, checkpoint) if placement.primary else None
+    del checkpoint  # as large as the model and its optimizer
     finished = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')

@@ -59,6 +59,8 @@ class AdvPropTask(RegimeTask):
         self.weight = check_weight(weight, self.default_weight)
         sources = self.default_attack if sources is None else sources
         sources = sources if isinstance(sources, Sequence) else [sources]
+        if not sources:
+            raise ValueError('AdvProp needs a source of images for each aux norm, got none.')
         normalisation = normalisation_of(model, mean, std)
         self.sources: List[Source] = [as_source(source).normalised_by(*normalisation) for source in sources]
         self.num_views = 1 + max(source.view for source in self.sources)

@@ -227,10 +227,12 @@ class _AddGradients(torch.autograd.Function):
             if value is not None:
                 memory = value.untyped_storage().data_ptr()
                 value = value.detach().clone() if memory in seen or 0 in value.stride() else value
-                value.mul_(factor)
                 seen.add(memory)
             known.append(value)
         ctx.gradients = None
+        for value in known:  # not before all copies are made
+            if value is not None:
+                value.mul_(factor)
         return grad, None, None, *known
 
 
