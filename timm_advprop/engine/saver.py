@@ -38,7 +38,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         """Take up the ranking of a run that continues in the same folder."""
         if os.path.dirname(os.path.abspath(checkpoint.path)) != os.path.abspath(self.checkpoint_dir):
             return
-        if 'saver' in checkpoint.raw:  # timm ≥ 1.0.31
+        if 'saver' in checkpoint.raw and hasattr(self, 'load_state_dict'):  # timm ≥ 1.0.31
             self.load_state_dict(checkpoint.raw['saver'])
             return
         best = os.path.join(self.checkpoint_dir, f'model_best{self.extension}')
