@@ -1,0 +1,59 @@
+import re
+
+import pytest
+import torch
+
+from timm_advprop.cli import benchmark
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+SMALL = ['--model', 'test_resnet_ap', '--img-size', '32', '-b', '10', '--rounds', '1']
+
+
+def _floors(text):
+    """The printed cases and their floors."""
+    lines = [re.split(r'\s{2,}', line.strip()) for line in text.splitlines()[2:]]
+    return [(case, float(floor)) for case, _, _, floor, _ in lines]
+
+
+def test_a_training_step_of_each_regime_has_its_floor(capsys):
+    regimes = ['vanilla', 'madry', 'joint', 'advprop', 'fast-advprop']
+    benchmark.main([*SMALL, '--regime', *regimes, '--adv-steps', '1', '2', '--threads', '1'])
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == 'test_resnet_ap, training, 32 px, batch 10, float32, CPU, 1 threads'
+    assert _floors(text) == [
+        ('vanilla', 1.),  # timm's own task
+        ('vanilla', 1.),
+        ('madry PGD-1', 1.667), ('madry PGD-2', 2.333),
+        ('joint PGD-1', 2.667), ('joint PGD-2', 3.333),
+        ('advprop PGD-1', 2.667), ('advprop PGD-2', 3.333),
+        ('fast-advprop', 1.2),
+    ]
+
+
+def test_eval_passes_of_split_norms_are_compared_with_the_plain_model(capsys):
+    benchmark.main([*SMALL, '--eval', '--amp-dtype', 'bfloat16', '--channels-last', '--threads', '1'])
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == (
+        'test_resnet_ap, eval, 32 px, batch 10, bfloat16, channels-last, CPU, 1 threads')
+    assert _floors(text) == [('plain', 1.), ('split norms', 1.)]
+
+
+def test_cases_are_timed_in_turn_after_one_call_that_is_not():
+    calls = []
+    seconds = benchmark.time_in_turn(
+        {name: lambda name=name: calls.append(name) for name in 'ab'}, 3, torch.device('cpu'))
+    assert ''.join(calls) == 'abababab'
+    assert {name: len(times) for name, times in seconds.items()} == dict(a=3, b=3)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--model', 'nosuch'], 'Unknown model'),
+    (['-b', '1'], 'must be at least 2'),
+    (['--regime', 'nosuch'], 'nosuch'),
+    (['--devise', 'cpu'], '--device'),
+])
+def test_wrong_input_is_one_line(capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and len(lines) == 1 and words in lines[0]
