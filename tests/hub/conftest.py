@@ -35,7 +35,7 @@ def use_hub(monkeypatch, tmp_path):
 def hub(loopback_hub, use_hub, monkeypatch):
     """The Hub of this process. Nobody waits between attempts, and pictures, which take long, are not drawn."""
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)
-    monkeypatch.setattr(layout, '_draw_pictures', lambda *args: None)
+    monkeypatch.setattr(layout, 'draw_pictures', lambda *args: None)
     return use_hub(loopback_hub)
 
 

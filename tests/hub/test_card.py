@@ -12,7 +12,7 @@ from tests.hub.publishing import REPO, RUN, equal_states, published
 from timm_advprop.cli.train import parse_args
 from timm_advprop.errors import InputError
 from timm_advprop.hub import push_to_hub
-from timm_advprop.hub.recipe import publishable_recipe
+from timm_advprop.hub.release import release_model
 from timm_advprop.weights import weights_digest
 
 
@@ -80,7 +80,8 @@ def test_card_of_a_model_alone_has_no_numbers_that_were_not_measured(hub, split_
 def test_results_of_something_else_are_refused(change, message, hub, checkpoint):
     path, model = checkpoint(averaged=True)
     row = dict(model='test_resnet_ap', top1=1., route='main', weights=weights_digest(model.state_dict()))
-    push_to_hub(path, 'user/right', results=[row])
+    for route in ('main', 'clean'):  # as the version before called it
+        push_to_hub(path, 'user/right', results=[dict(row, route=route)])
     row.update(change)
     with pytest.raises(InputError, match=message):
         push_to_hub(path, REPO, results=[row])
@@ -105,7 +106,8 @@ def test_token_is_nowhere(secret, as_argument, hub, use_hub, checkpoint, caplog,
     path, _ = checkpoint(summary=f'epoch,eval_top1,note\n3,71.5,{secret}\n')
     content = torch.load(path, weights_only=False)
     vars(content['args']).update(
-        dataset='wds/https://me:password@host/data', val_split=secret, opt_kwargs=dict(note=secret))
+        dataset='wds/https://me:password@host/data', val_split=secret, opt_kwargs=dict(note=secret),
+        adv_generator=f'package:{secret}')  # named on the card and in config.json
     torch.save(content, path)
     hub.fail('POST .*/commit/', status=503)
     push_to_hub(path, REPO, message=f'With {secret}', token=secret if as_argument else None)
@@ -121,10 +123,10 @@ def test_token_is_nowhere(secret, as_argument, hub, use_hub, checkpoint, caplog,
 
 
 def test_recipe_has_nothing_of_one_machine():
-    recipe = publishable_recipe(dict(
+    release = release_model(timm.create_model('test_resnet'), dict(
         model='resnet18_ap', data_dir='/data/imagenet', output='out', initial_checkpoint='/home/me/w.pth', lr=0.1,
         rank=0, push_to_hub='user/name', class_map=('/a/b.txt',), resume='last.pth.tar', note='hf_' + 'a' * 34,
         teacher='local-dir:/home/me/teacher', dataset='wds/https://host/a/b'))
-    assert recipe == dict(
+    assert release.published_recipe == dict(
         model='resnet18_ap', initial_checkpoint='w.pth', lr=0.1, class_map=['b.txt'], note='<token>',
         teacher='local-dir:teacher', dataset='wds/https://host/a/b')

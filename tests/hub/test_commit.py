@@ -5,6 +5,7 @@ import time
 import pytest
 import timm
 import torch
+from huggingface_hub import HfApi
 
 import timm_advprop
 from tests.hub.publishing import RECIPE, REPO, TOKEN, equal_states, published, state_of
@@ -122,3 +123,19 @@ def test_change_by_somebody_else_is_not_overwritten(hub, split_model, monkeypatc
     with pytest.raises(InputError, match='was changed meanwhile: push again'):
         push_to_hub(split_model, REPO)
     assert set(published(hub)) >= {'notes.txt'} and len(hub.commits(REPO)) == 3
+
+
+def test_commit_of_somebody_else_is_not_taken_for_ours(hub, split_model, monkeypatch):
+    push_to_hub(split_model, REPO)
+    with torch.no_grad():
+        split_model.fc.weight.add_(1)
+    preupload = HfApi.preupload_lfs_files
+
+    def preupload_while_somebody_commits(*args, **kwargs):
+        preupload(*args, **kwargs)
+        hub.add_repo(REPO, {**published(hub), 'notes.txt': 'from elsewhere'})  # files of all our names, not ours
+
+    monkeypatch.setattr(HfApi, 'preupload_lfs_files', preupload_while_somebody_commits)
+    with pytest.raises(InputError, match='was changed meanwhile: push again'):
+        push_to_hub(split_model, REPO)
+    assert {commit.message for commit in hub.commits(REPO)[2:]} == {'Commit of the test'}

@@ -18,7 +18,7 @@ from timm_advprop.hub.release import release_model
 
 @pytest.mark.parametrize('storage', ['lfs', 'regular'])
 def test_published_model_loads_bit_for_bit(storage, use_hub, split_model, monkeypatch):
-    monkeypatch.setattr(layout, '_draw_pictures', lambda *args: None)
+    monkeypatch.setattr(layout, 'draw_pictures', lambda *args: None)
     with LoopbackHub(storage) as hub:
         use_hub(hub)
         url = push_to_hub(split_model, REPO)
@@ -124,7 +124,7 @@ def test_stock_timm_loads_the_plain_model_strictly(hub, split_model, tmp_path):
 XET_SCRIPT = '''
 import timm, timm_advprop, torch
 from timm_advprop.hub import layout
-layout._draw_pictures = lambda *args: None
+layout.draw_pictures = lambda *args: None
 model = timm.create_model('test_resnet_ap', num_classes=3)
 timm_advprop.push_to_hub(model, 'user/model')
 loaded = timm_advprop.create_model('hf-hub:user/model').state_dict()

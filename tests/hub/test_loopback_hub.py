@@ -196,6 +196,7 @@ for weights in (noise + bytes(1 << 20), noise + noise[1000:] + b'new'):
 '''
 
 
+@pytest.mark.slow  # it follows internals of a client
 def test_large_files_arrive_by_xet(loopback_hub, tmp_path):
     pytest.importorskip('hf_xet')
     environment = loopback_hub.environment(tmp_path, token=TOKEN, xet=True)

@@ -1,10 +1,9 @@
 """The programs: push, pull, dry runs, and training that publishes."""
 import json
+import os
 import sys
 from pathlib import Path
 
-import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -14,11 +13,10 @@ from timm_advprop.cli.hub import main as hub_main
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import main as validate_main
 from timm_advprop.engine.loop import Trainer
-from timm_advprop.errors import InputError
 from timm_advprop.hub import layout, push_to_hub
 from timm_advprop.hub.card_pictures import draw_adversarial_images
-from timm_advprop.hub.release import open_release, release_model
-from timm_advprop.hub.results import read_results
+from timm_advprop.hub.release import open_release, read_results, release_model
+from timm_advprop.weights import publication
 
 
 def test_dry_run_writes_the_folder_with_pictures_and_sends_nothing(
@@ -35,7 +33,7 @@ def test_dry_run_writes_the_folder_with_pictures_and_sends_nothing(
     for picture in ('norms.png', 'adversarial.png'):
         assert (tmp_path / 'folder' / picture).read_bytes()[:4] == b'\x89PNG' and f'({picture})' in card
     assert equal_states(timm_advprop.create_model(f'local-dir:{tmp_path / "folder"}').state_dict(), model.state_dict())
-    draw_adversarial_images(open_release(path), str(tmp_path / 'again.png'))
+    draw_adversarial_images(open_release(path), 1, str(tmp_path / 'again.png'))
     assert (tmp_path / 'again.png').read_bytes() == (tmp_path / 'folder/adversarial.png').read_bytes()
     assert not any(request.startswith('POST') for request in loopback_hub.requests)
 
@@ -74,6 +72,30 @@ def test_pull_writes_one_file_with_all_norms(hub, split_model, tmp_path, monkeyp
     assert 'give it that ending' in error_line(capsys, hub_main, ['pull', REPO, '--to', 'model.pth'])
     assert 'Cannot write' in error_line(capsys, hub_main, ['pull', REPO, '--to', 'missing/model.safetensors'])
     assert [file.name for file in Path().iterdir()] == ['model.safetensors']
+
+
+def test_pull_reads_each_file_once_and_proves_that_it_loads_before_it_writes(
+        hub, split_model, tmp_path, monkeypatch, capsys):
+    push_to_hub(split_model, REPO)
+    read = []
+    for function in (publication.read_config, publication.load_file):
+        monkeypatch.setattr(publication, function.__name__, lambda path, *args, function=function: (
+            read.append(Path(path).name), function(path, *args))[1])
+    old_mask = os.umask(0o022)
+    try:
+        hub_main(['pull', REPO, '--to', str(tmp_path / 'a.safetensors')])
+    finally:
+        os.umask(old_mask)
+    assert sorted(read) == ['aux.safetensors', 'config.json', 'model.safetensors']
+    assert (tmp_path / 'a.safetensors').stat().st_mode & 0o777 == 0o644  # others may read it
+
+    folder = tmp_path / 'published'
+    folder.mkdir()
+    layout.write_publication(release_model(split_model), str(folder), REPO)
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(dict(config, architecture='test_vit')))
+    error_line(capsys, hub_main, ['pull', f'local-dir:{folder}', '--to', str(tmp_path / 'b.safetensors')])
+    assert not list(tmp_path.glob('b.safetensors*'))
 
 
 def test_checkpoint_that_does_not_say_its_model(hub, split_model, tmp_path, capsys):
@@ -144,25 +166,3 @@ def test_train_finds_out_before_the_training_that_it_cannot_push(hub, few_digits
     hub.fail('POST .*/commit/', status=400)
     line = error_line(capsys, train_main, [*run, '--experiment', 'run', '--push-to-hub', REPO])
     assert f'python -m timm_advprop.hub push {tmp_path / "out/run/model_best.pth.tar"} {REPO}' in line
-
-
-@pytest.mark.parametrize('recipe, num_aux, trained_on, route', [
-    (dict(regime='vanilla'), 1, ['nothing'], None),
-    (dict(regime='madry', adv_eps=[4.0]), 1, ['nothing'], None),
-    (dict(regime='joint'), 2, ['nothing', 'nothing'], None),
-    (dict(regime='fast-advprop'), 1, ['adversarial images'], 1),
-    (dict(regime='advprop', split_bn=True, aug_splits=2), 2, ['augmented images', 'adversarial images'], 2),
-    (dict(regime='advprop', adv_generator='gaussian-noise', adv_eps=[8.0]), 1, ['gaussian-noise'], None),
-    (dict(regime=None, adv_eps=[1.0]), 2, ['adversarial images', 'nothing'], 1),
-    (dict(), 1, [None], None),
-], ids=str)
-def test_a_release_tells_what_its_auxiliary_norms_were_trained_on(recipe, num_aux, trained_on, route):
-    release = release_model(timm.create_model('test_resnet_ap', num_aux=num_aux), recipe)
-    assert [norm.get('trained_on') for norm in release.aux_norms] == trained_on
-    assert release.adversarial_route == route
-
-
-def test_a_release_of_arguments_that_the_regime_has_no_use_for_is_one_line():
-    release = release_model(timm.create_model('test_resnet_ap'), dict(regime='fast-advprop', adv_steps=3))
-    with pytest.raises(InputError, match='no use for --adv-steps'):
-        _ = release.aux_norms

@@ -3,7 +3,8 @@ import os
 import shutil
 import tempfile
 from argparse import Namespace
-from typing import Any, Dict, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -14,10 +15,10 @@ from timm.utils import ParseKwargs
 from ..engine.open_model import open_architecture
 from ..errors import InputError, as_input_error, exits_on_input_error
 from ..hub import push_to_hub
-from ..hub.layout import check_replaceable, replace_folder, write_publication
-from ..hub.release import open_release
-from ..hub.results import read_results
+from ..hub.layout import CARD, check_replaceable, replace_folder, write_publication
+from ..hub.release import open_release, read_results
 from ..models import base_of
+from ..output import replacing
 from ..weights import open_publication
 from ..weights.downloads import check_repo_id
 from .parser import ProgramParser, setup_logging
@@ -65,26 +66,25 @@ def _create_parser() -> ProgramParser:
 def _push(args: Namespace) -> None:
     if args.to and not args.dry_run:
         raise InputError('--to is the folder of --dry-run.')
-    results = read_results(args.results)
-    about = dict(results=results, dataset=args.dataset, license=args.license, images=not args.no_images)
+    about = dict(model=args.model, model_kwargs=args.model_kwargs, results=read_results(args.results),
+                 dataset=args.dataset, license=args.license)
     if args.dry_run:
-        return _write_folder(args, **about)
+        return _write_folder(args, about)
     url = push_to_hub(
         args.checkpoint, args.repo_id, message=args.message, revision=args.revision, private=args.private or None,
-        model=args.model, model_kwargs=args.model_kwargs, **about)
+        images=not args.no_images, **about)
     print(f'Published {args.repo_id}: {url}')
 
 
-def _write_folder(args: Namespace, **about: Any) -> None:
+def _write_folder(args: Namespace, about: Mapping[str, Any]) -> None:
     folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
     check_repo_id(args.repo_id)
     check_replaceable(folder)
-    release = open_release(args.checkpoint, args.model, args.model_kwargs)
+    release = open_release(args.checkpoint, **about)
     with tempfile.TemporaryDirectory() as temporary:
-        files = write_publication(release, temporary, args.repo_id, **about)
+        files = write_publication(release, temporary, args.repo_id, images=not args.no_images)
         replace_folder(temporary, folder)
-    with open(os.path.join(folder, 'README.md'), encoding='utf-8') as file:
-        print(file.read())
+    print(Path(folder, CARD).read_text(encoding='utf-8'))
     print(f'Nothing was sent. {folder} has {", ".join(files)}.')
 
 
@@ -112,10 +112,8 @@ def _check_new_file(path: str) -> None:
 
 def _write_weights(state_dict: Dict[str, torch.Tensor], path: str) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as temporary:
-            file = os.path.join(temporary, 'weights')
-            save_file(state_dict, file, metadata={'format': 'pt'})
-            shutil.copyfile(file, f'{file}.copy')  # safetensors' own cannot be read by others
-            os.replace(f'{file}.copy', path)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as folder, replacing(path) as temporary:
+            save_file(state_dict, os.path.join(folder, 'weights'), metadata={'format': 'pt'})
+            shutil.copyfile(os.path.join(folder, 'weights'), temporary)  # others could not read safetensors' own
     except (OSError, SafetensorError) as error:
         raise InputError(f'Cannot write {path}: {error}.') from error

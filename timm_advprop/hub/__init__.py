@@ -1,5 +1,4 @@
 """The Hugging Face Hub: publishes models for stock timm and for AdvProp in one repository, and fetches them."""
-from .push import push_to_hub
-from .upload import check_can_push
+from .push import check_can_push, push_to_hub
 
 __all__ = ['check_can_push', 'push_to_hub']

@@ -1,5 +1,8 @@
 """The pictures of a model card: clean and adversarial images, and main against auxiliary norms. Need matplotlib."""
 import itertools
+import logging
+import os
+from dataclasses import replace
 from typing import Any, List, Tuple
 
 import torch
@@ -7,13 +10,17 @@ import torch.nn as nn
 
 from ..engine.datasets import channel_normalisation, image_transform, open_split
 from ..engine.figures import draw_attack, new_figure
-from ..engine.run_settings import DataSettings
+from ..engine.run_settings import TrainDataSettings
+from ..errors import InputError
 from ..norms import norm_route, split_norms
 from ..regimes import Attack
 from .release import Release
 
-__all__ = ['draw_adversarial_images', 'draw_norms']
+__all__ = ['IMAGES_PICTURE', 'NORMS_PICTURE', 'draw_adversarial_images', 'draw_norms', 'draw_pictures']
 
+_logger = logging.getLogger(__name__)
+
+IMAGES_PICTURE, NORMS_PICTURE = 'adversarial.png', 'norms.png'
 NUM_IMAGES = 8
 _ENTRIES = {
     'weight': 'weight',
@@ -23,17 +30,40 @@ _ENTRIES = {
 }
 
 
-def draw_adversarial_images(release: Release, path: str) -> None:
-    """Draw validation images of the run, clean and attacked as in training, through the auxiliary norms.
+def draw_pictures(release: Release, folder: str, images: bool) -> None:
+    """Draw what can be drawn of a release. A card without pictures is a card nevertheless.
+
+    Args:
+        release: What is published.
+        folder: Folder to write into.
+        images: Draw validation images of the run, where its data set is there.
+    """
+    attacked = [route for route, norm in enumerate(release.aux_norms, 1) if 'attack' in norm]
+    has_data = release.recipe.get('dataset') or release.recipe.get('data_dir')
+    try:
+        if any(norm.get('trained_on') != 'nothing' for norm in release.aux_norms):
+            draw_norms(release.model, os.path.join(folder, NORMS_PICTURE))
+            if images and has_data and attacked:
+                draw_adversarial_images(release, attacked[0], os.path.join(folder, IMAGES_PICTURE))
+    except InputError as error:
+        _logger.warning(f'A picture is left out: {error}')
+
+
+def draw_adversarial_images(release: Release, route: int, path: str) -> None:
+    """Draw validation images of the run, clean and attacked as in training, through auxiliary norms.
+
+    Args:
+        release: What is published.
+        route: Route through auxiliary norms that an attack trained.
+        path: File to write.
 
     Raises:
         InputError: The data set is not there, or matplotlib is not installed.
     """
     images, names = _validation_images(release)
     mean, std = channel_normalisation(release.data_config)
-    route = release.adversarial_route
-    facts = release.aux_norms[route - 1]
-    attack = Attack.from_facts(facts, target='none', random_start=0., mean=mean, std=std)  # the same picture each time
+    # the same picture each time
+    attack = Attack.from_facts(release.aux_norms[route - 1], target='none', random_start=0., mean=mean, std=std)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     model = release.model.eval()
     clean = (images - mean) / std
@@ -41,8 +71,7 @@ def draw_adversarial_images(release: Release, path: str) -> None:
         target = model(clean).argmax(dim=1)
     with norm_route(model, route):
         adversarial, _ = attack(model, clean, target.clone())
-    amplification = 64 / max(attack.eps_px, 1)
-    draw_attack(path, images, adversarial * std + mean, names, amplification)
+    draw_attack(path, images, adversarial * std + mean, names, amplification=64 / max(attack.eps_px, 1))
 
 
 def draw_norms(model: nn.Module, path: str) -> None:
@@ -87,11 +116,12 @@ def _paired_values(norms: List[nn.Module], name: str, i: int) -> Tuple[Any, Any,
 
 def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
     # Images [N, C, H, W] in 0–1, evenly over the data set, and the names of their classes.
-    args, config = release.recipe, release.data_config
+    data = TrainDataSettings.from_values(release.recipe)
+    data = replace(data, dataset_download=False, dataset_trust_remote_code=False)  # a checkpoint cannot ask for that
     dataset = open_split(
-        DataSettings.from_values(args), args.get('val_split') or 'validation', config,
-        num_samples=args.get('val_num_samples'), batch_size=NUM_IMAGES)
-    dataset.transform = image_transform(config, normalise=False)
+        data, data.val_split or 'validation', release.data_config, num_samples=data.val_num_samples,
+        batch_size=NUM_IMAGES)
+    dataset.transform = image_transform(release.data_config, normalise=False)
     if hasattr(dataset, '__len__'):
         chosen = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long().tolist()
         samples = [dataset[index] for index in chosen]

@@ -1,10 +1,10 @@
 """Writes the folder that is published: plain model, auxiliary norms, recipe, pictures and model card."""
 import json
-import logging
 import os
 import shutil
 from copy import deepcopy
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -13,24 +13,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models import create_model
 from ..norms import has_split_norm, set_norm_route, split_state_dict, strip_aux
+from ..output import replacing
 from ..version import __version__
 from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
 from ..weights.downloads import redact
 from .card import render_card
-from .card_pictures import draw_adversarial_images, draw_norms
-from .recipe import publishable_recipe
+from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE, draw_pictures
 from .release import Release
-from .results import collect_results
 
-__all__ = ['FILES', 'check_replaceable', 'replace_folder', 'write_publication']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['CARD', 'FILES', 'check_replaceable', 'replace_folder', 'write_publication']
 
 CARD, RECIPE, SUMMARY = 'README.md', 'args.yaml', 'summary.csv'
-IMAGES_PICTURE, NORMS_PICTURE = 'adversarial.png', 'norms.png'
 FILES = (WEIGHTS_FILE, CONFIG_FILE, AUX_FILE, CARD, RECIPE, SUMMARY, IMAGES_PICTURE, NORMS_PICTURE)
 _WAY_OUT = ('publish a model as timm creates it, with norms as convert_split_norm splits them. timm before 1.0.31 does '
             'not remember the arguments of a model: give them as model_kwargs.')
@@ -42,9 +38,6 @@ def write_publication(
         release: Release,
         folder: str,
         repo_id: str,
-        results: Sequence[Mapping[str, Any]] = (),
-        dataset: Optional[str] = None,
-        license: Optional[str] = None,
         images: bool = True,
         token: Optional[str] = None,
 ) -> List[str]:
@@ -54,9 +47,6 @@ def write_publication(
         release: What is published.
         folder: An empty folder.
         repo_id: Repository, which the card names.
-        results: Results of the validation program, which the card shows.
-        dataset: Name of the data set on the card, by default that of the run.
-        license: Licence on the card, by default that of the weights the run began with, else `apache-2.0`.
         images: Put validation images on the card, where the run's data set is there.
         token: Hub token, which must not get into a file.
 
@@ -64,35 +54,20 @@ def write_publication(
         Names of the files in the folder.
 
     Raises:
-        InputError: The model cannot be created again from what was written, or the results are not its own.
+        InputError: The model cannot be created again from what was written.
     """
-    measured = collect_results(release, results, dataset)
-    _write_weights(release, folder)
+    _write_model(release, folder, token)
     _check_loads(release, folder)
-    if release.recipe:
-        with open(os.path.join(folder, RECIPE), 'w', encoding='utf-8') as file:
-            yaml.safe_dump(publishable_recipe(release.recipe), file, default_flow_style=False)
-    if release.summary:
-        with open(os.path.join(folder, SUMMARY), 'w', newline='', encoding='utf-8') as file:
-            file.write(release.summary)
-    _draw_pictures(release, folder, images)
-    card = render_card(
-        release, repo_id, measured, dataset=dataset or release.dataset, license=license or _license(release),
-        files=os.listdir(folder))
-    with open(os.path.join(folder, CARD), 'w', encoding='utf-8') as file:
-        file.write(card)
-    _redact_files(folder, token)
+    draw_pictures(release, folder, images)
+    texts = {
+        RECIPE: yaml.safe_dump(release.published_recipe, default_flow_style=False) if release.recipe else '',
+        SUMMARY: release.summary,
+        CARD: render_card(release, repo_id, os.listdir(folder)),
+    }
+    for name, text in texts.items():
+        if text:
+            Path(folder, name).write_bytes(redact(text, token).encode())
     return [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
-
-
-def _redact_files(folder: str, token: Optional[str]) -> None:
-    for name in (CARD, CONFIG_FILE, RECIPE, SUMMARY):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, newline='', encoding='utf-8') as file:
-                text = file.read()
-            with open(path, 'w', newline='', encoding='utf-8') as file:
-                file.write(redact(text, token))
 
 
 def check_replaceable(folder: str) -> None:
@@ -120,14 +95,19 @@ def replace_folder(source: str, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         for name in FILES:
             if os.path.isfile(os.path.join(source, name)):
-                shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
+                _copy(os.path.join(source, name), os.path.join(folder, name))
             elif os.path.isfile(os.path.join(folder, name)):
                 os.remove(os.path.join(folder, name))
     except OSError as error:
         raise InputError(f'Cannot write {folder}: {error}.') from error
 
 
-def _write_weights(release: Release, folder: str) -> None:
+def _copy(source: str, target: str) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)  # not moved: others could not read what safetensors wrote
+
+
+def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
     if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 remembers what a model was created with
@@ -138,60 +118,51 @@ def _write_weights(release: Release, folder: str) -> None:
         model_args['global_pool'] = release.recipe['gp']
     try:
         save_for_hf(plain, folder, model_args=model_args or None, safe_serialization=True)
-        if release.num_aux:
+        if release.aux_norms:
             aux = split_state_dict(release.model.state_dict())[1]
             save_file({name: value.contiguous() for name, value in aux.items()}, os.path.join(folder, AUX_FILE))
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise InputError(f'{release.architecture} cannot be written: {" ".join(str(error).split())[:400]}') from error
-    _add_details(release, folder)
+        raise InputError(f'{release.architecture} cannot be written: {one_line(error, 400)}') from error
+    path = Path(folder, CONFIG_FILE)
+    config = dict(json.loads(path.read_bytes()), **{CONFIG_KEY: _details(release, folder)})
+    path.write_bytes(redact(json.dumps(config, indent=2) + '\n', token).encode())
 
 
 def _pretrained_cfg(release: Release) -> Dict[str, Any]:
-    model = release.model
-    cfg = {name: value for name, value in model.pretrained_cfg.items() if name not in ('tag', 'state_dict')}
+    # The weights of a run were trained at one size: nothing is known of another for testing.
+    left_out = ('tag', 'state_dict', *(_TEST_ENTRIES if release.recipe else ()))
+    cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}
     data = {name: release.data_config[name] for name in _DATA_ENTRIES if name in release.data_config}
-    if release.recipe:  # these weights were trained at one size: nothing is known of another for testing
-        cfg = {name: value for name, value in cfg.items() if name not in _TEST_ENTRIES}
     if tuple(data['input_size'][1:]) != tuple(cfg['input_size'][1:]):
         cfg['pool_size'] = None
-    return dict(cfg, **data, architecture=release.architecture, num_classes=model.num_classes, custom_load=False)
+    return dict(cfg, **data, architecture=release.architecture, num_classes=release.model.num_classes,
+                custom_load=False)
 
 
-def _add_details(release: Release, folder: str) -> None:
+def _details(release: Release, folder: str) -> Dict[str, Any]:
+    written = [name for name in (WEIGHTS_FILE, AUX_FILE) if os.path.isfile(os.path.join(folder, name))]
     details = dict(
-        version=__version__,
-        num_aux=release.num_aux,
-        regime=release.regime,
-        aux_norms=release.aux_norms,
-        epoch=release.epoch,
-        averaged=release.averaged,
-        sha256={name: file_digest(os.path.join(folder, name)) for name in (WEIGHTS_FILE, AUX_FILE)
-                if os.path.isfile(os.path.join(folder, name))},
-    )
-    path = os.path.join(folder, CONFIG_FILE)
-    with open(path, encoding='utf-8') as file:
-        config = json.load(file)
-    config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(json.dumps(config, indent=2) + '\n')
+        version=__version__, num_aux=len(release.aux_norms), regime=release.regime, aux_norms=release.aux_norms,
+        epoch=release.epoch, averaged=release.averaged,
+        sha256={name: file_digest(os.path.join(folder, name)) for name in written})
+    return {name: value for name, value in details.items() if value is not None}
 
 
 def _check_loads(release: Release, folder: str) -> None:
     # A publication that cannot be loaded, or computes something else, is found before it is made.
-    model = deepcopy(release.model).float().eval()
-    state_dict = model.state_dict()
     unfit = [name for name, value in release.model.state_dict().items()
              if value.dtype == torch.float64 or not value.isfinite().all()]
     if unfit:
         raise InputError(f'{unfit[0]} has values that are not finite, or float64, which timm does not load.')
     try:
-        loaded = create_model(f'local-dir:{folder}', num_aux=release.num_aux).eval()
+        loaded = create_model(f'local-dir:{folder}', num_aux=len(release.aux_norms)).eval()
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'{release.architecture} cannot be created again from its {CONFIG_FILE} '
-                         f'({" ".join(str(error).split())[:400]}): {_WAY_OUT}') from error
-    loaded_state = loaded.state_dict()
-    different = [name for name in {**state_dict, **loaded_state} if name not in state_dict or name not in loaded_state
-                 or not torch.equal(loaded_state[name], state_dict[name])]
+                         f'({one_line(error, 400)}): {_WAY_OUT}') from error
+    model = deepcopy(release.model).float().eval()
+    state, loaded_state = model.state_dict(), loaded.state_dict()
+    different = [name for name in {**state, **loaded_state} if name not in state or name not in loaded_state
+                 or not torch.equal(loaded_state[name], state[name])]
     if different or not _compute_the_same(model, loaded, release.data_config['input_size']):
         raise InputError(f'{release.architecture} is not the same when it is created again from its {CONFIG_FILE} '
                          f'({different[0] if different else "outputs"}): {_WAY_OUT}')
@@ -206,21 +177,5 @@ def _compute_the_same(model: nn.Module, other: nn.Module, input_size: Sequence[i
             output, expected = other(images), model(images)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f'The model cannot be tried with an image of {"x".join(map(str, input_size))}: '
-                         f'{" ".join(str(error).split())[:400]}.') from error
+                         f'{one_line(error, 400)}.') from error
     return output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-4, atol=1e-5)
-
-
-def _draw_pictures(release: Release, folder: str, images: bool) -> None:
-    # A card without them is a card nevertheless.
-    try:
-        if any(norm.get('trained_on') != 'nothing' for norm in release.aux_norms):
-            draw_norms(release.model, os.path.join(folder, NORMS_PICTURE))
-            if images and release.dataset and release.adversarial_route:
-                draw_adversarial_images(release, os.path.join(folder, IMAGES_PICTURE))
-    except InputError as error:
-        _logger.warning(f'A picture is left out: {error}')
-
-
-def _license(release: Release) -> str:
-    began_with_weights = not release.recipe or release.recipe.get('pretrained')
-    return (release.model.pretrained_cfg.get('license') if began_with_weights else None) or 'apache-2.0'

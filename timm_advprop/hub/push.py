@@ -1,15 +1,55 @@
-"""`push_to_hub`: one call, one commit, one repository for stock timm and for AdvProp."""
+"""Publishes a model on the Hub as one commit: one repository for stock timm and for AdvProp.
+
+Uploads are repeated by the Hub's client; the commit is repeated here, after a look whether it was made in spite of an
+error. Until the commit, the repository stays as it was.
+"""
+import hashlib
+import logging
 import os
+import re
 import tempfile
-from typing import Any, Mapping, Optional, Sequence, Union
+import time
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Optional, Sequence, Set, Union
 
 import torch.nn as nn
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
+from ..errors import InputError
+from ..models import base_of
+from ..version import __version__
+from ..weights import CONFIG_FILE, file_digest, read_config
+from ..weights.downloads import (
+    HUB_ERRORS,
+    PAUSES,
+    check_repo_id,
+    download_file,
+    explain_hub_error,
+    hub_status,
+    is_transient,
+    patiently,
+    redact,
+)
 from .layout import FILES, write_publication
 from .release import open_release, release_model
-from .upload import check_can_push, upload_folder
 
-__all__ = ['push_to_hub']
+__all__ = ['check_can_push', 'push_to_hub']
+
+_logger = logging.getLogger(__name__)
+
+_OF_A_NEW_REPOSITORY = {'.gitattributes', '.gitignore', 'LICENSE', 'README.md'}
+_STALE = (*FILES, 'pytorch_model.bin')  # deleted where a publication does not have them
+_CHANGED_MEANWHILE = 412
+# what the client raises for an upload that failed: its own errors, and those of the Xet library
+_UPLOAD_ERRORS = (*HUB_ERRORS, RuntimeError, ValueError)
 
 
 def push_to_hub(
@@ -55,14 +95,206 @@ def push_to_hub(
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
     check_can_push(repo_id, token)
+    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
+        raise InputError(f'{revision!r} is not the name of a branch.')
+    about = dict(results=results, dataset=dataset, license=license)
     if isinstance(model_or_checkpoint, nn.Module):
-        release = release_model(model_or_checkpoint, recipe, model_kwargs)
+        release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
     else:
-        release = open_release(model_or_checkpoint, model, model_kwargs, recipe)
+        release = open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
+    branch = _Branch(_open_api(repo_id, token), repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_publication(release, folder, repo_id, results, dataset, license, images, token)
-        return upload_folder(
-            folder, files, repo_id, architecture=release.architecture,
-            message=message or f'Publish {release.architecture}',
-            stale=[name for name in (*FILES, 'pytorch_model.bin') if name not in files], revision=revision,
-            private=private, token=token)
+        files = write_publication(release, folder, repo_id, images, token)
+        files = {name: os.path.join(folder, name) for name in files}
+        return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
+
+
+def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> None:
+    """Check what can be said before a long work whose result is to be published: the name and the token.
+
+    Args:
+        repo_id: `user/name`.
+        token: Hub token, the stored one by default.
+        must_reach: A Hub that cannot be reached now is an error, not a warning.
+
+    Raises:
+        InputError: The name is wrong, there is no token, or the Hub refuses it.
+    """
+    api = _open_api(repo_id, token)
+    try:
+        user = patiently(api.whoami)
+    except HUB_ERRORS as error:
+        problem = redact(explain_hub_error(error, repo_id), api.token)
+        if hub_status(error) == 401 or hub_status(error) is None and must_reach:
+            raise InputError(f'Cannot publish {repo_id}: {problem}') from None
+        _logger.warning(f'Whether {repo_id} can be published is not known yet: {problem}')
+        return
+    owner, owners = repo_id.split('/')[0], [user.get('name'), *(org.get('name') for org in user.get('orgs') or ())]
+    if user.get('name') and owner not in owners:
+        raise InputError(f'Cannot publish {repo_id}: the token is of {user["name"]}, who does not own {owner}.')
+
+
+@dataclass
+class _Branch:
+    # A branch of a repository, as the Hub's client sees it. `head` is None where the Hub does not say.
+    api: HfApi
+    repo_id: str
+    revision: Optional[str]
+    head: Optional[str] = None
+    files: Set[str] = field(default_factory=set)
+    is_new: bool = False
+    is_new_repo: bool = False
+
+    @property
+    def model_id(self) -> str:
+        return f'{self.repo_id}@{self.revision}' if self.revision else self.repo_id
+
+    def open(self, private: Optional[bool]) -> None:
+        # Makes the repository where it is missing; sees what the branch holds, or `main`, of which it will be a copy.
+        try:
+            patiently(self.api.create_repo, self.repo_id, private=private)
+            self.is_new_repo = True
+        except HfHubHTTPError as error:
+            # a token for this repository alone may not create others
+            if hub_status(error) != 409 and not (hub_status(error) == 403 and self.api.repo_exists(self.repo_id)):
+                raise
+        try:
+            info = patiently(self.api.model_info, self.repo_id, revision=self.revision)
+        except RevisionNotFoundError:
+            self.is_new = True
+            info = patiently(self.api.model_info, self.repo_id)
+        except HfHubHTTPError as error:
+            if hub_status(error) == 404:  # it exists: the Hub's index lags behind
+                return
+            raise
+        if private and info.private is False:
+            raise InputError(f'{self.repo_id} exists and is public: make it private in its settings first, or leave '
+                             '--private out.')
+        self.head, self.files = info.sha, {file.rfilename for file in info.siblings or ()}
+
+    def check_holds(self, architecture: str) -> None:
+        # A repository may hold a former publication, or nothing but what comes with a new one.
+        path = None
+        if not self.is_new_repo:
+            path = download_file(self.repo_id if self.is_new else self.model_id, CONFIG_FILE, token=self.api.token)
+        others = sorted(self.files - _OF_A_NEW_REPOSITORY)
+        held = f'{", ".join(others[:3])} but no {CONFIG_FILE}' if others else architecture
+        if path is not None:
+            try:
+                held = base_of(str(read_config(path, self.model_id).get('architecture')))
+            except InputError:
+                held = f'a {CONFIG_FILE} that is not timm\'s'
+        if held != architecture:
+            raise InputError(f'The name {self.repo_id} is taken: it holds {held}, not {architecture}. Choose another '
+                             'name.')
+
+    def commit_with(self, files: Mapping[str, str]) -> Optional[str]:
+        # The head, if it has these files, None if not.
+        commit = None
+        for name, path in files.items():
+            url = hf_hub_url(self.repo_id, name, revision=self.revision, endpoint=self.api.endpoint)
+            try:
+                metadata = get_hf_file_metadata(url, token=self.api.token, endpoint=self.api.endpoint)
+            except EntryNotFoundError:
+                return None
+            if metadata.etag not in _digests(path):
+                return None
+            commit = metadata.commit_hash
+        return commit
+
+    def unchanged(self, error: Exception) -> InputError:
+        outcome = '{} was made and is empty' if self.is_new_repo else 'No file of {} was changed'
+        again = '.' if _is_refusal(error) else ': push again.'
+        return self.failure(error, outcome.format(self.repo_id) + again)
+
+    def failure(self, error: Exception, outcome: str) -> InputError:
+        cause = error.__cause__ or error
+        explanation = explain_hub_error(cause, self.model_id).rstrip('.')
+        return InputError(redact(f'Cannot publish {self.model_id}: {explanation}. {outcome}', self.api.token))
+
+
+def _upload(
+        branch: _Branch,
+        files: Mapping[str, str],
+        architecture: str,
+        message: str,
+        private: Optional[bool],
+) -> str:
+    # Publishes files, the paths by their names, and returns the address of the commit. A repository that holds another
+    # architecture is refused.
+    try:
+        branch.open(private)
+        branch.check_holds(architecture)
+        if branch.is_new:
+            patiently(branch.api.create_branch, branch.repo_id, branch=branch.revision, exist_ok=True)
+        additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+        branch.api.preupload_lfs_files(branch.repo_id, additions, revision=branch.revision, free_memory=False)
+    except InputError:
+        raise
+    except _UPLOAD_ERRORS as error:
+        raise branch.unchanged(error) from None
+    stale = [name for name in _STALE if name in branch.files and name not in files]
+    if stale:
+        _logger.info(f'The commit deletes {", ".join(stale)} of the former publication.')
+    return _commit(branch, [*additions, *map(CommitOperationDelete, stale)], files, message)
+
+
+def _commit(branch: _Branch, operations: Sequence[Any], files: Mapping[str, str], message: str) -> str:
+    # The head as parent makes the Hub refuse a second commit where the first one was made.
+    for pause in (*PAUSES, None):
+        try:
+            return branch.api.create_commit(
+                branch.repo_id, operations, commit_message=redact(message, branch.api.token), revision=branch.revision,
+                parent_commit=branch.head).commit_url
+        except _UPLOAD_ERRORS as error:
+            commit = _look_for_commit(branch, files, error)
+            if commit:
+                _logger.info('The Hub made the commit, its answer was lost.')
+                return f'{branch.api.endpoint}/{branch.repo_id}/commit/{commit}'
+            if hub_status(error) == _CHANGED_MEANWHILE:
+                raise branch.failure(error, f'{branch.repo_id} was changed meanwhile: push again.') from None
+            if pause is None or not is_transient(error):
+                raise branch.unchanged(error) from None
+            _logger.warning(f'{explain_hub_error(error, branch.model_id)} No commit was made, trying again in '
+                            f'{pause:.0f} s.')
+        time.sleep(pause)
+
+
+def _look_for_commit(branch: _Branch, files: Mapping[str, str], reason: Exception) -> Optional[str]:
+    # The commit that was made in spite of an error, None where none was made.
+    if _is_refusal(reason):
+        return None
+    try:
+        commit = patiently(branch.commit_with, files)
+    except HUB_ERRORS as error:
+        url = f'{branch.api.endpoint}/{branch.repo_id}'
+        raise branch.failure(
+            error, f'Whether the commit was made is not known: look at {url} before you push again.') from None
+    return commit if commit != branch.head else None
+
+
+def _open_api(repo_id: str, token: Optional[str]) -> HfApi:
+    check_repo_id(repo_id)
+    token = token or get_token()
+    if not token:
+        raise InputError('There is no Hub token: log in with `hf auth login`, or set HF_TOKEN to a token with write '
+                         'access.')
+    if not re.fullmatch(r'[!-~]+', token):
+        raise InputError('The Hub token has characters that no token has, such as spaces: copy it again.')
+    return HfApi(token=token, library_name='timm-advprop', library_version=__version__)
+
+
+def _is_refusal(error: Exception) -> bool:
+    # An answer that will not change, and says that nothing was done.
+    status = hub_status(error)
+    return status is not None and 400 <= status < 500 and status != _CHANGED_MEANWHILE and not is_transient(error)
+
+
+def _digests(path: str) -> Set[str]:
+    # What the Hub may call a file: its SHA-256, or the SHA-1 of its git blob.
+    with open(path, 'rb') as file:
+        header = f'blob {os.path.getsize(path)}\0'.encode()
+        git = hashlib.sha1(header)
+        while block := file.read(1 << 20):
+            git.update(block)
+    return {file_digest(path), git.hexdigest()}

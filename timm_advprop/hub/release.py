@@ -1,109 +1,101 @@
-"""What is published: a model with the weights of a run, and what is known of the run."""
+"""What is published: a model with the weights of a run, what is known of the run, and what was measured."""
 import csv
 import io
+import json
 import os
 import re
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, Optional, Union
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
 from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 
-from ..engine.datasets import DataConfig, dataset_name, resolve_image_config
+from ..engine.datasets import dataset_name, resolve_image_config
 from ..engine.open_model import base_name, open_model
 from ..engine.run_settings import DataSettings, ImageSettings, ModelSettings
 from ..errors import InputError, as_input_error
 from ..models import base_of
-from ..norms import has_split_norm, num_aux_in, num_aux_norms, set_norm_route
+from ..norms import has_split_norm, num_aux_in, num_aux_norms
 from ..regimes import RegimeSettings, regime_of
 from ..weights import open_checkpoint, weights_digest
+from ..weights.downloads import redact
 
-__all__ = ['Release', 'open_release', 'release_model']
+__all__ = ['Release', 'Result', 'open_release', 'read_results', 'release_model']
+
+# Of one machine, or of one run on it: nobody else can use them.
+_OF_ONE_RUN = (
+    'config', 'data', 'data_dir', 'device', 'device_modules', 'distributed', 'experiment', 'hub_private', 'local_rank',
+    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'wandb_project',
+    'wandb_resume_id', 'wandb_tags', 'world_size',
+)
+_FOLDERS = re.compile(r'(?<![\w/.])/(?!/)(?:[^/\s]+/)+')  # of an absolute path, as in local-dir:/home/me/model
 
 
-@dataclass
+class Result(NamedTuple):
+    """Accuracy on a kind of images, in percent.
+
+    Args:
+        images: `'clean'`, or `'under <attack>'`.
+        norms: `'main'` or `'aux'`: the norms that images passed, and that the attack saw.
+        top1: Top-1 accuracy.
+        top5: Top-5 accuracy, None where there are no more than 5 classes to tell apart.
+        dataset: Name of the data set.
+        split: Its split.
+        source: The program that measured it.
+    """
+    images: str
+    norms: str
+    top1: float
+    top5: Optional[float]
+    dataset: str
+    split: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Release:
     """What is published.
 
     Args:
         model: The model, split or plain, on the CPU.
-        recipe: Arguments of the run, under the names of `args.yaml`; empty where nothing is known.
+        architecture: The plain timm architecture.
         data_config: How images are sized and normalised, see `timm.data.resolve_data_config`.
+        recipe: Arguments of the run, under the names of `args.yaml`; empty where nothing is known.
+        published_recipe: The same without folders, devices, accounts and tokens of its machine.
+        regime: The training regime, None where it is not known.
+        aux_norms: For each auxiliary norm what it was trained on, empty where it is not known; strengths and step sizes
+            in 0–255 pixels.
+        dataset: Name of the data set, '' where it is not known.
+        license: Licence, as the Hub names it.
         summary: The run's `summary.csv`.
         epoch: Epoch that the weights are from.
         averaged: The weights are an exponential moving average.
+        results: What was measured, each kind once.
     """
     model: nn.Module
-    recipe: Dict[str, Any] = field(default_factory=dict)
-    data_config: Dict[str, Any] = field(default_factory=dict)
+    architecture: str
+    data_config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    published_recipe: Mapping[str, Any]
+    regime: Optional[str]
+    aux_norms: Sequence[Mapping[str, Any]]
+    dataset: str
+    license: str
     summary: str = ''
     epoch: Optional[int] = None
     averaged: bool = False
-
-    @property
-    def architecture(self) -> str:
-        """The plain timm architecture."""
-        return base_of(self.model.pretrained_cfg['architecture'])
-
-    @property
-    def num_aux(self) -> int:
-        """Number of auxiliary norms for each norm, 0 for a plain model."""
-        return num_aux_norms(self.model)
-
-    @property
-    def regime(self) -> Optional[str]:
-        """The training regime, None where it is not known."""
-        if 'regime' not in self.recipe:
-            return None
-        return as_input_error(regime_of, self._regime_settings, has_split_norm(self.model)).name
-
-    @property
-    def aux_norms(self) -> List[Dict[str, Any]]:
-        """For each auxiliary norm, what it was trained on; strengths and step sizes in 0–255 pixels."""
-        if 'regime' not in self.recipe:
-            return [{} for _ in range(self.num_aux)]
-        settings = self._regime_settings
-        task_type = as_input_error(regime_of, settings, has_split_norm(self.model))
-        facts = [source.facts() for source in as_input_error(task_type.sources_of_aux_norms, settings)]
-        return (facts + [dict(trained_on='nothing')] * self.num_aux)[:self.num_aux]
-
-    @property
-    def _regime_settings(self) -> RegimeSettings:
-        return as_input_error(RegimeSettings.from_values, self.recipe)
-
-    @property
-    def adversarial_route(self) -> Optional[int]:
-        """Route through the first auxiliary norm that was trained on adversarial images, None where there is none."""
-        routes = [route for route, norm in enumerate(self.aux_norms, 1) if 'attack' in norm]
-        return routes[0] if routes else None
-
-    def digest(self, route: str) -> str:
-        """Digest of the weights that images pass on a route, see `weights_digest`."""
-        return weights_digest(self.model.state_dict(), route)
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set of the run, '' where it is not known."""
-        return dataset_name(as_input_error(DataSettings.from_values, self.recipe))
-
-    @property
-    def metrics(self) -> Dict[str, float]:
-        """Validation metrics of the weights, in percent, as the training program measured them."""
-        if self.averaged and self.recipe.get('model_ema_force_cpu'):
-            return {}  # the program validates the weights themselves then
-        rows = csv.DictReader(io.StringIO(self.summary))
-        row = next((row for row in rows if row.get('epoch') == str(self.epoch)), {})
-        return {name: float(row[f'eval_{name}']) for name in ('top1', 'top5')
-                if re.fullmatch(r'[\d.]+', row.get(f'eval_{name}') or '')}
+    results: Sequence[Result] = ()
 
 
 def release_model(
         model: nn.Module,
         recipe: Optional[Mapping[str, Any]] = None,
         model_kwargs: Optional[Mapping[str, Any]] = None,
+        **about: Any,
 ) -> Release:
     """Publish a model as it is.
 
@@ -111,16 +103,16 @@ def release_model(
         model: A timm model with or without split norms; DDP and compilation are taken off. It is left as it is.
         recipe: Arguments of the run, under the names of `args.yaml`.
         model_kwargs: Arguments that the model was created with, where timm does not remember them.
+        **about: `results`, `dataset` and `license`, see `push_to_hub`.
 
     Raises:
-        InputError: It is not a timm classifier.
+        InputError: It is not a timm classifier, or the recipe or the results are not its own.
     """
     model = unwrap_model(model)
     if not (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or not hasattr(model, 'num_classes'):
         raise InputError(f'{type(model).__name__} is not a timm classifier: only models that timm can create again '
                          'can be published.')
-    model = deepcopy(model).cpu()
-    return Release(model, _with_model_kwargs(recipe, model_kwargs), _data_config({}, model))
+    return _describe(deepcopy(model).cpu(), _with_model_kwargs(recipe or {}, model_kwargs), ImageSettings(), **about)
 
 
 def open_release(
@@ -128,6 +120,7 @@ def open_release(
         model: Optional[str] = None,
         model_kwargs: Optional[Mapping[str, Any]] = None,
         recipe: Optional[Mapping[str, Any]] = None,
+        **about: Any,
 ) -> Release:
     """Publish a checkpoint: the averaged weights where there are any.
 
@@ -137,32 +130,144 @@ def open_release(
         model: Model name, for a file that does not say it.
         model_kwargs: Further arguments of the model, for such a file.
         recipe: Arguments of the run that replace or add to those in the checkpoint.
+        **about: `results`, `dataset` and `license`, see `push_to_hub`.
 
     Raises:
-        InputError: There is no such file, it does not say which model it is of, or it does not fit.
+        InputError: There is no such file, it does not say which model it is of, or it does not fit; or the recipe or
+            the results are not its own.
     """
     opened = open_checkpoint(os.fspath(checkpoint), use_ema=True)
-    args = _with_model_kwargs({**opened.args, **(recipe or {})}, model_kwargs)
-    name = model or args.get('model')
+    recipe = _with_model_kwargs({**opened.args, **(recipe or {})}, model_kwargs)
+    name = model or recipe.get('model')
     if not name:
         raise InputError(f'{opened.path} does not say which model it is of: give --model (in Python, model=…).')
-    settings = as_input_error(ModelSettings.from_values, {**args, 'model': name, 'pretrained': False})
+    settings = as_input_error(ModelSettings.from_values, {
+        **recipe, 'model': name, 'pretrained': False, 'fast_norm': False})
     settings = replace(settings, num_classes=settings.num_classes or _count_classes(name, opened.state_dict))
-    image = as_input_error(ImageSettings.from_values, args)
-    model = open_model(settings, image, opened, num_aux=num_aux_in(opened.state_dict))
-    if num_aux_norms(model):
-        set_norm_route(model, 'main')
-    summary = os.path.join(os.path.dirname(opened.path), 'summary.csv')
-    return Release(
-        model, recipe=args, data_config=_data_config(args, model),
-        summary=_read_summary(summary) if opened.args else '',
+    image = as_input_error(ImageSettings.from_values, recipe)
+    created = open_model(settings, image, opened, num_aux=num_aux_in(opened.state_dict))
+    summary = Path(opened.path).with_name('summary.csv')
+    return _describe(
+        created, recipe, image, **about,
+        summary=summary.read_bytes().decode(errors='replace') if opened.args and summary.is_file() else '',
         epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
 
 
-def _data_config(args: Mapping[str, Any], model: nn.Module) -> DataConfig:
-    config = resolve_image_config(as_input_error(ImageSettings.from_values, args), model)
+def read_results(paths: Sequence[str]) -> List[Dict[str, Any]]:
+    """Read result files of the validation program, CSV or JSON.
+
+    Raises:
+        InputError: A file is missing or is no such file.
+    """
+    rows: List[Dict[str, Any]] = []
+    for path in paths:
+        try:
+            text = Path(path).read_bytes().decode()
+            content = json.loads(text) if text.lstrip()[:1] in ('[', '{') else list(csv.DictReader(io.StringIO(text)))
+        except (OSError, RecursionError, ValueError, csv.Error) as error:
+            raise InputError(f'Cannot read the results {path}: {error}.') from error
+        content = content if isinstance(content, list) else [content]
+        if not content or not all(isinstance(row, dict) and 'top1' in row and 'model' in row for row in content):
+            raise InputError(f'{path} is not a results file of the validation program (--results-file).')
+        rows += content
+    return rows
+
+
+def _describe(
+        model: nn.Module,
+        recipe: Mapping[str, Any],
+        image: ImageSettings,
+        results: Sequence[Mapping[str, Any]] = (),
+        dataset: Optional[str] = None,
+        license: Optional[str] = None,
+        **of_run: Any,
+) -> Release:
+    config = resolve_image_config(image, model)
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
-    return dict(config, input_size=(channels, *config['input_size'][1:]))
+    began_with_weights = not recipe or recipe.get('pretrained')
+    regime, aux_norms = as_input_error(_training_of_norms, recipe, model)
+    release = Release(
+        model=model,
+        architecture=base_of(model.pretrained_cfg['architecture']),
+        data_config=dict(config, input_size=(channels, *config['input_size'][1:])),
+        recipe=recipe,
+        published_recipe=_publishable(recipe, left_out=_OF_ONE_RUN),
+        regime=regime,
+        aux_norms=aux_norms,
+        dataset=dataset or dataset_name(as_input_error(DataSettings.from_values, recipe)),
+        license=license or began_with_weights and model.pretrained_cfg.get('license') or 'apache-2.0',
+        **of_run,
+    )
+    return replace(release, results=_measured(release, results, dataset))
+
+
+def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Optional[str], List[Dict[str, Any]]]:
+    # The regime, and what each auxiliary norm was trained on. A regime may have left some of them alone.
+    num_aux = num_aux_norms(model)
+    if 'regime' not in recipe:  # of another program
+        return None, [{} for _ in range(num_aux)]
+    settings = RegimeSettings.from_values(recipe)
+    task_type = regime_of(settings, has_split_norm(model))
+    code = settings.generator if ':' in (settings.generator or '') else None
+    if code:  # the card names it. It is not imported for that: a checkpoint may name anything, and it may not be here
+        settings = replace(settings, generator=None, attack={})
+    facts = [source.facts() for source in task_type.sources_of_aux_norms(settings)]
+    if code:
+        facts = [dict(trained_on=f'images of {code}') if 'attack' in norm else norm for norm in facts]
+    return task_type.name, (facts + [dict(trained_on='nothing')] * num_aux)[:num_aux]
+
+
+def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:
+    for row in rows:
+        _check_row(release, row)
+    own = _row_of_run(release)
+    measured = [(own, 'train.py')] if own else []
+    measured += [(row, 'validate.py') for row in rows]
+    results = {}
+    for row, source in measured:
+        kinds = {'clean': '', **({f'under {row["adv_attack"]}': 'adv_'} if row.get('adv_attack') else {})}
+        for images, prefix in kinds.items():
+            result = Result(
+                images, 'aux' if row.get('route') == 'aux' else 'main', *_accuracies(release, row, prefix),
+                dataset=dataset or str(row.get('dataset') or release.dataset),
+                split=str(row.get('split') or 'validation'), source=source)
+            results[result.images, result.norms, result.dataset, result.split] = result
+    return sorted(
+        results.values(), key=lambda result: (result.images != 'clean', result.images, result.norms != 'main'))
+
+
+def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
+    # Validation metrics of the weights, as the training program measured them.
+    if release.averaged and release.recipe.get('model_ema_force_cpu'):
+        return None  # the program validates the weights themselves then
+    rows = csv.DictReader(io.StringIO(release.summary))
+    row = next((row for row in rows if row.get('epoch') == str(release.epoch)), {})
+    metrics = {name: row[f'eval_{name}'] for name in ('top1', 'top5')
+               if re.fullmatch(r'[\d.]+', row.get(f'eval_{name}') or '')}
+    return dict(metrics, split=release.recipe.get('val_split')) if 'top1' in metrics else None
+
+
+def _check_row(release: Release, row: Mapping[str, Any]) -> None:
+    name = str(row['model'])
+    if ':' not in name and base_of(base_name(name)) != release.architecture:
+        raise InputError(f'The results are of {name}, the published model is {release.architecture}.')
+    if not row.get('weights'):
+        raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
+                         'this version.')
+    if row['weights'] != weights_digest(release.model.state_dict(), row.get('route') or 'main'):
+        also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
+        raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
+
+
+def _accuracies(release: Release, row: Mapping[str, Any], prefix: str) -> Tuple[float, Optional[float]]:
+    top5 = row.get(f'{prefix}top5')
+    try:
+        top1, top5 = float(row.get(f'{prefix}top1')), None if top5 in (None, '') else float(top5)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'The results lack a number: {error}.') from error
+    if not all(0 <= value <= 100 for value in (top1, top5 or 0)):
+        raise InputError(f'The results are not accuracies in percent: {top1}, {top5}.')
+    return top1, top5 if release.model.num_classes > 5 else None
 
 
 def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optional[int]:
@@ -175,18 +280,17 @@ def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optiona
     return None
 
 
-def _read_summary(path: str) -> str:
-    if not os.path.isfile(path):
-        return ''
-    with open(path, newline='', encoding='utf-8', errors='replace') as file:
-        return file.read()
+def _with_model_kwargs(recipe: Mapping[str, Any], model_kwargs: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    given = {**(recipe.get('model_kwargs') or {}), **(model_kwargs or {})}
+    return {**recipe, 'model_kwargs': given} if given else dict(recipe)
 
 
-def _with_model_kwargs(
-        recipe: Optional[Mapping[str, Any]],
-        model_kwargs: Optional[Mapping[str, Any]],
-) -> Dict[str, Any]:
-    recipe = dict(recipe or {})
-    if model_kwargs:
-        recipe['model_kwargs'] = {**(recipe.get('model_kwargs') or {}), **model_kwargs}
-    return recipe
+def _publishable(value: Any, left_out: Sequence[str] = ()) -> Any:
+    # A value of a recipe without folders of its machine and without secrets.
+    if isinstance(value, str):
+        return redact(os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else _FOLDERS.sub('', value))
+    if isinstance(value, Mapping):
+        return {str(key): _publishable(entry) for key, entry in value.items() if key not in left_out}
+    if isinstance(value, (list, tuple)):
+        return [_publishable(entry) for entry in value]
+    return value if isinstance(value, (int, float, bool, type(None))) else redact(str(value))

@@ -1,0 +1,83 @@
+"""What is known of what is published: the regime, what trained its norms, and runs of the version before."""
+import sys
+from argparse import Namespace
+
+import pytest
+import timm
+import torch
+
+from tests.hub.publishing import equal_states
+from timm_advprop.engine.datasets import open_split
+from timm_advprop.errors import InputError
+from timm_advprop.hub import card_pictures
+from timm_advprop.hub.release import open_release, release_model
+
+
+@pytest.mark.parametrize('recipe, num_aux, trained_on, attacked', [
+    (dict(regime='vanilla'), 1, ['nothing'], []),
+    (dict(regime='madry', adv_eps=[4.0]), 1, ['nothing'], []),
+    (dict(regime='joint'), 2, ['nothing', 'nothing'], []),
+    (dict(regime='fast-advprop'), 1, ['adversarial images'], [1]),
+    (dict(regime='advprop', split_bn=True, aug_splits=2), 2, ['augmented images', 'adversarial images'], [2]),
+    (dict(regime='advprop', adv_generator='gaussian-noise', adv_eps=[8.0]), 1, ['gaussian-noise'], []),
+    (dict(regime='advprop', adv_generator='not_here:noise'), 1, ['images of not_here:noise'], []),
+    (dict(regime='advprop', adv_generator='not_here:noise', split_bn=True, aug_splits=2), 2,
+     ['augmented images', 'images of not_here:noise'], []),
+    (dict(regime=None, adv_eps=[1.0]), 2, ['adversarial images', 'nothing'], [1]),
+    (dict(), 1, [None], []),
+], ids=str)
+def test_a_release_tells_what_its_auxiliary_norms_were_trained_on(
+        recipe, num_aux, trained_on, attacked, monkeypatch, tmp_path):
+    release = release_model(timm.create_model('test_resnet_ap', num_aux=num_aux), dict(recipe, data_dir='/digits'))
+    assert [norm.get('trained_on') for norm in release.aux_norms] == trained_on
+    routes = []
+    monkeypatch.setattr(card_pictures, 'draw_norms', lambda model, path: None)
+    monkeypatch.setattr(
+        card_pictures, 'draw_adversarial_images', lambda release, route, path: routes.append(route))
+    card_pictures.draw_pictures(release, str(tmp_path), images=True)
+    assert routes == attacked
+
+
+def test_a_release_of_arguments_that_the_regime_has_no_use_for_is_one_line():
+    with pytest.raises(InputError, match='no use for --adv-steps'):
+        release_model(timm.create_model('test_resnet_ap'), dict(regime='fast-advprop', adv_steps=3))
+
+
+def test_a_checkpoint_has_no_code_run_or_fetched_for_it(checkpoint, digits, tmp_path, monkeypatch):
+    (tmp_path / 'named_in_checkpoint.py').write_text('def noise(model, images, target):\n    return images, target\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    path, _ = checkpoint()
+    content = torch.load(path, weights_only=False)
+    vars(content['args']).update(
+        adv_generator='named_in_checkpoint:noise', data_dir=digits, dataset_download=True,
+        dataset_trust_remote_code=True)
+    torch.save(content, path)
+    release = open_release(path)
+    assert release.aux_norms == [dict(trained_on='images of named_in_checkpoint:noise')]
+    assert 'named_in_checkpoint' not in sys.modules
+
+    opened = []
+    monkeypatch.setattr(card_pictures, 'open_split', lambda data, *args, **kwargs: (
+        opened.append(data), open_split(data, *args, **kwargs))[1])
+    images, names = card_pictures._validation_images(release)
+    assert images.shape == (8, 3, 32, 32) and names[0] == '0'
+    assert not opened[0].dataset_download and not opened[0].dataset_trust_remote_code
+
+
+def test_checkpoint_of_the_version_before_is_published(checkpoint):
+    """That version's runs wrote what they found out into their arguments."""
+    path, model = checkpoint()
+    content = torch.load(path, weights_only=False)
+    content['args'] = Namespace(**{
+        **vars(content['args']), 'lr': 0.00625, 'device': 'cpu', 'distributed': False, 'world_size': 2, 'rank': 0,
+        'local_rank': 0, 'prefetcher': True, 'grad_accum_steps': 1, 'adv_eps': [1.0], 'regime': None})
+    torch.save(content, path)
+    (path.parent / 'args.yaml').write_text('lr: null\n')
+    release = open_release(path)
+    assert equal_states(release.model.state_dict(), model.state_dict())
+    assert (release.regime, release.epoch, release.averaged) == ('advprop', 3, False)
+    assert [(norm['attack'], norm['eps_px'], norm['steps']) for norm in release.aux_norms] == [('pgd', 1.0, 1)]
+    assert release.data_config['input_size'] == (3, 32, 32)
+    assert [(result.top1, result.top5) for result in release.results] == [(71.5, 93.25)]
+    left_out = {'device', 'distributed', 'world_size', 'rank', 'local_rank', 'prefetcher', 'data_dir'}
+    assert not left_out & release.published_recipe.keys() and release.published_recipe['lr'] == 0.00625
