@@ -1,5 +1,6 @@
 """Files that are whole or not there, Markdown tables, durations."""
 import os
+import stat
 
 import pytest
 
@@ -84,3 +85,28 @@ def test_a_markdown_table_has_a_head_and_rows():
 ])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(str(pipe)) as path, open(path, 'w') as file:
+        file.write('text')
+    assert os.read(reader, 100) == b'text' and stat.S_ISFIFO(os.stat(pipe).st_mode)
+    os.close(reader)
+    assert os.listdir(tmp_path) == ['pipe']
+
+
+def test_a_link_stays_a_link_to_the_file_that_is_written(tmp_path):
+    (tmp_path / 'file').write_text('old')
+    (tmp_path / 'link').symlink_to('file')
+    with replacing(str(tmp_path / 'link')) as path, open(path, 'w') as file:
+        file.write('new')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'file').read_text() == 'new'
+
+
+def test_a_device_is_written_to(monkeypatch):
+    with replacing('/dev/stdout') as path:
+        assert path == '/dev/stdout'
+    assert os.path.lexists('/dev/stdout')

@@ -16,6 +16,10 @@ def replacing(path: str) -> Iterator[str]:
     Yields:
         Path of the temporary file, in the same folder.
     """
+    if os.path.abspath(path).startswith('/dev/') or os.path.exists(path) and not os.path.isfile(path):
+        yield path  # a device or a pipe is there to be written to, not to be replaced
+        return
+    path = os.path.realpath(path)  # a link stays one
     temporary = f'{path}.tmp'
     _remove(temporary)  # of a run that was killed
     try:

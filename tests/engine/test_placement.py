@@ -109,3 +109,8 @@ def test_devices_keep_their_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert available_device('cuda:1') == 'cuda:1'
     assert available_device('cpu') == 'cpu'
+
+
+def test_a_missing_device_module_is_named():
+    with pytest.raises(InputError, match='no_such_module of --device-modules'):
+        open_placement(DeviceSettings(device='cpu'), modules=('no_such_module',))

@@ -184,3 +184,7 @@ def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, n
                 REGIMES[regime].check(settings)
         else:
             REGIMES[regime].check(settings)
+
+
+def test_augmented_norms_without_augmented_parts_are_no_crash():
+    assert RegimeSettings.from_values({'split_bn': True}).num_views == 1

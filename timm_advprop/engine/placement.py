@@ -90,7 +90,10 @@ def open_placement(
     if settings.amp and settings.model_dtype not in (None, 'float32'):
         raise InputError('--amp needs --model-dtype float32.')
     for module in modules or ():
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f'Cannot import {module} of --device-modules: {error}.') from error
     found = dict(device=available_device(settings.device))
     if join_processes:
         joined = init_distributed_device_so(found['device'])

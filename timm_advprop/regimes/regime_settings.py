@@ -52,7 +52,7 @@ class RegimeSettings:
             regime=flags.get('regime'), attack=attack,
             strengths=tuple(strengths) if isinstance(strengths, (list, tuple)) else (strengths,),
             generator=flags.get('adv_generator'), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
-            num_views=flags['aug_splits'] if splits else 1,
+            num_views=max(1, flags.get('aug_splits') or 1) if splits else 1,
             given=frozenset(given | {name for name in ('aug_splits', 'split_bn') if flags.get(name)}))
 
     def attacks(self, default: Attack) -> List[Attack]:
