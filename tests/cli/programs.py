@@ -1,9 +1,6 @@
 """What the tests of the programs share: short runs on few real digits."""
-import csv
 import json
 from pathlib import Path
-
-import torch
 
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import main as validate_main
@@ -23,12 +20,3 @@ def run_validate(data, capsys, *flags):
     capsys.readouterr()
     validate_main(['--data-dir', data, *MODEL, *flags])
     return json.loads(capsys.readouterr().out.split('--result\n')[1])
-
-
-def load(path):
-    return torch.load(path, weights_only=False)
-
-
-def read_summary(run):
-    with open(run / 'summary.csv', newline='') as file:
-        return list(csv.DictReader(file))

@@ -145,6 +145,12 @@ def test_the_positional_form_of_the_data_folder():
     assert 'data' not in parse_args(['folder']).given
 
 
+def test_a_backend_need_not_be_named():
+    assert parse_args(['--torchcompile']).model.torchcompile == 'inductor'
+    assert parse_args(['--torchcompile', 'eager']).model.torchcompile == 'eager'
+    assert parse_args([]).model.torchcompile is None
+
+
 def test_scalar_that_looks_like_a_flag_survives_a_recipe(recipe):
     parser = ProgramParser()
     parser.add_argument('-c', '--config')

@@ -1,74 +1,175 @@
-"""validate.py on real digits: results, routes, attacks, folders of checkpoints."""
+"""validate.py as a program: what it prints and writes, several models, a smaller batch where memory runs out."""
 import csv
 import json
 from pathlib import Path
 
 import pytest
-import torch
 
-import timm_advprop
-from tests.cli.programs import load, run_train, run_validate
-
-
-def test_validate_reports_timms_keys_and_files(few_digits, trained, tmp_path, capsys):
-    checkpoint = ['--checkpoint', str(trained / 'last.pth.tar')]
-    results = run_validate(few_digits, capsys, *checkpoint, '--results-file', str(tmp_path / 'r.csv'))
-    assert list(results)[:9] == ['model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size',
-                                 'crop_pct', 'interpolation']
-    assert not any(key.startswith('adv') for key in results)
-    with open(tmp_path / 'r.csv', newline='') as file:
-        assert float(list(csv.DictReader(file))[0]['top1']) == results['top1']
-    run_validate(few_digits, capsys, *checkpoint, '--results-file', str(tmp_path / 'r.json'),
-                 '--results-format', 'json')
-    assert json.loads((tmp_path / 'r.json').read_text())['top1'] == results['top1']
+from tests.cli.programs import MODEL, run_validate
+from timm_advprop.cli import validate as program
+from timm_advprop.cli.validate import main, parse_args, write_results
+from timm_advprop.engine.validation import validate
+from timm_advprop.errors import InputError
+from timm_advprop.regimes import Attack
 
 
-def test_validate_clean_route_equals_stock_timm(few_digits, trained, tmp_path, capsys):
-    clean, _ = timm_advprop.split_state_dict(load(trained / 'last.pth.tar')['state_dict'])
-    torch.save(clean, tmp_path / 'plain.pth')
-    with_aux = run_validate(few_digits, capsys, '--checkpoint', str(trained / 'last.pth.tar'))
-    plain = run_validate(few_digits, capsys, '--model', 'test_resnet', '--checkpoint', str(tmp_path / 'plain.pth'))
-    filled = run_validate(few_digits, capsys, '--checkpoint', str(tmp_path / 'plain.pth'))
-    plain_name = run_validate(
-        few_digits, capsys, '--model', 'test_resnet', '--checkpoint', str(trained / 'last.pth.tar'))
-    assert with_aux['top1'] == plain['top1'] == filled['top1'] == plain_name['top1']
+@pytest.fixture
+def checkpoint(trained):
+    return ['--checkpoint', str(trained / 'last.pth.tar')]
 
 
-@pytest.fixture(scope='module')
-def opposed(few_digits, tmp_path_factory):
-    """A checkpoint whose main norms know the digits and whose aux norms know nothing."""
-    run = run_train(few_digits, tmp_path_factory.mktemp('opposed'), '--epochs', '20', '--no-aug', '--opt', 'adamw',
-                    '--lr', '5e-3', '--val-split', '', '--eval-metric', 'loss')
-    state_dict = load(run / 'last.pth.tar')['state_dict']
-    for key, value in state_dict.items():
-        if 'aux_bn' in key and value.is_floating_point() and 'running' not in key:
-            value.zero_()
-    torch.save(state_dict, run / 'opposed.pth')
-    return str(run / 'opposed.pth')
+@pytest.fixture
+def validated(monkeypatch):
+    """The settings that are validated, in order; each model has its number for an accuracy."""
+    runs = []
+
+    def record(settings):
+        runs.append(settings)
+        if settings.model.model == 'broken':
+            raise InputError('No such thing.')
+        return dict(model=settings.model.model, top1=float(len(runs)))
+
+    monkeypatch.setattr(program, 'validate', record)
+    return runs
 
 
-@pytest.mark.parametrize('model', ['test_resnet_ap', 'test_resnet'])
-def test_validate_route_chooses_the_norms(few_digits, opposed, capsys, model):
-    clean = run_validate(few_digits, capsys, '--model', model, '--checkpoint', opposed, '--split', 'train')
-    aux = run_validate(
-        few_digits, capsys, '--model', model, '--checkpoint', opposed, '--split', 'train', '--route', 'aux')
-    assert clean['top1'] > 40
-    assert aux['top1'] < 15
+def results_of(capsys):
+    return json.loads(capsys.readouterr().out.split('--result\n')[1])
 
 
-@pytest.mark.parametrize('attack', ['pgd', 'ifgsm', 'gd'])
-def test_validate_under_attack(few_digits, opposed, capsys, attack):
-    flags = ['--checkpoint', opposed, '--split', 'train', '--adv-attack', attack, '--adv-steps', '3']
-    results = run_validate(few_digits, capsys, *flags, '--adv-eps', '30', '--adv-alpha', '15')
-    clean = run_validate(few_digits, capsys, '--checkpoint', opposed, '--split', 'train')
-    assert results['top1'] == clean['top1']
-    assert results['adv_top1'] < results['top1']
-    assert results['adv_top5'] >= results['adv_top1']
-    nothing = run_validate(few_digits, capsys, *flags, '--adv-eps', '0', '--adv-alpha', '0')
-    assert nothing['adv_top1'] == nothing['top1']
+def test_the_results_are_those_of_the_engine(few_digits, checkpoint, capsys):
+    flags = [*checkpoint, '--route', 'aux', '--adv-attack', 'pgd', '--adv-eps', '2', '--adv-steps', '1', '--split',
+             'train']
+    results = run_validate(few_digits, capsys, *flags)
+    assert results == validate(parse_args(['--data-dir', few_digits, *MODEL, *flags]))
+    assert results['adv_attack'].startswith('PGD-1, eps 2/255')
 
 
-def test_validate_folder_of_checkpoints(few_digits, trained, capsys):
+def test_flags_reach_the_settings():
+    settings = parse_args(['--adv-attack', 'ifgsm', '--adv-eps', '2', '--adv-norm-stats', 'train', '--route', 'clean',
+                           '--batch-size', '7', '--mean', '.5', '--metrics-avg', 'macro'])
+    assert settings.attack.attack == Attack(
+        kind='ifgsm', eps_px=2., norm_stats='train', target='none', random_start=1.)
+    assert (settings.model.route, settings.loader.batch_size, settings.image.mean) == ('main', 7, (.5,))
+    assert settings.data.metrics_avg == 'macro'
+
+
+@pytest.mark.parametrize('format', ['csv', 'json'])
+def test_results_are_written(few_digits, checkpoint, tmp_path, capsys, format):
+    path = tmp_path / 'results'
+    results = run_validate(few_digits, capsys, *checkpoint, '--results-file', str(path), '--results-format', format)
+    if format == 'json':
+        assert json.loads(path.read_text()) == results
+    else:
+        with open(path, newline='') as file:
+            (row,) = csv.DictReader(file)
+        assert row == {name: str(value) for name, value in results.items()}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_of_several_models_have_every_column(tmp_path):
+    write_results(str(tmp_path / 'r.csv'), [dict(model='a', top1=1.), dict(model='b', adv_top1=2.)])
+    assert (tmp_path / 'r.csv').read_text().splitlines() == ['model,top1,adv_top1', 'a,1.0,', 'b,,2.0']
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(validated, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(['--results-file', str(tmp_path / 'no' / 'where.csv')])
+    assert error.value.code == 2 and not validated
+    assert 'where.csv: there is no such folder' in capsys.readouterr().err
+    with pytest.raises(InputError, match='Cannot write'):
+        write_results(str(tmp_path), {})
+
+
+def test_a_folder_of_checkpoints_is_validated_best_first(few_digits, trained, capsys):
     results = run_validate(few_digits, capsys, '--checkpoint', str(trained))
-    assert len(results) == len(list(trained.glob('*.pth.tar')))
-    assert all(Path(result['checkpoint']).parent == trained for result in results)
+    assert {Path(result['checkpoint']) for result in results} == set(trained.glob('*.pth.tar'))
+    top1 = [result['top1'] for result in results]
+    assert top1 == sorted(top1, reverse=True)
+    by_name = {Path(result['checkpoint']).name: result['top1'] for result in results}
+    for name in ('last', 'checkpoint-0'):
+        alone = run_validate(few_digits, capsys, '--checkpoint', str(trained / f'{name}.pth.tar'))
+        assert alone['top1'] == by_name[f'{name}.pth.tar']
+
+
+def test_a_file_of_names_is_validated_without_what_fails(validated, tmp_path, capsys, caplog):
+    (tmp_path / 'names').write_text('one\n\nbroken\n two \n')
+    main(['--model', str(tmp_path / 'names')])
+    assert [settings.model.model for settings in validated] == ['one', 'broken', 'two']
+    assert results_of(capsys) == [dict(model='two', top1=3.), dict(model='one', top1=1.)]
+    assert 'broken left out: No such thing.' in caplog.text
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('test_resnet*', {'test_resnet.r160_in1k', 'test_resnet_ap.plain_r160_in1k'}),
+    ('efficientnet_b[01]_ap.ap*', {'efficientnet_b0_ap.ap_in1k', 'efficientnet_b1_ap.ap_in1k'}),
+])
+def test_a_name_with_wildcards_is_all_models_with_weights(validated, name, expected):
+    main(['--model', name])
+    assert {settings.model.model for settings in validated} == expected
+
+
+def test_all_models_are_those_of_imagenet(validated, monkeypatch):
+    monkeypatch.setattr(program, 'list_models', lambda pretrained, exclude_filters: [
+        'a'] if pretrained and '*_in21k' in exclude_filters else ['wrong'])
+    main(['--model', 'all'])
+    assert [settings.model.model for settings in validated] == ['a']
+
+
+def test_wildcards_that_match_nothing_are_one_line(validated, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(['--model', 'nope*'])
+    assert error.value.code == 2 and not validated
+    assert "No model with published weights matches 'nope*'." in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_list_with_what_there_is(validated, tmp_path, capsys, monkeypatch):
+    record = program.validate
+
+    def interrupted(settings):
+        if settings.model.model == 'two':
+            raise KeyboardInterrupt
+        return record(settings)
+
+    monkeypatch.setattr(program, 'validate', interrupted)
+    (tmp_path / 'names').write_text('one\ntwo\nthree\n')
+    main(['--model', str(tmp_path / 'names')])
+    assert [result['model'] for result in results_of(capsys)] == ['one']
+
+
+def out_of_memory_above(size, sizes):
+    def validate(settings):
+        sizes.append(settings.loader.batch_size)
+        if settings.loader.batch_size > size:
+            raise RuntimeError('CUDA out of memory')
+        return dict(top1=1.)
+    return validate
+
+
+def test_retrying_takes_smaller_batches_until_memory_suffices(monkeypatch, capsys, caplog):
+    sizes = []
+    monkeypatch.setattr(program, 'validate', out_of_memory_above(40, sizes))
+    main(['--model', 'a', '--batch-size', '128', '--retry'])
+    assert sizes[0] == 128 and sizes == sorted(sizes, reverse=True) and sizes[-1] <= 40 < sizes[-2]
+    assert f'Retrying with --batch-size {sizes[-1]}' in caplog.text
+    assert results_of(capsys) == dict(top1=1.)
+
+
+def test_without_retrying_and_with_no_batch_left_the_error_stands(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(program, 'validate', out_of_memory_above(0, sizes))
+    with pytest.raises(RuntimeError, match='out of memory'):
+        main(['--model', 'a', '--batch-size', '128'])
+    assert sizes == [128]
+    with pytest.raises(RuntimeError, match='out of memory'):
+        main(['--model', 'a', '--batch-size', '4', '--retry'])
+    assert sizes[-1] == 1
+
+
+def test_other_errors_are_not_retried(monkeypatch):
+    def fail(settings):
+        raise RuntimeError('shapes do not match')
+
+    monkeypatch.setattr(program, 'validate', fail)
+    with pytest.raises(RuntimeError, match='shapes'):
+        main(['--model', 'a', '--retry'])

@@ -139,11 +139,11 @@ def test_a_wrong_optimizer_is_one_line(model, settings, words):
 
 # the schedule
 
-def rates(updates=4, metric=None, **settings):
+def rates(updates=4, metric=None, seed=42, **settings):
     """The rate of each update of a run of 4 updates an epoch."""
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.)
     defaults = dict(epochs=3, warmup_epochs=0)
-    scheduler, epochs = build_scheduler(ScheduleSettings(**{**defaults, **settings}), optimizer, updates, 'top1', 42)
+    scheduler, epochs = build_scheduler(ScheduleSettings(**{**defaults, **settings}), optimizer, updates, 'top1', seed)
     found = []
     for epoch in range(epochs):
         for update in range(updates):
@@ -182,8 +182,10 @@ def test_rates_follow_the_schedule(settings, expected):
 
 def test_noise_is_in_its_epochs_and_of_its_size():
     quiet = rates(sched='step', decay_epochs=9, epochs=4)
-    noisy = rates(sched='step', decay_epochs=9, epochs=4, lr_noise=(.5, 1.), lr_noise_pct=.1, lr_noise_std=1.)
+    noise = dict(sched='step', decay_epochs=9, epochs=4, lr_noise=(.5, 1.), lr_noise_pct=.1, lr_noise_std=1.)
+    noisy = rates(**noise)
     assert noisy[:8] == quiet[:8] and noisy[8:] != quiet[8:]
+    assert rates(**noise) == noisy != rates(seed=1, **noise)
     assert all(abs(rate - 1) <= .1 for rate in noisy)
 
 

@@ -226,12 +226,15 @@ def test_pictures_recovery_and_rare_validation(few_digits, tmp_path):
 
 
 def test_without_validation_the_training_loss_is_the_metric(few_digits, tmp_path):
-    folder = run(few_digits, tmp_path, val_split='', eval_metric='loss', epochs=2)
-    rows = read_summary(folder)
-    assert not any(name.startswith('eval') for name in rows[0])
-    best = min(rows, key=lambda row: float(row['train_loss']))
+    ran = train(train_settings(
+        data_dir=few_digits, output=str(tmp_path), experiment='run', val_split='', eval_metric='loss', epochs=3))
+    folder = tmp_path / 'run'
+    losses = {int(row['epoch']): float(row['train_loss']) for row in read_summary(folder)}
+    assert not any(name.startswith('eval') for name in read_summary(folder)[0])
+    best_last = sorted(losses, key=losses.get, reverse=True)
+    assert [result['epoch'] for result in ran.results] == best_last
     checkpoint = load(folder / 'model_best.pth.tar')
-    assert checkpoint['metric'] == float(best['train_loss']) and checkpoint['epoch'] == int(best['epoch'])
+    assert (checkpoint['epoch'], checkpoint['metric']) == (best_last[-1], losses[best_last[-1]])
 
 
 def test_plateau_follows_the_metric_of_the_run(few_digits, tmp_path, monkeypatch):
