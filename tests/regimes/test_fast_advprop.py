@@ -26,11 +26,11 @@ from tests.regimes.regime_models import (
 )
 from timm_advprop import convert_split_norm
 from timm_advprop.norms import split_norms
-from timm_advprop.regimes import Attack, FastAdvPropTask
+from timm_advprop.regimes import Attack, FastAdvPropTask, VanillaTask
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 EPS = 255 / 64
-SETTINGS = ('eps_px', 'alpha_px', 'target', 'random_start')
+SETTINGS = ('eps_px', 'alpha_px', 'target', 'random_start', 'norm')
 
 
 def _task(model, criterion=None, **kwargs):
@@ -111,23 +111,43 @@ def test_scales_of_groups_by_hand():
     assert model[0].aux_bn[0].bias.grad.item() == pytest.approx(3)
 
 
-def test_nothing_stays_on_the_model_after_the_backward_pass():
-    model, (images, target) = split_model().train(), make_batch(10)
+def test_a_loss_without_a_backward_pass_leaves_no_trace_on_the_next_gradients():
+    images, target = make_batch(10)
+    model = split_model().train()
+    expected = copy.deepcopy(model)
+    _task(expected)(images, target)['loss'].backward()
     task = _task(model)
-    expected = []
     for _ in range(2):
-        model.zero_grad()
-        task(images, target)  # a loss that is never used
-        state = copy.deepcopy(model.state_dict())
+        for _ in range(2):
+            task(images, target)
         task(images, target)['loss'].backward()
-        expected.append(gradients_of(model))
-        model.load_state_dict(state)
-    assert not any(parameter._backward_hooks for parameter in model.parameters())
-    task(images, target)
-    model.load_state_dict(state)
-    model.zero_grad()
-    task(images, target)['loss'].backward()
-    assert_all_close(gradients_of(model), expected[1], rtol=1e-9, atol=1e-12)
+        assert not any(parameter._backward_hooks for parameter in model.parameters())
+        assert_all_close(gradients_of(model), gradients_of(expected), rtol=1e-9, atol=1e-12)
+        model.zero_grad()
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])  # the sign of NaN is 0, its direction is NaN
+@pytest.mark.parametrize('nan', [False, True], ids=['infinite', 'nan'])
+def test_an_overflow_of_the_attacks_pass_reaches_neither_images_nor_weights(nan, norm):
+    # the attack's pass is scaled by the constant LOSS_SCALE, so what overflows in it would overflow in every step
+    model, (images, target) = tiny_model().train(), make_batch(20, torch.float32)
+    overflows = []
+
+    def overflow(gradient):
+        overflows.append(not gradient.isfinite().all())
+        return torch.full_like(gradient, float('nan')) if nan else gradient
+
+    def criterion(output, target):
+        if len(output) == 4 and model[1].route == 1:
+            output.register_hook(overflow)
+        return 500 * F.cross_entropy(output.float(), target)
+
+    with recorded_batches(model) as seen, torch.autocast('cpu', dtype=torch.float16):
+        loss = _task(model, criterion, norm=norm)(images, target)['loss']
+    loss.backward()
+    assert overflows == [True]  # or this test could not fail
+    assert len(seen) == 2 and all(batch.isfinite().all() for batch in seen)
+    assert all(gradient.isfinite().all() for gradient in gradients_of(model).values())
 
 
 def test_gradients_accumulate():
@@ -253,6 +273,13 @@ def test_norms_that_see_tokens_as_rows_are_split_too():
     result = task(torch.randn(10, 3, 64, 64), torch.arange(10) % CLASSES)
     result['loss'].backward()
     assert torch.isfinite(result['loss'])
+
+
+def test_it_trains_auxiliary_norms_that_were_left_out_of_training():
+    model, (images, target) = split_model().train(), make_batch(10)
+    VanillaTask(model, verbose=False)
+    _task(model)(images, target)['loss'].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_its_own_attack_is_that_of_the_paper():

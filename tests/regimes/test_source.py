@@ -7,12 +7,15 @@ import torch
 
 from tests.regimes.regime_models import (
     HALF,
+    assert_all_close,
     assert_step_equals_plain_models,
     assert_unchanged,
+    gradients_of,
     make_batch,
     negative,
     plain_twin,
     plain_twins,
+    recorded_batches,
     snapshot,
     split_model,
     task_of,
@@ -158,12 +161,14 @@ def test_a_function_may_work_in_place():
     assert images.any() and target.any()
 
 
-def test_images_of_another_type_take_that_of_the_batch():
-    model, (images, target) = split_model().train(), make_batch()
-    twins = plain_twins(model)
-    task = AdvPropTask(model, sources=lambda model, images, target: (images.float(), target), verbose=False, **HALF)
-    parts = [(images, target), (images.float().double(), target)]
-    assert_step_equals_plain_models(model, twins, parts, (1, 1), task(images, target))
+@pytest.mark.parametrize('dtype, made', [
+    (torch.float32, torch.float64), (torch.float64, torch.float32), (torch.bfloat16, torch.float32)], ids=str)
+def test_images_of_another_type_take_that_of_the_batch(dtype, made):
+    model, (images, target) = tiny_model(dtype=dtype).train(), make_batch(dtype=dtype)
+    task = AdvPropTask(model, sources=lambda model, images, target: (images.to(made), target), verbose=False, **HALF)
+    with recorded_batches(model) as seen:
+        task(images, target)
+    assert seen[0].dtype == dtype and torch.equal(seen[0], images.to(made).to(dtype).repeat(2, 1, 1, 1))
 
 
 def test_what_a_source_is_called():
@@ -250,3 +255,19 @@ def test_a_function_that_fails_in_frozen_leaves_the_model_as_it_was(norm_stats):
     with pytest.raises(RuntimeError, match='out of memory'):
         task(images, target)
     assert_unchanged(model, before)
+
+
+def test_labels_that_a_source_makes_with_the_model_bring_no_gradients():
+    def soft(detached):
+        def label(model, images, target):
+            labels = model(images).softmax(1)
+            return images, labels.detach() if detached else labels
+        return label
+
+    gradients = []
+    for detached in (True, False):
+        model = split_model()
+        torch.manual_seed(0)
+        AdvPropTask(model.train(), sources=soft(detached), **HALF)(*make_batch())['loss'].backward()
+        gradients.append(gradients_of(model))
+    assert_all_close(gradients[1], gradients[0], rtol=0., atol=0.)

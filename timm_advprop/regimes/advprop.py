@@ -107,7 +107,7 @@ class AdvPropTask(RegimeTask):
         for route, source in enumerate(self.sources, 1):
             with norm_route(self.unwrapped_module, route):
                 images, labels = source(self.unwrapped_module, *views[source.view])
-            parts.append((images.detach().to(input.dtype), labels))
+            parts.append((images.detach().to(input.dtype), labels.detach()))
         images, targets = zip(*parts)
         # one pass through the DDP wrapper; on route split, part i of the batch passes norm i
         outputs = self.trainable_module(torch.cat(images)).chunk(len(parts))
