@@ -12,6 +12,7 @@ from timm_advprop.engine.small_datasets import write_digits
 from timm_advprop.norms import SplitNorm, split_norms
 
 torch.set_num_threads(1)
+LOG_LEVEL = logging.getLogger().level
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +22,12 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def restore_logging():
-    """The programs add a handler to the root logger each time they run."""
+    """The programs add a handler to the root logger each time they run, and set its level."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers = list(root.handlers)
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(LOG_LEVEL)  # that of the start: a fixture of a module may have run a program before this one
 
 
 @pytest.fixture
