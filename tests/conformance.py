@@ -77,7 +77,7 @@ def plain_node(node: str) -> str:
 def explain(message: str) -> str:
     """Why a test fails, where that is by design; otherwise its message."""
     if re.match(r'AssertionError: No gradient for \S*aux_bn', message):
-        return ('by design: the test wants a gradient for every parameter, and on the clean route auxiliary norms take '
+        return ('by design: the test wants a gradient for every parameter, and on the main route auxiliary norms take '
                 'no part (on the route of training they do: tests/models/test_every_model.py).')
     return f'{message[:200]}.'
 

@@ -182,6 +182,7 @@ def per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         value = value.to(dtype=images.dtype, device=images.device)
     else:
+        value = value.tolist() if hasattr(value, 'tolist') else value  # of numpy
         value = _on_device(tuple(value) if isinstance(value, Sequence) else value, images.dtype, images.device)
     if value.numel() not in (1, images.shape[1]):
         raise ValueError(f'Got {value.numel()} values for images of {images.shape[1]} channels: eps, alpha and bounds '

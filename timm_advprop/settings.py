@@ -90,6 +90,11 @@ class Settings:
                 for entry in fields(cls) if 'setting' in entry.metadata}
 
     @classmethod
+    def flags(cls) -> Dict[str, Setting]:
+        """The options by their flags."""
+        return {f'--{name.replace("_", "-")}': about for name, about in cls.declared().items()}
+
+    @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> 'Settings':
         """The group's part of a mapping from names to values; others are passed over, missing ones have defaults."""
         return cls(**{name: values[name] for name in cls.declared() if name in values})
@@ -121,8 +126,7 @@ class ProgramSettings:
         """The groups of flags: their titles, and the options by their flags."""
         return [
             (entry.metadata['title'], entry.metadata['flags']()) if entry.metadata else
-            (entry.type.title, {f'--{name.replace("_", "-")}': about for name, about in entry.type.declared().items()})
-            for entry in fields(cls) if entry.init
+            (entry.type.title, entry.type.flags()) for entry in fields(cls) if entry.init
         ]
 
 

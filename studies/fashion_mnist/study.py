@@ -13,7 +13,7 @@ from timm_advprop.cli.parser import ProgramParser
 from timm_advprop.engine.figures import new_figure
 from timm_advprop.engine.small_datasets import FASHION_MNIST_SOURCE, write_fashion_mnist
 from timm_advprop.errors import exits_on_input_error
-from timm_advprop.settings import ProgramSettings, Settings, setting
+from timm_advprop.settings import Settings, setting
 
 from ..trained import check_root
 from .costs import kept_costs
@@ -37,12 +37,6 @@ class ComparedSettings(Settings):
     jobs: int = setting(os.cpu_count(), 'trainings at a time', low=1, metavar='N', default_help='one for each CPU')
     choose: bool = setting(False, 'compare settings on held-out images instead, without the test set')
     source: str = setting(FASHION_MNIST_SOURCE, 'folder of Fashion-MNIST\'s idx.gz files', metavar='FOLDER')
-
-
-@dataclass(frozen=True)
-class StudySettings(ProgramSettings):
-    """All settings of the program."""
-    compared: ComparedSettings
 
 
 @exits_on_input_error
@@ -77,9 +71,8 @@ def _parse_args(argv: Optional[Sequence[str]]) -> ComparedSettings:
         prog='python -m studies.fashion_mnist',
         description='Train every regime on a part of Fashion-MNIST and compare accuracy, robustness and cost. What is '
                     'finished is kept: the same command goes on where it was stopped.')
-    for title, flags in StudySettings.flags():
-        parser.add_settings(title, flags)
-    return StudySettings.from_values(vars(parser.parse_args(argv))).compared
+    parser.add_settings(ComparedSettings.title, ComparedSettings.flags())
+    return ComparedSettings.from_values(vars(parser.parse_args(argv)))
 
 
 def _run_jobs(jobs: Sequence[Job], num_processes: int) -> List[Dict[str, Any]]:

@@ -95,3 +95,13 @@ def test_wrong_arguments_raise_an_error_that_names_them(attack, wrong, error, me
     attack(**arguments)
     with pytest.raises(error, match=message):
         attack(**dict(arguments, **wrong))
+
+
+@pytest.mark.parametrize('make', [list, tuple, np.array, torch.tensor])
+def test_strengths_may_be_of_any_kind_of_sequence(make):
+    images, target = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    forward = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    expected = pgd(forward, images, target, eps=.1, alpha=.05, steps=1, bounds=(0, 1), random_start=False)
+    adversarial = pgd(forward, images, target, eps=make([.1] * 3), alpha=make([.05] * 3), steps=1,
+                      bounds=(make([0.] * 3), make([1.] * 3)), random_start=False)
+    assert torch.equal(adversarial, expected)

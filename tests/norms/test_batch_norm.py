@@ -5,6 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 
+import timm_advprop
 from tests.norms.norm_models import (
     aux_equals_main,
     equal_states,
@@ -167,3 +168,12 @@ def test_nothing_but_an_attack_takes_the_shortcut(trained, grad, randomize_norms
         assert torch.equal(split(images), split.aux_bn[0](images))
     frozen = split.requires_grad_(False)(images)
     assert not torch.equal(frozen, split.aux_bn[0](images))
+
+
+def test_a_type_that_the_plain_norm_refuses_is_refused_in_an_attack_too():
+    norm = timm_advprop.SplitBatchNorm2d(3).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
+    for route in ('main', 'aux'):
+        timm_advprop.set_norm_route(norm, route)
+        with pytest.raises(RuntimeError):
+            norm(images)

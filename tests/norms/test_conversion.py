@@ -7,6 +7,7 @@ from timm.layers import SplitBatchNorm2d as TimmSplitBatchNorm2d
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+import timm_advprop
 from tests.norms.norm_models import (
     NORM_TENSORS,
     aux_equals_main,
@@ -197,3 +198,24 @@ def test_stripped_models_load_strictly_in_stock_timm(randomize_norms):
     model.load_state_dict(strip_aux(split).state_dict(), strict=True)
     images, _ = make_batch()
     assert torch.equal(model.eval()(images), split.eval()(images))
+
+
+def test_synchronised_auxiliary_norms_are_the_same_modules():
+    model = timm_advprop.convert_split_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), 2)
+    before = list(model[1].aux_bn)
+    timm_advprop.convert_sync_batchnorm(model)
+    assert all(aux is same for aux, same in zip(model[1].aux_bn, before)) and len(before) == len(model[1].aux_bn)
+
+
+def test_a_plain_norm_beside_split_ones_gets_the_process_group():
+    group = object()
+    model = nn.Sequential(timm_advprop.SplitBatchNorm2d(3), nn.BatchNorm2d(3))
+    timm_advprop.convert_sync_batchnorm(model, group)
+    assert [type(norm).__name__ for norm in model] == ['SplitSyncBatchNorm', 'SyncBatchNorm']
+    assert model[0].process_group is group and model[1].process_group is group
+
+
+def test_a_stripped_model_keeps_nothing_of_its_routes():
+    model = timm_advprop.convert_split_norm(nn.Sequential(nn.BatchNorm2d(3)))
+    timm_advprop.set_norm_route(model, 'split', sizes=(3, 1))
+    assert not {'route', 'split_sizes', 'aux_bn'} & vars(timm_advprop.strip_aux(model)[0]).keys()

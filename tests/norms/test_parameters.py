@@ -1,6 +1,9 @@
 """The parameters that only some routes use."""
 import pytest
+import torch.nn as nn
+from timm.layers import GroupNormAct
 
+import timm_advprop
 from tests.norms.norm_models import main_key, make_batch, named_grads, norm_index, train_step
 from timm_advprop.norms import convert_split_norm, norm_parameters, split_norms, train_aux
 
@@ -36,3 +39,10 @@ def test_parameters_of_main_and_auxiliary_norms_are_told_apart(plain, num_aux):
 
 def test_a_plain_model_has_no_parameters_of_some_routes_alone(resnet):
     assert norm_parameters(resnet) == ([], [])
+
+
+def test_parameters_of_an_activation_in_a_norm_are_the_norms():
+    norm = GroupNormAct(4, num_groups=2, act_layer=nn.PReLU, inplace=False)
+    main, aux = norm_parameters(timm_advprop.convert_split_norm(nn.Sequential(norm)))
+    assert {id(parameter) for parameter in main} == {id(value) for value in (norm.weight, norm.bias, norm.act.weight)}
+    assert len(aux) == 3 and not {id(parameter) for parameter in aux} & {id(parameter) for parameter in main}

@@ -148,3 +148,8 @@ def test_keys_of_main_and_auxiliary_norms(key, main, indexed):
     assert norms.main_key(key) == main
     assert index_aux_key(key) == indexed
     assert num_aux_in([key]) == {'bn1.aux_bn.0.weight': 1, 'aux_bn.12.act.weight': 13}.get(key, 0)
+
+
+def test_a_name_that_only_ends_like_an_auxiliary_norm_is_left_as_it_is():
+    assert index_aux_key('layer.my_aux_bn.weight') == 'layer.my_aux_bn.weight'
+    assert index_aux_key('layer.aux_bn.weight') == 'layer.aux_bn.0.weight'

@@ -383,3 +383,9 @@ def test_gradients_that_share_memory_are_scaled_once():
     for name in ('a', 'c'):
         torch.testing.assert_close(getattr(models[1], name).grad, getattr(models[0], name).grad)
     torch.testing.assert_close(models[1].b.grad, models[1].a.grad)
+
+
+def test_settings_that_its_attack_cannot_have_are_refused():
+    for setting in (dict(steps=2), dict(norm_stats='train'), dict(amp_dtype='bfloat16')):
+        with pytest.raises(ValueError, match='single step that trains'):
+            FastAdvPropTask(split_model(), attack=Attack(eps_px=1, **setting), **HALF)

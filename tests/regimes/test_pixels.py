@@ -84,3 +84,9 @@ def test_one_mean_for_all_channels_fits_any_number_of_channels():
         images, target = torch.rand(4, in_chans, 32, 32).double() * 2 - 1, torch.arange(4)
         result = AdvPropTask(model, mean=(0.5,), std=(0.5,), verbose=False)(images, target)
         assert result['loss'].isfinite() and result['adv_loss'] != result['clean_loss']
+
+
+def test_an_attack_that_is_used_alone_checks_its_normalisation():
+    for wrong in (dict(mean=(.5,), std=(0.,)), dict(mean=(.5, .5), std=(.5,))):
+        with pytest.raises(ValueError, match='mean and std need one value for each channel'):
+            Attack(**wrong)

@@ -15,6 +15,7 @@ from timm_advprop.regimes import (
     JointTask,
     MadryTask,
     RegimeSettings,
+    Source,
     VanillaTask,
 )
 
@@ -188,3 +189,13 @@ def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, n
 
 def test_augmented_norms_without_augmented_parts_are_no_crash():
     assert RegimeSettings.from_values({'split_bn': True}).num_views == 1
+
+
+class WithoutStrength(Source):
+    """Has no eps_px."""
+
+
+def test_a_class_of_sources_that_takes_no_strength_is_one_line():
+    settings = RegimeSettings(generator=f'{__name__}:WithoutStrength')
+    with pytest.raises(ValueError, match='WithoutStrength is not made by its strength eps_px'):
+        settings.sources(Attack())

@@ -22,7 +22,7 @@ from ..engine.run_settings import DeviceSettings
 from ..errors import as_input_error, exits_on_input_error
 from ..norms import convert_split_norm, has_split_norm, strip_aux
 from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, create_task
-from ..settings import ProgramSettings, Settings, setting
+from ..settings import Settings, setting
 from .parser import ProgramParser
 
 __all__ = ['main', 'time_in_turn']
@@ -50,12 +50,6 @@ class MeasuredSettings(Settings):
     rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
 
 
-@dataclass(frozen=True)
-class BenchmarkSettings(ProgramSettings):
-    """All settings of the program."""
-    measured: MeasuredSettings
-
-
 class _Case(NamedTuple):
     run: Callable[[], None]
     floor: float  # its arithmetic, relative to the first case
@@ -65,9 +59,8 @@ class _Case(NamedTuple):
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Print the cost of training steps, or of eval passes, relative to the plain model."""
     parser = ProgramParser(description='Measure the cost of AdvProp.')
-    for title, flags in BenchmarkSettings.flags():
-        parser.add_settings(title, flags)
-    settings = BenchmarkSettings.from_values(vars(parser.parse_args(argv))).measured
+    parser.add_settings(MeasuredSettings.title, MeasuredSettings.flags())
+    settings = MeasuredSettings.from_values(vars(parser.parse_args(argv)))
     if settings.threads:
         torch.set_num_threads(settings.threads)
     placement = open_placement(DeviceSettings(

@@ -89,9 +89,9 @@ class FastAdvPropTask(RegimeTask):
         if ratio < 1:
             raise ValueError(f'ratio of clean to adversarial images must be at least 1, got {ratio}.')
         attack = attack or self.default_attack
-        if attack.steps not in (None, 1) or attack.amp_dtype is not None:
-            raise ValueError('fast-advprop attacks in a single step, in the precision of the training step: set no '
-                             'other steps and no amp_dtype.')
+        if attack.steps not in (None, 1) or (attack.amp_dtype, attack.norm_stats) != (None, Attack.norm_stats):
+            raise ValueError('fast-advprop attacks in a single step that trains, by the statistics of the batch and in '
+                             'the precision of the step: set no other steps, norm_stats or amp_dtype.')
         self.attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
         set_norm_route(model, 'split')  # raises where there are no split norms
         if num_aux_norms(model) != 1:

@@ -23,11 +23,14 @@ class PixelSource(Settings, Source):
     mean: Optional[Sequence[float]] = None
     std: Optional[Sequence[float]] = None
 
-    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'PixelSource':
-        mean, std = self.mean or tuple(mean), self.std or tuple(std)
-        if not all(value > 0 for value in std) or len(mean) != len(std):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mean, std = self.mean, self.std
+        if std is not None and not all(value > 0 for value in std) or mean and std and len(mean) != len(std):
             raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
-        return replace(self, mean=tuple(mean), std=tuple(std))
+
+    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'PixelSource':
+        return replace(self, mean=self.mean or tuple(mean), std=self.std or tuple(std))
 
     def normalised_for(self, model: nn.Module) -> 'PixelSource':
         """The source for the images of a model, where it is not known yet how they are normalised."""

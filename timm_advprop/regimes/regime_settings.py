@@ -87,5 +87,9 @@ class RegimeSettings:
                              'package.module:name of a callable from (model, images, target) to (images, target).')
         make = GENERATORS.get(self.generator) or import_source(self.generator)
         if isinstance(make, type) and issubclass(make, Source):
-            return [make(eps_px=strength) for strength in strengths]
+            try:
+                return [make(eps_px=strength) for strength in strengths]
+            except TypeError as error:
+                raise ValueError(
+                    f'The generator {self.generator} is not made by its strength eps_px: {error}.') from error
         return [as_source(make)]
