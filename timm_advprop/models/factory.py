@@ -38,20 +38,17 @@ def create_model(
         RuntimeError: The weights do not fit the model that is asked for.
     """
     if isinstance(name, Publication):
-        return _create_published(name, pretrained is not False, num_aux, **kwargs)
-    source, location = parse_model_name(name)
-    if not source:
-        return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, **kwargs)
-    publication = open_publication(source, location, kwargs.get('cache_dir'))
-    return _create_published(publication, pretrained is not False, num_aux, **kwargs)
-
-
-def _create_published(publication: Publication, pretrained: bool, num_aux: Optional[int], **kwargs: Any) -> nn.Module:
+        publication = name
+    else:
+        source, location = parse_model_name(name)
+        if not source:
+            return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, **kwargs)
+        publication = open_publication(source, location, kwargs.get('cache_dir'))
     base = base_of(publication.architecture)
     if not is_model(base):
         raise InputError(f'{publication.name} holds {base}, which this timm does not know.')
     kwargs = {**publication.model_args, **{key: value for key, value in kwargs.items() if value is not None}}
-    kwargs.update(pretrained=pretrained, pretrained_cfg=publication.pretrained_cfg)
+    kwargs.update(pretrained=pretrained is not False, pretrained_cfg=publication.pretrained_cfg)
     if num_aux == 0:
         return _create_plain(base, publication, **kwargs)
     kwargs.update(num_aux=num_aux or publication.num_aux or 1, publication=publication)
@@ -70,6 +67,7 @@ def _create_plain(
         pretrained_cfg: Dict[str, Any],
         **kwargs: Any,
 ) -> nn.Module:
+    # read here rather than by timm: checked, of one commit, and without auxiliary norms that share the file
     weights = split_state_dict(publication.load_state_dict())[0] if pretrained else None
     cfg = dict(pretrained_cfg, source=None, state_dict=weights)
     model = create_timm_model(base, pretrained=pretrained, pretrained_cfg=cfg, **kwargs)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from timm.models._hub import _parse_model_cfg
 from timm.models._pretrained import PretrainedCfg
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..norms import num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
 
@@ -42,19 +42,23 @@ _logger = logging.getLogger(__name__)
 
 
 class Publication:
-    """Published weights. Opening reads `config.json` alone; the weights are read each time they are asked for.
+    """Published weights. Opening reads `config.json` alone; the weights are read when they are asked for first.
 
     Args:
         name: Name for messages.
         locate: Maps a file's name, and `force=True` to download it again, to its path, None where there is none.
         origin: Entries of a pretrained cfg that say where the weights are.
         config: Contents of `config.json`, empty where there is none.
+
+    Attributes:
+        details: What `config.json` says of AdvProp: `num_aux`, `regime`, `aux_norms`, …; empty for a plain model.
     """
 
     def __init__(self, name: str, locate: Callable[..., Optional[str]], origin: Dict[str, Any], config: Dict[str, Any]):
         self.name = name
         self.origin = origin
         self.config = config
+        self.details: Dict[str, Any] = config.get(CONFIG_KEY) or {}
         self._locate = locate
         self._state_dict: Optional[Dict[str, torch.Tensor]] = None
 
@@ -87,11 +91,6 @@ class Publication:
             raise InputError(f'There is no folder {folder}.')
         locate = partial(_file_in, folder)
         return cls(folder, locate, dict(file=folder, source='local-dir'), read_config(locate(CONFIG_FILE), folder))
-
-    @property
-    def details(self) -> Dict[str, Any]:
-        """What `config.json` says of AdvProp: `num_aux`, `regime`, `aux_norms`, …; empty for a plain model."""
-        return self.config.get(CONFIG_KEY) or {}
 
     @property
     def num_aux(self) -> int:
@@ -142,43 +141,35 @@ class Publication:
             InputError: A file is missing or damaged, or the weights are there in a pickled form only.
         """
         if self._state_dict is None:
-            self._state_dict = self._load_all()
+            state_dict = self._load(WEIGHTS_FILE)
+            if self.details.get('num_aux'):
+                aux = self._load(AUX_FILE)
+                if split_state_dict(aux)[0] or num_aux_in(aux) != self.num_aux:
+                    raise InputError(f'{AUX_FILE} of {self.name} does not hold the {self.num_aux} auxiliary norm(s) '
+                                     f'for each norm that its {CONFIG_FILE} announces.')
+                state_dict.update(aux)
+            self._state_dict = state_dict
         return dict(self._state_dict)  # timm takes entries out
 
-    def _load_all(self) -> Dict[str, torch.Tensor]:
-        state_dict = self._load(WEIGHTS_FILE)
-        if self.details.get('num_aux'):
-            aux = self._load(AUX_FILE)
-            if split_state_dict(aux)[0] or num_aux_in(aux) != self.num_aux:
-                raise InputError(f'{AUX_FILE} of {self.name} does not hold the {self.num_aux} auxiliary norm(s) for '
-                                 f'each norm that its {CONFIG_FILE} announces.')
-            state_dict.update(aux)
-        return state_dict
-
-    def _load(self, filename: str) -> Dict[str, torch.Tensor]:
-        path = self._locate(filename)
+    def _load(self, filename: str, again: bool = False) -> Dict[str, torch.Tensor]:
+        path = self._locate(filename, force=again)
         if path is None:
             why = f'which its {CONFIG_FILE} announces: it is not complete'
             if filename == WEIGHTS_FILE:
                 why = 'and pickled weights, such as pytorch_model.bin, could run code and are not read'
             raise InputError(f'{self.name} has no {filename}, {why}.')
-        try:
-            return self._read_weights(path, filename)
-        except InputError as damage:
-            if 'hf_hub_id' not in self.origin:
-                raise
-            _logger.warning(f'{damage} It is downloaded again.')
-            return self._read_weights(self._locate(filename, force=True), filename)
-
-    def _read_weights(self, path: str, filename: str) -> Dict[str, torch.Tensor]:
-        expected = self.details.get('sha256', {}).get(filename)
-        try:
-            if expected and file_digest(path) != expected:
-                raise InputError(f'{filename} of {self.name} is damaged: its contents are not what was published.')
-            return load_file(path)
+        expected, cause = self.details.get('sha256', {}).get(filename), None
+        try:  # safetensors notices a file that is cut short; a changed byte in it only the digest tells
+            if not expected or file_digest(path) == expected:
+                return load_file(path)
+            problem = 'damaged: its contents are not what was published'
         except (OSError, SafetensorError) as error:
-            raise InputError(f'{filename} of {self.name} is damaged or no safetensors file: '
-                             f'{" ".join(str(error).split())}.') from error
+            problem, cause = f'damaged or no safetensors file: {one_line(error)}', error
+        damage = f'{filename} of {self.name} is {problem}.'
+        if again or 'hf_hub_id' not in self.origin:
+            raise InputError(damage) from cause
+        _logger.warning(f'{damage} It is downloaded again.')  # most likely the copy in the cache alone is damaged
+        return self._load(filename, again=True)
 
 
 def open_publication(source: str, location: str, cache_dir: Optional[str] = None) -> Publication:
