@@ -82,7 +82,8 @@ def open_architecture(name: Union[str, Publication], **kwargs: Any) -> nn.Module
         _check_name(name, (kwargs.get('pretrained_cfg_overlay') or {}).get('file'))
     called = name.name if isinstance(name, Publication) else name
     try:
-        return _create_published(name, **kwargs) if published else _create_registered(name, **kwargs)
+        with allow_numpy_scalars():
+            return _create_published(name, **kwargs) if published else timm.create_model(name, **kwargs)
     except InputError:
         raise
     except NETWORK_ERRORS as error:
@@ -108,11 +109,6 @@ def _check_name(name: str, file: Optional[str]) -> None:
     if file and num_aux_in(read_checkpoint(file)) and base_name(name) not in split_models():  # a bad file is named here
         raise InputError(f'{file} has auxiliary norms, which {name} would drop: take its *_ap model, or '
                          f'--initial-checkpoint with --regime advprop.')
-
-
-def _create_registered(name: str, **kwargs: Any) -> nn.Module:
-    with allow_numpy_scalars():
-        return timm.create_model(name, **kwargs)
 
 
 def _create_published(source: Union[str, Publication], num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:

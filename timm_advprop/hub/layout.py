@@ -110,7 +110,7 @@ def _copy(source: str, target: str) -> None:
 def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
-    if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 remembers what a model was created with
+    if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all, and transformers give num_classes twice
         plain._model_args = {name: value for name, value in plain._model_args.items() if name != 'num_aux'}
     model_args = dict(release.recipe.get('model_kwargs') or {})
     model_args.pop('num_aux', None)
@@ -123,8 +123,14 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
             save_file({name: value.contiguous() for name, value in aux.items()}, os.path.join(folder, AUX_FILE))
     except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f'{release.architecture} cannot be written: {one_line(error, 400)}') from error
+    written = [name for name in (WEIGHTS_FILE, AUX_FILE) if os.path.isfile(os.path.join(folder, name))]
+    details = dict(
+        version=__version__, num_aux=len(release.aux_norms), regime=release.regime, aux_norms=release.aux_norms,
+        epoch=release.epoch, averaged=release.averaged,
+        sha256={name: file_digest(os.path.join(folder, name)) for name in written})
     path = Path(folder, CONFIG_FILE)
-    config = dict(json.loads(path.read_bytes()), **{CONFIG_KEY: _details(release, folder)})
+    config = json.loads(path.read_bytes())
+    config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}
     path.write_bytes(redact(json.dumps(config, indent=2) + '\n', token).encode())
 
 
@@ -134,22 +140,14 @@ def _pretrained_cfg(release: Release) -> Dict[str, Any]:
     cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}
     data = {name: release.data_config[name] for name in _DATA_ENTRIES if name in release.data_config}
     if tuple(data['input_size'][1:]) != tuple(cfg['input_size'][1:]):
-        cfg['pool_size'] = None
+        cfg['pool_size'] = None  # that of the other size
     return dict(cfg, **data, architecture=release.architecture, num_classes=release.model.num_classes,
                 custom_load=False)
 
 
-def _details(release: Release, folder: str) -> Dict[str, Any]:
-    written = [name for name in (WEIGHTS_FILE, AUX_FILE) if os.path.isfile(os.path.join(folder, name))]
-    details = dict(
-        version=__version__, num_aux=len(release.aux_norms), regime=release.regime, aux_norms=release.aux_norms,
-        epoch=release.epoch, averaged=release.averaged,
-        sha256={name: file_digest(os.path.join(folder, name)) for name in written})
-    return {name: value for name, value in details.items() if value is not None}
-
-
 def _check_loads(release: Release, folder: str) -> None:
-    # A publication that cannot be loaded, or computes something else, is found before it is made.
+    # A publication that cannot be loaded, or computes something else, is found before it is made. Equal weights are not
+    # enough: an argument without weights, of a pooling or an activation, may be lost.
     unfit = [name for name, value in release.model.state_dict().items()
              if value.dtype == torch.float64 or not value.isfinite().all()]
     if unfit:

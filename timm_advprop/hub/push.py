@@ -94,7 +94,7 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
-    check_can_push(repo_id, token)
+    api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
         raise InputError(f'{revision!r} is not the name of a branch.')
     about = dict(results=results, dataset=dataset, license=license)
@@ -102,14 +102,14 @@ def push_to_hub(
         release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
     else:
         release = open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
-    branch = _Branch(_open_api(repo_id, token), repo_id, revision)
+    branch = _Branch(api, repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, images, token)
         files = {name: os.path.join(folder, name) for name in files}
         return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
 
 
-def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> None:
+def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> HfApi:
     """Check what can be said before a long work whose result is to be published: the name and the token.
 
     Args:
@@ -117,21 +117,32 @@ def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool =
         token: Hub token, the stored one by default.
         must_reach: A Hub that cannot be reached now is an error, not a warning.
 
+    Returns:
+        The Hub's client, with the token.
+
     Raises:
         InputError: The name is wrong, there is no token, or the Hub refuses it.
     """
-    api = _open_api(repo_id, token)
+    check_repo_id(repo_id)
+    token = token or get_token()
+    if not token:
+        raise InputError('There is no Hub token: log in with `hf auth login`, or set HF_TOKEN to a token with write '
+                         'access.')
+    if not re.fullmatch(r'[!-~]+', token):
+        raise InputError('The Hub token has characters that no token has, such as spaces: copy it again.')
+    api = HfApi(token=token, library_name='timm-advprop', library_version=__version__)
     try:
         user = patiently(api.whoami)
     except HUB_ERRORS as error:
-        problem = redact(explain_hub_error(error, repo_id), api.token)
+        problem = redact(explain_hub_error(error, repo_id), token)
         if hub_status(error) == 401 or hub_status(error) is None and must_reach:
             raise InputError(f'Cannot publish {repo_id}: {problem}') from None
         _logger.warning(f'Whether {repo_id} can be published is not known yet: {problem}')
-        return
+        return api
     owner, owners = repo_id.split('/')[0], [user.get('name'), *(org.get('name') for org in user.get('orgs') or ())]
     if user.get('name') and owner not in owners:
         raise InputError(f'Cannot publish {repo_id}: the token is of {user["name"]}, who does not own {owner}.')
+    return api
 
 
 @dataclass
@@ -224,7 +235,7 @@ def _upload(
     # architecture is refused.
     try:
         branch.open(private)
-        branch.check_holds(architecture)
+        branch.check_holds(architecture)  # before anything is made in what may be another model's repository
         if branch.is_new:
             patiently(branch.api.create_branch, branch.repo_id, branch=branch.revision, exist_ok=True)
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
@@ -240,7 +251,8 @@ def _upload(
 
 
 def _commit(branch: _Branch, operations: Sequence[Any], files: Mapping[str, str], message: str) -> str:
-    # The head as parent makes the Hub refuse a second commit where the first one was made.
+    # The answer to a commit may be lost after it was made: hence a look before each repetition, and the head as parent,
+    # which makes the Hub refuse a second commit where the first one came late.
     for pause in (*PAUSES, None):
         try:
             return branch.api.create_commit(
@@ -271,17 +283,6 @@ def _look_for_commit(branch: _Branch, files: Mapping[str, str], reason: Exceptio
         raise branch.failure(
             error, f'Whether the commit was made is not known: look at {url} before you push again.') from None
     return commit if commit != branch.head else None
-
-
-def _open_api(repo_id: str, token: Optional[str]) -> HfApi:
-    check_repo_id(repo_id)
-    token = token or get_token()
-    if not token:
-        raise InputError('There is no Hub token: log in with `hf auth login`, or set HF_TOKEN to a token with write '
-                         'access.')
-    if not re.fullmatch(r'[!-~]+', token):
-        raise InputError('The Hub token has characters that no token has, such as spaces: copy it again.')
-    return HfApi(token=token, library_name='timm-advprop', library_version=__version__)
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -96,7 +96,9 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
     if not os.path.isfile(path):
         raise InputError(f'No checkpoint file {path}.')
     try:
-        content = _read(path)
+        with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):  # timm keeps a run's arguments so
+            content = load_file(path) if path.endswith('.safetensors') else torch.load(
+                path, map_location='cpu', weights_only=True)
         keys = (*_AVERAGED, *_TRAINED) if use_ema else _TRAINED
         key = next((key for key in keys if content.get(key) is not None), None)
         state_dict = clean_state_dict(content[key] if key else content)
@@ -168,13 +170,6 @@ def allow_numpy_scalars() -> ContextManager[Any]:
         np.dtype,
         *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
     ])
-
-
-def _read(path: str) -> Dict[str, Any]:
-    if path.endswith('.safetensors'):
-        return load_file(path)
-    with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):  # timm keeps a run's arguments so
-        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _index_aux_keys(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:

@@ -66,7 +66,7 @@ def download_file(
         return patiently(
             hf_hub_download, **location, force_download=force, token=token, library_name='timm-advprop')
     except LocalEntryNotFoundError as error:
-        if try_to_load_from_cache(**location) is _CACHED_NO_EXIST:
+        if try_to_load_from_cache(**location) is _CACHED_NO_EXIST:  # the Hub said so when it could be reached
             return None
         raise InputError(_explain_cold_cache(model_id, filename, error)) from error
     except EntryNotFoundError:
