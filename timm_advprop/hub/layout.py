@@ -135,7 +135,8 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
 
 
 def _pretrained_cfg(release: Release) -> Dict[str, Any]:
-    # The weights of a run were trained at one size: nothing is known of another for testing.
+    # The weights of a run were trained at one size: nothing is known of another for testing. A custom loader is for the
+    # files of other authors, with keys of their own.
     left_out = ('tag', 'state_dict', *(_TEST_ENTRIES if release.recipe else ()))
     cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}
     data = {name: release.data_config[name] for name in _DATA_ENTRIES if name in release.data_config}

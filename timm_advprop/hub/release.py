@@ -141,6 +141,7 @@ def open_release(
     name = model or recipe.get('model')
     if not name:
         raise InputError(f'{opened.path} does not say which model it is of: give --model (in Python, model=…).')
+    # the weights are those of the file, and fast_norm would stay on in this process
     settings = as_input_error(ModelSettings.from_values, {
         **recipe, 'model': name, 'pretrained': False, 'fast_norm': False})
     settings = replace(settings, num_classes=settings.num_classes or _count_classes(name, opened.state_dict))

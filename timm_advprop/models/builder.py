@@ -102,7 +102,7 @@ def _publication_of(
         known: Optional[Publication],
         cache_dir: Optional[str],
 ) -> Optional[Publication]:
-    # None for weights that are not in a repository or a folder.
+    # None for weights that are not in a repository or a folder. An overlay may have named others than those known.
     if known is not None and all(getattr(cfg, name) == value for name, value in known.origin.items()):
         return known
     if cfg.source == 'local-dir':

@@ -53,7 +53,7 @@ def create_model(
         return _create_plain(base, publication, **kwargs)
     kwargs.update(num_aux=num_aux or publication.num_aux or 1, publication=publication)
     variant = next((variant for variant, other in split_models().items() if other == base), None)
-    if variant is None:
+    if variant is None:  # not in the zoo, but its norms can be split all the same
         return build_split_model(base, base, **kwargs)
     model = create_timm_model(variant, **kwargs)
     getattr(model, '_model_args', {}).pop('publication', None)  # timm ≥ 1.0.31 keeps all arguments

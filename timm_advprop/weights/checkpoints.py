@@ -95,10 +95,10 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
     """
     if not os.path.isfile(path):
         raise InputError(f'No checkpoint file {path}.')
+    is_safe = path.endswith('.safetensors')
     try:
         with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):  # timm keeps a run's arguments so
-            content = load_file(path) if path.endswith('.safetensors') else torch.load(
-                path, map_location='cpu', weights_only=True)
+            content = load_file(path) if is_safe else torch.load(path, map_location='cpu', weights_only=True)
         keys = (*_AVERAGED, *_TRAINED) if use_ema else _TRAINED
         key = next((key for key in keys if content.get(key) is not None), None)
         state_dict = clean_state_dict(content[key] if key else content)

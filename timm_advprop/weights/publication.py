@@ -144,6 +144,7 @@ class Publication:
             state_dict = self._load(WEIGHTS_FILE)
             if self.details.get('num_aux'):
                 aux = self._load(AUX_FILE)
+                # other entries would replace main weights: what is trained on would not be what stock timm loads
                 if split_state_dict(aux)[0] or num_aux_in(aux) != self.num_aux:
                     raise InputError(f'{AUX_FILE} of {self.name} does not hold the {self.num_aux} auxiliary norm(s) '
                                      f'for each norm that its {CONFIG_FILE} announces.')
