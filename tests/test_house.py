@@ -77,6 +77,17 @@ def functions(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
+def nesting(node, depth=0):
+    """Blocks inside blocks of a function's body: 1 for a loop, 2 for a condition in it."""
+    depths = [depth]
+    for child in ast.iter_child_nodes(node):
+        is_block = isinstance(child, (ast.For, ast.While, ast.If, ast.With, ast.Try))
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        if not isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            depths.append(nesting(child, depth + (is_block and not is_elif)))
+    return max(depths)
+
+
 def public_definitions(path):
     tree = ast.parse(path.read_text())
     public = set()
@@ -111,7 +122,7 @@ def test_file_imports_only_from_rooms_below(path):
     assert not [other for other in others if step_of(other) <= step_of(room)]
 
 
-@pytest.mark.parametrize('name', sorted(ENTRANCES - {'__init__'}))
+@pytest.mark.parametrize('name', [*sorted(ENTRANCES - {'__init__'}), 'hub/__main__', 'models/__main__'])
 def test_entrance_leads_to_the_program_of_its_name(name):
     assert imported_rooms(PACKAGE / f'{name}.py') == {'cli'}
     assert len((PACKAGE / f'{name}.py').read_text().splitlines()) < 10
@@ -137,6 +148,13 @@ def test_functions_are_short():
     lengths = {f'{path.name}: {name}': length for path in (*FILES, *STUDIES) for name, length in functions(path)}
     assert median(lengths.values()) <= 10
     assert not {name: length for name, length in lengths.items() if length > 60}
+
+
+def test_functions_are_flat():
+    for path in (*FILES, *STUDIES):
+        deep = [node.name for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.FunctionDef) and nesting(node) > 3]
+        assert not deep, path
 
 
 def test_no_regime_is_told_by_its_name():
