@@ -2,15 +2,14 @@
 import os
 import shutil
 import tempfile
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import parse_model_name
-from timm.utils import ParseKwargs
 
 from ..engine.open_model import open_architecture
 from ..errors import InputError, as_input_error, exits_on_input_error
@@ -19,11 +18,32 @@ from ..hub.layout import CARD, check_replaceable, replace_folder, write_publicat
 from ..hub.release import open_release, read_results
 from ..models import base_of
 from ..output import replacing
+from ..settings import Settings, setting
 from ..weights import open_publication
 from ..weights.downloads import check_repo_id
 from .parser import ProgramParser, setup_logging
 
 __all__ = ['main']
+
+
+@dataclass(frozen=True)
+class PushSettings(Settings):
+    """What is published beside the weights, and where to."""
+    title = 'options of a publication'
+    private: bool = setting(False, 'make a new repository private')
+    revision: Optional[str] = setting(None, 'branch, made where it is missing', metavar='BRANCH', default_help='main')
+    message: Optional[str] = setting(None, 'commit message', metavar='TEXT')
+    dry_run: bool = setting(False, 'write the folder and show the card, and send nothing')
+    to: Optional[str] = setting(
+        None, 'folder of --dry-run', metavar='DIR', default_help='output/hub/<name>')
+    model: Optional[str] = setting(None, 'model of a checkpoint that does not say it', metavar='NAME')
+    model_kwargs: Dict[str, Any] = setting({}, 'further arguments of that model, key=value')
+    results: Tuple[str, ...] = setting(
+        (), 'results files of validate.py, shown on the card', nargs='+', metavar='FILE')
+    dataset: Optional[str] = setting(None, 'data set on the card', metavar='NAME', default_help='that of the run')
+    license: Optional[str] = setting(
+        None, 'licence', metavar='NAME', default_help='that of the weights the run began with, else apache-2.0')
+    no_images: bool = setting(False, 'no validation images on the card')
 
 
 @exits_on_input_error
@@ -39,60 +59,49 @@ def _create_parser() -> ProgramParser:
                            'fetch published ones. The token is that of `hf auth login`, or HF_TOKEN.')
     programs = parser.add_subparsers(required=True, metavar='{push,pull}')
     push = programs.add_parser('push', help='publish a checkpoint', description='Publish a checkpoint, as one commit.')
-    push.set_defaults(run=_push)
-    add = push.add_argument
-    add('checkpoint', metavar='CHECKPOINT', help='checkpoint; the averaged weights are taken where there are any')
-    add('repo_id', metavar='user/name', help='repository, made where it is missing')
-    add('--private', action='store_true', help='make a new repository private')
-    add('--revision', default=None, metavar='BRANCH', help='branch, made where it is missing (default: main)')
-    add('--message', default=None, metavar='TEXT', help='commit message')
-    add('--dry-run', action='store_true', help='write the folder and show the card, and send nothing')
-    add('--to', default=None, metavar='DIR', help='folder of --dry-run (default: output/hub/<name>)')
-    add('--model', default=None, metavar='NAME', help='model of a checkpoint that does not say it')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='further arguments of that model, key=value')
-    add('--results', nargs='+', default=[], metavar='FILE', help='results files of validate.py, shown on the card')
-    add('--dataset', default=None, metavar='NAME', help='data set on the card (default: that of the run)')
-    add('--license', default=None, metavar='NAME',
-        help='licence (default: that of the weights the run began with, else apache-2.0)')
-    add('--no-images', action='store_true', help='no validation images on the card')
+    push.set_defaults(run=lambda args: _push(args.checkpoint, args.repo_id, PushSettings.from_values(vars(args))))
+    push.add_argument('checkpoint', metavar='CHECKPOINT',
+                      help='checkpoint; the averaged weights are taken where there are any')
+    push.add_argument('repo_id', metavar='user/name', help='repository, made where it is missing')
+    push.add_settings(PushSettings.title, PushSettings.flags())
     pull = programs.add_parser('pull', help='fetch a published model', description='Write a published model, main and '
                                'auxiliary norms, as one file that --initial-checkpoint and load_checkpoint take.')
-    pull.set_defaults(run=_pull)
+    pull.set_defaults(run=lambda args: _pull(args.repo_id, args.to))
     pull.add_argument('repo_id', metavar='user/name[@revision]', help='repository, or local-dir:FOLDER')
     pull.add_argument('--to', default=None, metavar='FILE', help='safetensors file (default: <name>.safetensors)')
     return parser
 
 
-def _push(args: Namespace) -> None:
-    if args.to and not args.dry_run:
+def _push(checkpoint: str, repo_id: str, settings: PushSettings) -> None:
+    if settings.to and not settings.dry_run:
         raise InputError('--to is the folder of --dry-run.')
-    about = dict(model=args.model, model_kwargs=args.model_kwargs, results=read_results(args.results),
-                 dataset=args.dataset, license=args.license)
-    if args.dry_run:
-        return _write_folder(args, about)
+    about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=read_results(settings.results),
+                 dataset=settings.dataset, license=settings.license)
+    if settings.dry_run:
+        folder = settings.to or os.path.join('output', 'hub', repo_id.split('/')[-1])
+        return _write_folder(folder, checkpoint, repo_id, images=not settings.no_images, **about)
     url = push_to_hub(
-        args.checkpoint, args.repo_id, message=args.message, revision=args.revision, private=args.private or None,
-        images=not args.no_images, **about)
-    print(f'Published {args.repo_id}: {url}')
+        checkpoint, repo_id, message=settings.message, revision=settings.revision, private=settings.private or None,
+        images=not settings.no_images, **about)
+    print(f'Published {repo_id}: {url}')
 
 
-def _write_folder(args: Namespace, about: Mapping[str, Any]) -> None:
-    folder = args.to or os.path.join('output', 'hub', args.repo_id.split('/')[-1])
-    check_repo_id(args.repo_id)
+def _write_folder(folder: str, checkpoint: str, repo_id: str, images: bool, **about: Any) -> None:
+    check_repo_id(repo_id)
     check_replaceable(folder)
-    release = open_release(args.checkpoint, **about)
+    release = open_release(checkpoint, **about)
     with tempfile.TemporaryDirectory() as temporary:
-        files = write_publication(release, temporary, args.repo_id, images=not args.no_images)
+        files = write_publication(release, temporary, repo_id, images=images)
         replace_folder(temporary, folder)
     print(Path(folder, CARD).read_text(encoding='utf-8'))
     print(f'Nothing was sent. {folder} has {", ".join(files)}.')
 
 
-def _pull(args: Namespace) -> None:
-    source, location = 'hf-hub', args.repo_id
-    if ':' in args.repo_id:
-        source, location = as_input_error(parse_model_name, args.repo_id)
-    path = args.to or f'{os.path.basename(os.path.normpath(location.partition("@")[0]))}.safetensors'
+def _pull(repo_id: str, to: Optional[str]) -> None:
+    source, location = 'hf-hub', repo_id
+    if ':' in repo_id:
+        source, location = as_input_error(parse_model_name, repo_id)
+    path = to or f'{os.path.basename(os.path.normpath(location.partition("@")[0]))}.safetensors'
     _check_new_file(path)
     publication = open_publication(source, location)
     open_architecture(publication, pretrained=True)  # what is fetched can be loaded
