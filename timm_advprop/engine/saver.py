@@ -123,7 +123,8 @@ class CheckpointKeeper:
         if 'dropped' not in saved and metric is not None:  # timm's own saver ranks after it has saved
             epochs.append((epoch, metric))
         self.ranking = sorted(epochs, key=self._rank)[:self.max_history]
-        if os.path.basename(checkpoint.path) == f'last{_EXTENSION}':
+        last = self._path('last')
+        if os.path.isfile(last) and os.path.samefile(checkpoint.path, last):
             self._settle(checkpoint.epoch, saved.get('dropped', ()))
 
     def _rank(self, entry: Tuple[int, float]) -> float:
@@ -256,7 +257,8 @@ def _duplicate(source: str, target: str) -> None:
 
 def _newest_first(folder: str, names: str) -> List[str]:
     paths = glob.glob(os.path.join(glob.escape(folder), f'{names}{_EXTENSION}'))
-    return sorted(paths, key=lambda path: os.stat(path).st_mtime_ns, reverse=True)
+    # `last` before those that are links to it
+    return sorted(paths, key=lambda path: (os.stat(path).st_mtime_ns, path.endswith(f'last{_EXTENSION}')), reverse=True)
 
 
 def _epoch_of(name: str) -> int:
