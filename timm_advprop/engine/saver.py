@@ -147,8 +147,7 @@ class CheckpointKeeper:
             content['plateau'] = dict(
                 restore_lr=self.lr_scheduler.restore_lr, scheduler=self.lr_scheduler.lr_scheduler.state_dict(),
                 lr=[group['lr'] for group in self.optimizer.param_groups])
-        with replacing(path) as temporary, open(temporary, 'wb') as file:
-            torch.save(content, file)
+        _write(path, content)
 
     def _settle(self, epoch: int, dropped: Any) -> None:
         # The other files, as the ranking in `last`, which is of this epoch, wants them.
@@ -245,6 +244,14 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> 
     optimizer.load_state_dict(state)
     for group, lr in zip(optimizer.param_groups, rates):  # a rate that is asked for now holds, schedules start from it
         group['lr'] = group['initial_lr'] = lr
+
+
+def _write(path: str, content: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, at closing what could not be written
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _duplicate(source: str, target: str) -> None:
