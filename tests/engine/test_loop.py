@@ -240,8 +240,8 @@ def test_updates_are_counted_over_epochs():
             steps['schedule'].append(num_updates)
 
     class Saver:
-        def save_recovery(self, position):
-            steps['saved'].append((position.epoch, position.update))
+        def save_recovery(self, epoch, update, shares):
+            steps['saved'].append((epoch, update))
 
     task = linear_task()
     task.update_ema = lambda step: steps['ema'].append(step)

@@ -60,14 +60,14 @@ def test_the_files_are_timms(tmp_path, metrics, decreasing):
         checkpoint_dir=str(theirs), recovery_dir=str(theirs), task=task, max_history=2, decreasing=decreasing)
     for epoch, metric in enumerate(metrics):
         assert keeper.save_checkpoint(epoch, metric) == saver.save_checkpoint(epoch, metric)
-    keeper.save_recovery(Position(4, 8))
+    keeper.save_recovery(4, 8, [])
     saver.save_recovery(4, 7)
     ours, theirs = files_of(ours), files_of(theirs)
     assert sorted(ours) == sorted(theirs)
     for name, content in ours.items():
         assert (content['epoch'], content.get('metric')) == (theirs[name]['epoch'], theirs[name].get('metric'))
         assert equal_states(content['state_dict'], theirs[name]['state_dict'])
-        assert content.keys() - theirs[name].keys() <= {'position'}
+        assert content.keys() - theirs[name].keys() <= {'position', 'shares'}
 
 
 @pytest.mark.skipif(not hasattr(CheckpointSaver, 'load_state_dict'), reason='timm before 1.0.31 keeps no history')
@@ -86,7 +86,7 @@ def test_the_two_newest_recovery_checkpoints_are_kept(tmp_path):
     for _ in range(2):  # by a resumed run, too
         keeper = make_keeper(tmp_path, make_task())
         for update in (1, 9, 10):
-            keeper.save_recovery(Position(0, update))
+            keeper.save_recovery(0, update, [])
     assert sorted(files_of(tmp_path)) == ['recovery-0-8.pth.tar', 'recovery-0-9.pth.tar']
 
 
@@ -250,7 +250,7 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, caplog):
     keeper = make_keeper(tmp_path, make_task())
     keeper.save_checkpoint(0, 1.)
     assert newest_checkpoint(str(tmp_path)).epoch == 0
-    path = keeper.save_recovery(Position(1, 2))
+    path = keeper.save_recovery(1, 2, [])
     assert newest_checkpoint(str(tmp_path)).path == path
     with open(path, 'r+b') as file:
         file.truncate(1000)

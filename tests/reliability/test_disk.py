@@ -1,7 +1,6 @@
 """A disk that takes no more: one line that names the file, a status, and what was kept before is whole.
 
-The limit of the kernel for the size of a file stands for a full disk and for a quota: writes fail with an OSError, at the
-same places.
+The kernel's limit for the size of a file stands for a full disk and for a quota: writes fail at the same places.
 """
 import resource
 from contextlib import contextmanager

@@ -11,7 +11,7 @@ from timm.task import ClassificationTask
 
 from tests.engine.runs import load
 from tests.engine.test_saver import make_keeper
-from timm_advprop.engine.saver import Position, newest_checkpoint
+from timm_advprop.engine.saver import newest_checkpoint
 
 METRICS = (2., 1., 3., 0., 4.)
 HISTORY = 2
@@ -65,7 +65,7 @@ def save_epochs(folder):
         first = checkpoint.epoch + ('position' not in checkpoint.raw)
     for epoch in range(first, len(METRICS)):
         torch.nn.init.constant_(task.get_trainable_module().fc.bias, epoch)
-        keeper.save_recovery(Position(epoch, 1))
+        keeper.save_recovery(epoch, 1, [])
         keeper.save_checkpoint(epoch, METRICS[epoch])
 
 

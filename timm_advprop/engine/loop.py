@@ -5,7 +5,7 @@ import os
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 import torch
@@ -17,7 +17,7 @@ from ..errors import RunError
 from ..output import duration
 from .optimization import mean_lr
 from .placement import Placement
-from .saver import CheckpointKeeper, Position
+from .saver import CheckpointKeeper, Position, share_of_process
 from .seeding import seed_at, seed_generators
 from .stopping import Stopped, StopSignals
 
@@ -51,6 +51,7 @@ class Trainer:
         recovery_interval: Updates between recovery checkpoints, 0 for none.
         seed: Each batch seeds all generators by it and by its place in the run. None leaves them alone.
         signals: Ask the run to stop.
+        totals: Sum and number of images of each metric, over the updates before the one that the run begins with.
         log_interval: Updates between progress lines.
         synchronize: Wait for the device after each update.
         image_folder: Where to save a batch as a picture at every progress line.
@@ -70,6 +71,7 @@ class Trainer:
     recovery_interval: int = 0
     seed: Optional[int] = None
     signals: Optional[StopSignals] = None
+    totals: Mapping[str, Tuple[float, int]] = field(default_factory=dict)
     log_interval: int = 50
     synchronize: bool = False
     image_folder: Optional[str] = None
@@ -96,7 +98,7 @@ class Trainer:
         start = start or Position(epoch)
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
-        meters = _Meters(start.metrics)
+        meters = _Meters(self.totals if start.update else {})
         num_batches = len(self.loader)
         began = _Began(time.monotonic(), start.update)
         for batch_idx, (images, target) in enumerate(self.loader, start.update * self.grad_accum_steps):
@@ -113,7 +115,7 @@ class Trainer:
             if self.placement.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
                 self._log_progress(epoch, update_idx, meters, began)
                 self._save_images(images, update_idx)
-            self._keep(Position(epoch, update_idx + 1, meters.totals()))
+            self._keep(epoch, update_idx + 1, meters)
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
         return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
@@ -174,11 +176,12 @@ class Trainer:
         if self.lr_scheduler is not None:
             self.lr_scheduler.step_update(num_updates=num_updates, metric=meters['loss'].avg)
 
-    def _keep(self, position: Position) -> None:
-        stops = self.signals is not None and self.signals.stops_after(
-            position.epoch * self.updates_per_epoch + position.update)
-        due = self.recovery_interval and position.update % self.recovery_interval == 0
-        path = self.keeper.save_recovery(position) if self.keeper is not None and (due or stops) else None
+    def _keep(self, epoch: int, update: int, meters: '_Meters') -> None:
+        stops = self.signals is not None and self.signals.stops_after(epoch * self.updates_per_epoch + update)
+        path = None
+        if stops or self.recovery_interval and update % self.recovery_interval == 0:
+            shares = self.placement.gather(share_of_process(self.task, meters.totals()))
+            path = self.keeper.save_recovery(epoch, update, shares) if self.keeper is not None else None
         if stops:
             raise Stopped(path)
 

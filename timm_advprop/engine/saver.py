@@ -6,24 +6,30 @@ import os
 import shutil
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
+from timm.utils import unwrap_model
 
 from ..errors import InputError, one_line
 from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 
-__all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau']
+__all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau',
+           'resume_share', 'share_of_process']
 
 _logger = logging.getLogger(__name__)
 
 _EXTENSION = '.pth.tar'
 _STRAYS = ('*.tmp', f'tmp{_EXTENSION}', f'recovery_tmp{_EXTENSION}')  # the last two are timm's
 _RECOVERIES_KEPT = 2
+
+_BUFFERS = ('buffers', 'averaged_buffers')
+
+Share = Dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,9 @@ class Position:
     Args:
         epoch: Epoch, from 0.
         update: Updates of it that were made.
-        metrics: Sum and number of images of each training metric over these updates.
     """
     epoch: int = 0
     update: int = 0
-    metrics: Mapping[str, Tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,14 +94,19 @@ class CheckpointKeeper:
         self._settle(epoch, dropped)
         return self.best
 
-    def save_recovery(self, position: Position) -> str:
+    def save_recovery(self, epoch: int, update: int, shares: Sequence[Share]) -> str:
         """Save the state within an epoch.
+
+        Args:
+            epoch: The epoch.
+            update: Updates of it that were made.
+            shares: What each process has of its own.
 
         Returns:
             The file.
         """
-        path = self._path(f'recovery-{position.epoch}-{position.update - 1}')  # timm counts from 0
-        self._save(path, epoch=position.epoch, position=vars(position))
+        path = self._path(f'recovery-{epoch}-{update - 1}')  # timm counts from 0
+        self._save(path, epoch=epoch, position=dict(epoch=epoch, update=update), shares=list(shares))
         for old in _newest_first(self.folder, 'recovery-*')[_RECOVERIES_KEPT:]:
             os.remove(old)
         return path
@@ -218,6 +227,39 @@ def resume(
 def resume_ema(task: TrainingTask, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's averaged weights, or its plain ones where it has none, into a task's average."""
     _load(task, checkpoint, ('state_dict_ema', 'model_ema', 'state_dict', 'model'), ema=True)
+
+
+def resume_share(task: TrainingTask, checkpoint: Checkpoint, rank: int) -> Mapping[str, Tuple[float, int]]:
+    """Load what a process had of its own, see `share_of_process`.
+
+    Args:
+        task: The task, wrapped for DDP, which makes all processes equal when it is.
+        checkpoint: The checkpoint.
+        rank: Number of the process.
+
+    Returns:
+        The sums of metrics, empty where the checkpoint is of the end of an epoch.
+    """
+    shares = checkpoint.raw.get('shares')
+    if not shares:
+        return {}
+    share = shares[min(rank, len(shares) - 1)]
+    for ema in (False, True)[:1 + task.has_ema()]:
+        unwrap_model(task.get_trainable_module(ema=ema)).load_state_dict(share.get(_BUFFERS[ema], {}), strict=False)
+    return share['totals']
+
+
+def share_of_process(task: TrainingTask, totals: Mapping[str, Tuple[float, int]]) -> Share:
+    """What a process has of its own within an epoch: sums of metrics, running statistics and their averages.
+
+    Weights and optimizer are equal on all processes. Running statistics are those of the process until the next forward
+    pass through DDP, and an attack comes before it.
+    """
+    share: Share = dict(totals=dict(totals))
+    for ema in (False, True)[:1 + task.has_ema()]:
+        buffers = unwrap_model(task.get_trainable_module(ema=ema)).named_buffers()
+        share[_BUFFERS[ema]] = {name: value.cpu() for name, value in buffers}
+    return share
 
 
 def resume_plateau(scheduler: PlateauLRScheduler, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 from timm.utils import distribute_bn
 
-from ..errors import InputError, RunError, as_input_error
+from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm
 from ..regimes import create_task, regime_of
@@ -29,12 +29,14 @@ from .placement import Placement, open_placement
 from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
-from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau
+from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
 from .stopping import Stopped, StopSignals
 
 __all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
 
 _logger = logging.getLogger(__name__)
+
+_OF_A_LOST_PROCESS = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'NCCL', 'ProcessGroup')
 
 
 class Run(NamedTuple):
@@ -204,6 +206,8 @@ def _assemble(
         seed=loader.seed, log_interval=settings.run.log_interval, synchronize=settings.device.synchronize_step)
     start = _resume(settings, trainer, checkpoint)
     _wrap(settings, task, placement)
+    if checkpoint is not None and start.update:
+        trainer.totals = resume_share(task, checkpoint, placement.rank)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
         schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
     if schedule.start_epoch is not None:
@@ -230,7 +234,7 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     # wrappers would get into the names of parameters.
     position, task, ema = None, trainer.task, settings.ema
     if checkpoint is not None:
-        state = () if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
+        state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
         position = resume(task, checkpoint, *state)
     if ema.model_ema:
         device = torch.device('cpu') if ema.model_ema_force_cpu else None
@@ -284,6 +288,11 @@ def _run_epochs(parts: _Parts) -> Optional[int]:
         stopped_by = parts.trainer.signals.signal
         if parts.placement.primary:
             _logger.info(f'Stopped by {Signals(stopped_by).name}. Go on with --resume {stopped}')
+    except RuntimeError as error:
+        if not parts.placement.distributed or not any(words in str(error) for words in _OF_A_LOST_PROCESS):
+            raise
+        raise RunError(f'Process {parts.placement.rank} lost another one: {one_line(error, limit=120)} The last '
+                       'checkpoint is kept: go on with --resume.') from error
     except OSError as error:
         raise RunError(f'{error.filename or "A file"}: {error.strerror or error}. The last checkpoint is kept: go on '
                        'with --resume.') from error
