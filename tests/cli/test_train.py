@@ -139,7 +139,7 @@ def hub(monkeypatch):
 @pytest.fixture
 def trains(monkeypatch, hub):
     """A run that takes no time."""
-    run = dict(results=[dict(epoch=0)], finished=True, folder='folder', primary=True)
+    run = dict(results=[dict(epoch=0)], stopped_by=None, folder='folder', primary=True)
     monkeypatch.setattr(program, 'train', lambda settings: hub.append(('train',)) or Run(**run))
     return run
 
