@@ -108,9 +108,11 @@ def test_what_was_read_is_let_go_before_the_first_epoch(few_digits, half, tmp_pa
     assert alive == [False]  # it holds the weights, their average and the optimizer once more
 
 
-def test_resume_without_epochs_left_changes_nothing(few_digits, half, tmp_path):
+def test_resume_without_epochs_left_says_so_and_changes_nothing(few_digits, half, tmp_path, caplog):
     before = load(half / 'last.pth.tar')
-    folder = run(few_digits, tmp_path / 'other', epochs=2, resume=str(half / 'last.pth.tar'), **STILL)
+    with caplog.at_level('INFO'):
+        folder = run(few_digits, tmp_path / 'other', epochs=2, resume=str(half / 'last.pth.tar'), **STILL)
+    assert 'The run is finished' in caplog.text
     assert not (folder / 'last.pth.tar').exists()
     assert equal_states(load(half / 'last.pth.tar')['state_dict'], before['state_dict'])
 

@@ -122,7 +122,8 @@ class Trainer:
 
     def _seed(self, epoch: int, batch_idx: int) -> None:
         if self.seed is not None:
-            seed_generators(seed_at(self.seed, self.placement.rank, 'step', epoch, batch_idx))
+            place = (self.seed, self.placement.rank, 'step', epoch, batch_idx)
+            seed_generators(seed_at(*place), self.placement.device)
 
     def _prepare(self, images, target):
         images, target = self.placement.images(images), target.to(device=self.placement.device)

@@ -17,14 +17,20 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 __all__ = ['SeededErasing', 'SeededImages', 'SeededOrder', 'SeededReader', 'seed_at', 'seed_generators']
 
 
+_CPU = torch.device('cpu')
+
+
 def seed_at(*place: Any) -> int:
     """A seed for a place in a run, such as (seed, rank, epoch, batch): 63 bits, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), 'big') >> 1
 
 
-def seed_generators(seed: int) -> None:
-    """Seed the generators of torch, on all devices, of numpy and of python."""
-    torch.manual_seed(seed)
+def seed_generators(seed: int, device: torch.device = _CPU) -> None:
+    """Seed the generators of torch, for the CPU and for a device, of numpy and of python."""
+    # not torch.manual_seed, which asks all kinds of devices and takes half a millisecond for it
+    torch.default_generator.manual_seed(seed)
+    if device.type != 'cpu':
+        torch.get_device_module(device).manual_seed(seed)
     np.random.seed(seed % 2 ** 32)
     random.seed(seed)
 
@@ -132,6 +138,6 @@ class SeededErasing:
         self.epoch, self.batch = epoch, batch
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        seed_generators(seed_at(*self.place, 'erasing', self.epoch, self.batch))
+        seed_generators(seed_at(*self.place, 'erasing', self.epoch, self.batch), images.device)
         self.batch += 1
         return self.erasing(images)
