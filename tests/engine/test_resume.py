@@ -56,7 +56,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(few_digits, tmp_path, 
         assert not torch.equal(before[name]['fc.weight'], expected[name]['fc.weight'])
     assert after['state_dict']['bn1.aux_bn.0.num_batches_tracked'] == 3
     group, expected_group = (content['optimizer']['param_groups'][0] for content in (after, expected))
-    assert group['lr'] == expected_group['lr'] == pytest.approx(.01 * .1 ** 2)
+    assert group['lr'] == expected_group['lr'] == pytest.approx(.01 * .1 ** 3)  # that of the next epoch
     rows, expected_rows = read_summary(resumed), read_summary(whole)
     assert [row['epoch'] for row in rows] == ['0', '1', '2']
     for row, expected_row in zip(rows, expected_rows):
