@@ -4,25 +4,38 @@ import sys
 from functools import wraps
 from typing import Any, Callable, Sequence
 
-__all__ = ['InputError', 'as_input_error', 'exits_on_input_error', 'near_matches', 'one_line']
+__all__ = ['InputError', 'RunError', 'as_input_error', 'exits_on_input_error', 'near_matches', 'one_line']
 
 
 class InputError(ValueError):
     """Something a user gave is wrong. The message names it and says what to do."""
 
 
+class RunError(RuntimeError):
+    """A run that was set up rightly cannot go on. The message says why, what is kept, and how to go on."""
+
+
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Let a program's main function end with status 2 and one line on an `InputError`."""
+    """Let a program's main function end in one line: status 2 on an `InputError`, 1 on a `RunError` or a file that
+    cannot be written, 130 on Ctrl-C."""
     @wraps(main)
     def wrapper(*args, **kwargs) -> None:
-        message = None
+        message, status = '', 0
         try:
             main(*args, **kwargs)
         except InputError as error:
-            message = str(error)
-        if message is not None:  # now that the error is gone, and progress bars that it kept with it
-            print(f'error: {message}', file=sys.stderr)
-            sys.exit(2)
+            message, status = f'error: {error}', 2
+        except RunError as error:
+            message, status = f'error: {error}', 1
+        except OSError as error:
+            if not error.filename:
+                raise
+            message, status = f'error: {error.filename}: {error.strerror}.', 1
+        except KeyboardInterrupt:
+            message, status = 'Interrupted.', 130
+        if status:  # now that the error is gone, and progress bars that it kept with it
+            print(message, file=sys.stderr)
+            sys.exit(status)
     return wrapper
 
 

@@ -8,25 +8,41 @@ __all__ = ['duration', 'markdown_table', 'replacing']
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """Write a file beside its place and move it there when the block ends: a kill leaves the old one or the new one.
+    """Write a file beside its place and move it there when the block ends.
+
+    A kill, a full disk or a power cut leave the old file or the new one, whole.
 
     Args:
         path: The file. Where the block raises, it stays as it was.
 
     Yields:
         Path of the temporary file, in the same folder.
+
+    Raises:
+        OSError: It cannot be written; the error's `filename` says which.
     """
     if os.path.abspath(path).startswith('/dev/') or os.path.exists(path) and not os.path.isfile(path):
         yield path  # a device or a pipe is there to be written to, not to be replaced
         return
     path = os.path.realpath(path)  # a link stays one
     temporary = f'{path}.tmp'
-    _remove(temporary)  # of a run that was killed
     try:
+        _remove(temporary)  # of a run that was killed
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = path  # a full disk does not say it
+        raise
     finally:
         _remove(temporary)
+
+
+def _sync(path: str) -> None:
+    # The name may get to the disk before what is in the file: after a power cut the new file would be empty, the old
+    # one gone.
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
 
 
 def _remove(path: str) -> None:

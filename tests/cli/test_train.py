@@ -1,6 +1,7 @@
 """train.py as a program: as a user runs it, in two processes, what it prints, its status, what it publishes."""
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -99,12 +100,18 @@ def test_a_non_finite_loss_is_one_line_and_status_1(few_digits, tmp_path, capsys
     assert kept.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in kept.items())
 
 
-def test_an_interrupted_run_ends_well_and_publishes_nothing(few_digits, tmp_path, capsys, monkeypatch, hub):
-    def interrupt(self, epoch):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_so_and_publishes_nothing(few_digits, tmp_path, capsys, monkeypatch, hub, number):
+    train_epoch = Trainer.train_epoch
 
-    monkeypatch.setattr(Trainer, 'train_epoch', interrupt)
-    run_train(few_digits, tmp_path, '--push-to-hub', 'user/name')
+    def stopped(self, epoch, start=None):
+        signal.raise_signal(number)
+        return train_epoch(self, epoch, start)
+
+    monkeypatch.setattr(Trainer, 'train_epoch', stopped)
+    with pytest.raises(SystemExit) as exit:
+        run_train(few_digits, tmp_path, '--push-to-hub', 'user/name')
+    assert exit.value.code == 128 + number
     assert capsys.readouterr().out == '--result\n[]\n'
     assert hub == [('check', 'user/name')]
 
@@ -132,7 +139,7 @@ def hub(monkeypatch):
 @pytest.fixture
 def trains(monkeypatch, hub):
     """A run that takes no time."""
-    run = dict(results=[dict(epoch=0)], finished=True, folder='folder', primary=True)
+    run = dict(results=[dict(epoch=0)], stopped_by=None, folder='folder', primary=True)
     monkeypatch.setattr(program, 'train', lambda settings: hub.append(('train',)) or Run(**run))
     return run
 

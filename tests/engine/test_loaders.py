@@ -1,10 +1,12 @@
 """Loaders of a training run: what each flag does to the batches."""
 import pytest
 import torch
-from timm.data import Mixup
+from timm.data import IterableImageDataset, Mixup
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from tests.engine.runs import CONFIG, CPU, train_settings
-from timm_advprop.engine.loaders import Loaders, build_loaders
+from timm_advprop.engine.loaders import TrainLoader, build_loaders
 from timm_advprop.engine.placement import Placement
 from timm_advprop.errors import InputError
 
@@ -123,7 +125,7 @@ def test_random_erasing_by_mode_and_count(few_digits):
     assert (values == 128).all()  # 0 in normalised units
     _, by_pixel = erased(remode='pixel')
     assert by_pixel.float().mean() > 0.02
-    assert loaders_of(few_digits, reprob=1., recount=3).train.random_erasing.max_count == 3
+    assert loaders_of(few_digits, reprob=1., recount=3).train.erasing.erasing.max_count == 3
     assert not (pixels_of(few_digits, **STILL, reprob=0.) != still).any()
 
 
@@ -159,7 +161,7 @@ def test_repeated_augmentation_shows_a_process_different_copies_of_an_image(few_
     monkeypatch.setattr(torch.distributed, 'get_rank', lambda group=None: 0)
     placement = Placement(torch.device('cpu'), world_size=2, distributed=True)
     loaders = loaders_of(few_digits, placement=placement, aug_repeats=3, batch_size=8)
-    sampler = loaders.train.sampler
+    sampler = loaders.train.loader.sampler
     assert type(sampler).__name__ == 'RepeatAugSampler' and sampler.num_repeats == 3
 
 
@@ -205,13 +207,12 @@ def test_the_switch_chooses_between_mixup_and_cutmix(few_digits, switch, expecte
 @pytest.mark.parametrize('no_prefetcher', [True, False])
 def test_mixing_ends_at_its_epoch(few_digits, no_prefetcher):
     loaders = loaders_of(few_digits, mixup=.5, no_prefetcher=no_prefetcher, **PLAIN)
-    mixing = loaders.mixup_fn or loaders.train
     for epoch, enabled in ((0, True), (2, True), (3, False), (4, False)):
         loaders.start_epoch(epoch, mixup_off_epoch=3)
-        assert mixing.mixup_enabled == enabled
+        assert loaders.mixup.mixup_enabled == enabled
     loaders = loaders_of(few_digits, mixup=.5, no_prefetcher=no_prefetcher, **PLAIN)
     loaders.start_epoch(9, mixup_off_epoch=0)
-    assert (loaders.mixup_fn or loaders.train).mixup_enabled
+    assert loaders.mixup.mixup_enabled
     assert next(iter(loaders.train))[1].dim() == (1 if no_prefetcher else 2)
 
 
@@ -219,17 +220,99 @@ def test_an_epoch_without_mixing_may_begin(few_digits):
     loaders_of(few_digits).start_epoch(9, mixup_off_epoch=3)
 
 
-def test_each_epoch_has_an_order_of_its_own():
+def test_the_workers_learn_that_mixing_ended(few_digits):
+    loaders = loaders_of(few_digits, mixup=.5, workers=1, **PLAIN)
+    for epoch, mixed in ((0, True), (1, False), (2, False)):
+        loaders.start_epoch(epoch, mixup_off_epoch=1)
+        _, targets = zip(*loaders.train)
+        assert (torch.cat(targets).amax(1) < 1).any() == mixed
+
+
+# epochs that can be repeated
+
+DRAWN = dict(aa='rand-m5-mstd0.5', reprob=.5, mixup=.5)
+
+
+def epoch_of(loaders, epoch, first_batch=0):
+    loaders.start_epoch(epoch, 0, first_batch)
+    return list(loaders.train)
+
+
+def check_equal(batches, others):
+    assert len(batches) == len(others) > 0
+    for one, other in zip(batches, others):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_an_epoch_is_the_same_whatever_was_drawn_before_it(few_digits):
+    loaders, others = loaders_of(few_digits, **DRAWN), loaders_of(few_digits, **DRAWN)
+    for epoch in range(2):
+        epoch_of(loaders, epoch)
+    torch.rand(7)
+    third = epoch_of(loaders, 2)
+    check_equal(third, epoch_of(others, 2))
+    other_epoch, other_seed = epoch_of(others, 3), epoch_of(loaders_of(few_digits, **DRAWN, seed=1), 2)
+    for other in (other_epoch, other_seed):
+        assert not any(torch.equal(images, others) for (images, _), (others, _) in zip(third, other))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_epoch_may_begin_in_the_middle_with_any_number_of_workers(few_digits, workers):
+    whole = epoch_of(loaders_of(few_digits, **DRAWN, workers=1), 1)
+    check_equal(whole[2:], epoch_of(loaders_of(few_digits, **DRAWN, workers=workers), 1, first_batch=2))
+
+
+def test_processes_draw_apart(few_digits):
+    batches = [epoch_of(loaders_of(few_digits, placement=Placement(torch.device('cpu'), rank=rank), **DRAWN), 0)
+               for rank in range(2)]
+    assert not any(torch.equal(one[0], other[0]) for one, other in zip(*batches))
+
+
+def test_an_iterable_data_set_may_begin_in_the_middle(few_digits):
+    def loader():
+        dataset = IterableImageDataset('', reader=ReaderOfDigits(few_digits))
+        dataset.transform = transforms.Compose([transforms.RandomRotation(180), transforms.PILToTensor()])
+        return TrainLoader(create_loader(dataset), dataset, place=(42, 0))
+
+    def create_loader(dataset):
+        return torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=2, persistent_workers=True)
+
+    def batches(train, epoch, first_batch=0):
+        train.start_epoch(epoch, first_batch)
+        return list(train)
+
+    one, other = loader(), loader()
+    first, second = batches(one, 0), batches(one, 1)
+    check_equal(second[1:], batches(other, 1, first_batch=1))
+    assert not any(torch.equal(images, others) for (images, _), (others, _) in zip(first, second))
+
+
+class ReaderOfDigits:
+    """A reader that delivers a share of a folder's images in each worker, as timm's iterable readers do."""
+
+    def __init__(self, folder):
+        self.images = ImageFolder(f'{folder}/train')
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        yield from (self.images[i] for i in range(worker.id, len(self.images), worker.num_workers))
+
+    def __len__(self):
+        return len(self.images)
+
+
+def test_samplers_and_data_sets_are_told_the_epoch(few_digits):
     epochs = []
 
-    class Part:
+    class Part(torch.utils.data.Dataset):
         def set_epoch(self, epoch):
             epochs.append(epoch)
 
     class Loader:
         dataset = sampler = Part()
+        batch_sampler = torch.utils.data.BatchSampler([0, 1], 2, drop_last=True)
 
-    Loaders(Loader(), None, None).start_epoch(7, 0)
+    TrainLoader(Loader(), Loader.dataset, (0, 0)).start_epoch(7)
     assert epochs == [7, 7]
 
 

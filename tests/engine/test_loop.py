@@ -240,16 +240,16 @@ def test_updates_are_counted_over_epochs():
             steps['schedule'].append(num_updates)
 
     class Saver:
-        def save_recovery(self, epoch, batch_idx):
-            steps['saved'].append((epoch, batch_idx))
+        def save_recovery(self, epoch, update, shares):
+            steps['saved'].append((epoch, update))
 
     task = linear_task()
     task.update_ema = lambda step: steps['ema'].append(step)
-    trainer = trainer_of(task, batches(5), grad_accum_steps=2, lr_scheduler=Scheduler(), saver=Saver(),
+    trainer = trainer_of(task, batches(5), grad_accum_steps=2, lr_scheduler=Scheduler(), keeper=Saver(),
                          recovery_interval=2)
     for epoch in range(2):
         trainer.train_epoch(epoch)
-    assert steps == dict(ema=[1, 2, 3, 4, 5, 6], schedule=[1, 2, 3, 4, 5, 6], saved=[(0, 1), (1, 1)])
+    assert steps == dict(ema=[1, 2, 3, 4, 5, 6], schedule=[1, 2, 3, 4, 5, 6], saved=[(0, 2), (1, 2)])
 
 
 def test_lookahead_is_synchronised_after_the_epoch():

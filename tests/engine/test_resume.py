@@ -2,6 +2,7 @@
 import builtins
 import gc
 import os
+import signal
 import weakref
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.engine.runs import equal_states, load, read_summary, run, train_settings
 from timm_advprop.engine import training
 from timm_advprop.engine.loop import Trainer
+from timm_advprop.engine.stopping import Stopped
 from timm_advprop.engine.training import train
 from timm_advprop.errors import InputError
 
@@ -27,10 +29,11 @@ def half(few_digits, tmp_path):
 def stop_after(monkeypatch, epochs):
     train_epoch = Trainer.train_epoch
 
-    def stopping(self, epoch):
+    def stopping(self, epoch, start=None):
         if epoch == epochs:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
+            self.signals.signal = signal.SIGTERM
+            raise Stopped
+        return train_epoch(self, epoch, start)
 
     monkeypatch.setattr(Trainer, 'train_epoch', stopping)
 
@@ -53,7 +56,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(few_digits, tmp_path, 
         assert not torch.equal(before[name]['fc.weight'], expected[name]['fc.weight'])
     assert after['state_dict']['bn1.aux_bn.0.num_batches_tracked'] == 3
     group, expected_group = (content['optimizer']['param_groups'][0] for content in (after, expected))
-    assert group['lr'] == expected_group['lr'] == pytest.approx(.01 * .1 ** 2)
+    assert group['lr'] == expected_group['lr'] == pytest.approx(.01 * .1 ** 3)  # that of the next epoch
     rows, expected_rows = read_summary(resumed), read_summary(whole)
     assert [row['epoch'] for row in rows] == ['0', '1', '2']
     for row, expected_row in zip(rows, expected_rows):
@@ -94,7 +97,7 @@ def test_what_was_read_is_let_go_before_the_first_epoch(few_digits, half, tmp_pa
         opened.append(weakref.ref(checkpoint))
         return checkpoint
 
-    def train_epoch(self, epoch):
+    def train_epoch(self, epoch, start=None):
         gc.collect()
         alive.append(opened[0]() is not None)
         return dict(loss=1.)
@@ -105,9 +108,11 @@ def test_what_was_read_is_let_go_before_the_first_epoch(few_digits, half, tmp_pa
     assert alive == [False]  # it holds the weights, their average and the optimizer once more
 
 
-def test_resume_without_epochs_left_changes_nothing(few_digits, half, tmp_path):
+def test_resume_without_epochs_left_says_so_and_changes_nothing(few_digits, half, tmp_path, caplog):
     before = load(half / 'last.pth.tar')
-    folder = run(few_digits, tmp_path / 'other', epochs=2, resume=str(half / 'last.pth.tar'), **STILL)
+    with caplog.at_level('INFO'):
+        folder = run(few_digits, tmp_path / 'other', epochs=2, resume=str(half / 'last.pth.tar'), **STILL)
+    assert 'The run is finished' in caplog.text
     assert not (folder / 'last.pth.tar').exists()
     assert equal_states(load(half / 'last.pth.tar')['state_dict'], before['state_dict'])
 
@@ -115,7 +120,7 @@ def test_resume_without_epochs_left_changes_nothing(few_digits, half, tmp_path):
 def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digits, tmp_path, monkeypatch):
     metrics = iter((10., 90., 50., 40.))
     monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: dict(loss=0., top1=next(metrics), top5=0.))
-    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch: dict(loss=1.))
+    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     folder = run(few_digits, tmp_path, epochs=2)
     run(few_digits, tmp_path, epochs=4, resume=str(folder / 'last.pth.tar'))
     assert load(folder / 'model_best.pth.tar')['epoch'] == 1
@@ -125,10 +130,11 @@ def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digi
 def first_epoch(few_digits, tmp_path, monkeypatch, **values):
     epochs, states = [], []
 
-    def train_epoch(self, epoch):
+    def train_epoch(self, epoch, start=None):
         epochs.append(epoch)
         states.append((self.optimizer.state_dict(), self.optimizer.param_groups[0]['lr']))
-        raise KeyboardInterrupt
+        self.signals.signal = signal.SIGTERM
+        raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, 'train_epoch', train_epoch)

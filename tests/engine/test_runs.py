@@ -1,4 +1,5 @@
 """Training runs on few digits: what they write, and what each regime and setting trains."""
+import signal
 import sys
 import types
 from dataclasses import FrozenInstanceError
@@ -29,7 +30,7 @@ def state_of(folder, name='last'):
 
 def test_the_folder_is_as_timms(trained):
     assert sorted(file.name for file in trained.iterdir()) == [
-        'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
+        '.lock', 'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
         'summary.csv']
     rows = read_summary(trained)
     assert [row['epoch'] for row in rows] == ['0', '1']
@@ -44,7 +45,7 @@ def test_the_folder_is_as_timms(trained):
 
 def test_results_of_a_run_are_its_epochs_best_last(few_digits, tmp_path):
     ran = train(train_settings(data_dir=few_digits, output=str(tmp_path), experiment='run', epochs=3))
-    assert (ran.finished, ran.folder, ran.primary) == (True, str(tmp_path / 'run'), True)
+    assert (ran.stopped_by, ran.folder, ran.primary) == (None, str(tmp_path / 'run'), True)
     top1 = [result['validation']['top1'] for result in ran.results]
     assert top1 == sorted(top1) and len(top1) == 3
     rows = read_summary(tmp_path / 'run')
@@ -83,7 +84,7 @@ def test_arguments_of_a_run_are_what_was_given_and_nothing_changes_them(few_digi
 
 
 def test_a_folder_without_a_name_has_date_model_and_size(few_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Trainer, 'train_epoch', lambda self, epoch: dict(loss=1.))
+    monkeypatch.setattr(training.Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     folder = train(train_settings(data_dir=few_digits, output=str(tmp_path), val_split='', eval_metric='loss')).folder
     assert folder.startswith(str(tmp_path)) and folder.endswith('-test_resnet_ap-32')
 
@@ -240,7 +241,7 @@ def test_without_validation_the_training_loss_is_the_metric(few_digits, tmp_path
 def test_plateau_follows_the_metric_of_the_run(few_digits, tmp_path, monkeypatch):
     metrics = iter((50., 40., 30., 60.))
     monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: dict(loss=0., top1=next(metrics), top5=0.))
-    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch: dict(loss=1.))
+    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     folder = run(few_digits, tmp_path, sched='plateau', patience_epochs=0, decay_rate=.5, epochs=4)
     assert [float(row['lr']) for row in read_summary(folder)] == pytest.approx([.05, .05, .025, .0125])
 
@@ -269,7 +270,7 @@ def test_weights_and_biases_get_settings_and_rows(few_digits, tmp_path, monkeypa
 
 def test_no_wandb_is_asked_for_where_it_was_not_wanted(few_digits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch: dict(loss=1.))
+    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     run(few_digits, tmp_path)
 
 
@@ -290,17 +291,32 @@ def test_a_non_finite_loss_keeps_every_checkpoint_as_it_was(few_digits, tmp_path
     assert all(torch.isfinite(value).all() for value in kept.values())
 
 
-def test_an_interrupted_run_keeps_its_checkpoints_and_says_how_to_go_on(few_digits, tmp_path, monkeypatch, caplog):
-    train_epoch = Trainer.train_epoch
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_a_run_after_its_update_and_says_how_to_go_on(
+        few_digits, tmp_path, monkeypatch, caplog, number):
+    train_epoch, handler = Trainer.train_epoch, signal.getsignal(number)
 
-    def interrupted(self, epoch):
+    def signalled(self, epoch, start=None):
         if epoch == 1:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
+            signal.raise_signal(number)
+        return train_epoch(self, epoch, start)
 
-    monkeypatch.setattr(Trainer, 'train_epoch', interrupted)
+    monkeypatch.setattr(Trainer, 'train_epoch', signalled)
     with caplog.at_level('INFO'):
         ran = train(train_settings(data_dir=few_digits, output=str(tmp_path), experiment='run', epochs=3))
-    assert not ran.finished and [result['epoch'] for result in ran.results] == [0]
-    assert '--resume' in caplog.text
+    assert ran.stopped_by == number and [result['epoch'] for result in ran.results] == [0]
+    recovery = tmp_path / 'run/recovery-1-0.pth.tar'
+    assert f'--resume {recovery}' in caplog.text
     assert load(tmp_path / 'run/last.pth.tar')['epoch'] == 0
+    assert load(recovery)['state_dict']['bn1.num_batches_tracked'] == 5
+    assert signal.getsignal(number) == handler
+
+
+def test_ctrl_c_twice_ends_a_run_at_once(few_digits, tmp_path, monkeypatch):
+    def twice(self, epoch, start=None):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, 'train_epoch', twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(train_settings(data_dir=few_digits, output=str(tmp_path), experiment='run'))

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill, and what a run takes up from them."""
+import math
 import os
-import shutil
 from argparse import Namespace
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from timm.utils import CheckpointSaver
 
 from tests.engine.runs import equal_states, load
-from timm_advprop.engine.saver import AtomicCheckpointSaver, resume, resume_ema
+from timm_advprop.engine.saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema
 from timm_advprop.errors import InputError
 from timm_advprop.regimes import AdvPropTask, Attack
 from timm_advprop.weights import open_checkpoint
@@ -25,11 +25,14 @@ def make_task(seed=0, name='test_resnet_ap', ema=False):
     return task
 
 
-def make_saver(folder, task, kind=AtomicCheckpointSaver, optimizer=None, **kwargs):
-    model = task.get_trainable_module()
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
-    return kind(model=model, optimizer=optimizer, args=Namespace(model='test_resnet_ap', lr=.1),
-                checkpoint_dir=str(folder), recovery_dir=str(folder), task=task, **kwargs)
+def make_keeper(folder, task, optimizer=None, **kwargs):
+    optimizer = optimizer or make_optimizer(task)
+    return CheckpointKeeper(
+        folder=str(folder), task=task, optimizer=optimizer, args=Namespace(model='test_resnet_ap', lr=.1), **kwargs)
+
+
+def make_optimizer(task):
+    return torch.optim.SGD(task.get_trainable_module().parameters(), lr=.1, momentum=.9)
 
 
 def files_of(folder):
@@ -44,74 +47,55 @@ def step(optimizer, model):
 
 # atomic files
 
-def test_the_files_are_timms(tmp_path):
-    folders = {kind: tmp_path / kind.__name__ for kind in (AtomicCheckpointSaver, CheckpointSaver)}
-    for kind, folder in folders.items():
+@pytest.mark.parametrize('metrics', [(1., 3., 2., 0.), (1., 1., 1., 1.), (4., 3., 2., 1.), (2., 3., 2., 3.)])
+@pytest.mark.parametrize('decreasing', [True, False])
+def test_the_files_are_timms(tmp_path, metrics, decreasing):
+    ours, theirs = (tmp_path / name for name in ('ours', 'theirs'))
+    for folder in (ours, theirs):
         folder.mkdir()
-        saver = make_saver(folder, make_task(), kind, max_history=2)
-        for epoch, metric in enumerate((1., 3., 2., 0.)):
-            saver.save_checkpoint(epoch, metric)
-        saver.save_recovery(4, 7)
-    ours, theirs = (files_of(folder) for folder in folders.values())
-    assert sorted(ours) == sorted(theirs) == [
-        'checkpoint-1.pth.tar', 'checkpoint-2.pth.tar', 'last.pth.tar', 'model_best.pth.tar', 'recovery-4-7.pth.tar']
+    task = make_task()
+    keeper = make_keeper(ours, task, max_history=2, decreasing=decreasing)
+    saver = CheckpointSaver(
+        model=task.get_trainable_module(), optimizer=make_optimizer(task), args=Namespace(model='test_resnet_ap'),
+        checkpoint_dir=str(theirs), recovery_dir=str(theirs), task=task, max_history=2, decreasing=decreasing)
+    for epoch, metric in enumerate(metrics):
+        assert keeper.save_checkpoint(epoch, metric) == saver.save_checkpoint(epoch, metric)
+    keeper.save_recovery(4, 8, [])
+    saver.save_recovery(4, 7)
+    ours, theirs = files_of(ours), files_of(theirs)
+    assert sorted(ours) == sorted(theirs)
     for name, content in ours.items():
         assert (content['epoch'], content.get('metric')) == (theirs[name]['epoch'], theirs[name].get('metric'))
         assert equal_states(content['state_dict'], theirs[name]['state_dict'])
-    assert (ours['last.pth.tar']['epoch'], ours['model_best.pth.tar']['epoch']) == (3, 1)
+        assert content.keys() - theirs[name].keys() <= {'position', 'shares'}
 
 
-class Killed(BaseException):
-    pass
+@pytest.mark.skipif(not hasattr(CheckpointSaver, 'load_state_dict'), reason='timm before 1.0.31 keeps no history')
+def test_timms_saver_takes_up_the_history(tmp_path):
+    keeper = make_keeper(tmp_path, make_task(), max_history=2)
+    for epoch, metric in enumerate((1., 3., 2.)):
+        keeper.save_checkpoint(epoch, metric)
+    saver = CheckpointSaver(model=None, optimizer=None, checkpoint_dir=str(tmp_path), max_history=2)
+    saver.load_state_dict(load(tmp_path / 'last.pth.tar')['saver'])
+    assert (saver.best_metric, saver.best_epoch) == (3., 1)
+    assert [os.path.basename(path) for path, _ in saver.checkpoint_files] == [
+        'checkpoint-1.pth.tar', 'checkpoint-2.pth.tar']
 
 
-@pytest.mark.parametrize('hard_links', [True, False])
-@pytest.mark.parametrize('moment', range(8))
-def test_a_kill_at_any_moment_leaves_whole_files_of_one_epoch(tmp_path, monkeypatch, moment, hard_links):
-    task = make_task()
-    saver = make_saver(tmp_path, task)
-    saver.save_checkpoint(0, 1.)
-    before = {name: content for name, content in files_of(tmp_path).items()}
-    torch.nn.init.constant_(task.get_trainable_module().fc.bias, 7.)
-    calls = []
-
-    def killing(function):
-        def call(*args, **kwargs):
-            calls.append(function)
-            if len(calls) > moment:
-                raise Killed  # and all that would follow, even what cleans up, does not happen
-            return function(*args, **kwargs)
-        return call
-
-    with monkeypatch.context() as patch:
-        for module, names in ((os, ('replace', 'unlink', 'remove')), (torch, ('save',)), (shutil, ('copy2',))):
-            for name in names:
-                patch.setattr(module, name, killing(getattr(module, name)))
-        patch.setattr(os, 'link', killing(os.link) if hard_links else no_links)
-        try:
-            saver.save_checkpoint(1, 2.)
-        except Killed:
-            pass
-    after = files_of(tmp_path)  # every file can be read
-    for name in before:
-        epoch = after[name]['epoch']
-        assert epoch in (0, 1) and after[name]['metric'] == epoch + 1.
-        assert (after[name]['state_dict']['fc.bias'] == 7).all() == (epoch == 1)
-    assert after['checkpoint-0.pth.tar']['epoch'] == 0
+def test_the_two_newest_recovery_checkpoints_are_kept(tmp_path):
+    for _ in range(2):  # by a resumed run, too
+        keeper = make_keeper(tmp_path, make_task())
+        for update in (1, 9, 10):
+            keeper.save_recovery(0, update, [])
+    assert sorted(files_of(tmp_path)) == ['recovery-0-8.pth.tar', 'recovery-0-9.pth.tar']
 
 
-def no_links(*args):
-    raise OSError('no hard links here')
-
-
-@pytest.mark.parametrize('hard_links', [True, False])
-def test_what_a_kill_left_behind_is_cleaned_up(tmp_path, monkeypatch, hard_links):
-    if not hard_links:
-        monkeypatch.setattr(os, 'link', no_links)
-    for name in ('tmp.pth.tar', 'model_best.pth.tar.tmp', 'checkpoint-0.pth.tar.tmp'):
-        (tmp_path / name).write_text('half')
-    make_saver(tmp_path, make_task()).save_checkpoint(0, 1.)
-    assert sorted(files_of(tmp_path)) == ['checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar']
+def test_a_metric_that_is_no_number_is_the_worst(tmp_path):
+    keeper = make_keeper(tmp_path, make_task(), max_history=2)
+    for epoch, metric in enumerate((math.nan, 1., 2.)):
+        keeper.save_checkpoint(epoch, metric)
+    assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [
+        'checkpoint-1.pth.tar', 'checkpoint-2.pth.tar']
 
 
 # continuing
@@ -120,20 +104,19 @@ def test_what_a_kill_left_behind_is_cleaned_up(tmp_path, monkeypatch, hard_links
 def test_a_task_continues_with_what_was_saved(tmp_path, ema):
     task = make_task(ema=ema)
     model = task.get_trainable_module()
-    optimizer = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
+    optimizer = make_optimizer(task)
     step(optimizer, model)
-    make_saver(tmp_path, task, optimizer=optimizer).save_checkpoint(4, 1.)
+    make_keeper(tmp_path, task, optimizer=optimizer).save_checkpoint(4, 1.)
     checkpoint = open_checkpoint(str(tmp_path / 'last.pth.tar'), use_ema=False)
 
     other = make_task(seed=1, ema=ema)
-    other_optimizer = torch.optim.SGD(other.get_trainable_module().parameters(), lr=7., momentum=.9)
-    assert resume(other, checkpoint, other_optimizer) == 5
+    other_optimizer = make_optimizer(other)
+    assert resume(other, checkpoint, other_optimizer) == Position(5)
     if ema:
         resume_ema(other, checkpoint)
         assert equal_states(other.get_trainable_module(ema=True).module.state_dict(),
                             task.get_trainable_module(ema=True).module.state_dict())
     assert equal_states(other.get_trainable_module().state_dict(), model.state_dict())
-    assert other_optimizer.param_groups[0]['lr'] == .1
     step(optimizer, model)
     step(other_optimizer, other.get_trainable_module())
     assert equal_states(other.get_trainable_module().state_dict(), model.state_dict())  # the momentum is the same
@@ -141,7 +124,7 @@ def test_a_task_continues_with_what_was_saved(tmp_path, ema):
 
 def test_an_average_starts_from_the_weights_of_a_run_without_one(tmp_path):
     task = make_task()
-    make_saver(tmp_path, task).save_checkpoint(0, 1.)
+    make_keeper(tmp_path, task).save_checkpoint(0, 1.)
     other = make_task(seed=1, ema=True)
     resume_ema(other, open_checkpoint(str(tmp_path / 'last.pth.tar'), use_ema=False))
     assert equal_states(other.get_trainable_module(ema=True).module.state_dict(),
@@ -150,7 +133,7 @@ def test_an_average_starts_from_the_weights_of_a_run_without_one(tmp_path):
 
 def test_the_average_does_not_take_the_place_of_the_weights(tmp_path):
     task = make_task(ema=True)
-    make_saver(tmp_path, task).save_checkpoint(0, 1.)
+    make_keeper(tmp_path, task).save_checkpoint(0, 1.)
     for use_ema in (True, False):
         other = make_task(seed=1)
         resume(other, open_checkpoint(str(tmp_path / 'last.pth.tar'), use_ema=use_ema))
@@ -164,7 +147,8 @@ def test_the_average_does_not_take_the_place_of_the_weights(tmp_path):
 def test_the_epoch_to_continue_with(tmp_path, content, epoch, key):
     task = make_task()
     torch.save({key: task.get_trainable_module().state_dict(), **content}, tmp_path / 'run.pth')
-    assert resume(make_task(seed=1), open_checkpoint(str(tmp_path / 'run.pth'))) == epoch
+    position = resume(make_task(seed=1), open_checkpoint(str(tmp_path / 'run.pth')))
+    assert position == (None if epoch is None else Position(epoch))
 
 
 def test_weights_alone_can_be_continued(tmp_path):
@@ -191,14 +175,14 @@ def test_a_loss_scaler_continues(tmp_path):
 
     scaler, other = Scaler(), Scaler()
     scaler.scale = 9.
-    make_saver(tmp_path, make_task(), amp_scaler=scaler).save_checkpoint(0, 1.)
+    make_keeper(tmp_path, make_task(), loss_scaler=scaler).save_checkpoint(0, 1.)
     resume(make_task(), open_checkpoint(str(tmp_path / 'last.pth.tar')), loss_scaler=other)
     assert other.scale == 9.
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path):
     task = make_task()
-    make_saver(tmp_path, task).save_checkpoint(0, 1.)
+    make_keeper(tmp_path, task).save_checkpoint(0, 1.)
     checkpoint = open_checkpoint(str(tmp_path / 'last.pth.tar'))
     with pytest.raises(InputError, match='last.pth.tar does not fit this model and optimizer'):
         resume(make_task(name='test_efficientnet_ap'), checkpoint)
@@ -210,12 +194,12 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path):
 # the ranking
 
 def test_a_run_that_continues_in_its_folder_keeps_the_ranking(tmp_path):
-    saver = make_saver(tmp_path, make_task(), max_history=2)
+    saver = make_keeper(tmp_path, make_task(), max_history=2)
     for epoch, metric in enumerate((1., 5., 2.)):
         saver.save_checkpoint(epoch, metric)
-    other = make_saver(tmp_path, make_task(), max_history=2)
-    other.restore_history(open_checkpoint(str(tmp_path / 'last.pth.tar')))
-    assert (other.best_metric, other.best_epoch) == (5., 1)
+    other = make_keeper(tmp_path, make_task(), max_history=2)
+    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    assert other.best == (5., 1)
     assert other.save_checkpoint(3, 4.) == (5., 1)
     assert load(tmp_path / 'model_best.pth.tar')['epoch'] == 1
     assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [
@@ -224,14 +208,14 @@ def test_a_run_that_continues_in_its_folder_keeps_the_ranking(tmp_path):
 
 def test_a_checkpoint_of_another_folder_is_no_history(tmp_path):
     (tmp_path / 'new').mkdir()
-    make_saver(tmp_path, make_task()).save_checkpoint(0, 9.)
-    saver = make_saver(tmp_path / 'new', make_task())
-    saver.restore_history(open_checkpoint(str(tmp_path / 'last.pth.tar')))
-    assert saver.best_metric is None and not saver.checkpoint_files
+    make_keeper(tmp_path, make_task()).save_checkpoint(0, 9.)
+    saver = make_keeper(tmp_path / 'new', make_task())
+    saver.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    assert saver.best == (None, None)
 
 
 def test_the_best_checkpoint_stands_for_a_history_that_was_not_saved(tmp_path):
-    saver = make_saver(tmp_path, make_task())
+    saver = make_keeper(tmp_path, make_task())
     saver.save_checkpoint(0, 9.)
     saver.save_checkpoint(1, 3.)
     for name in ('last', 'model_best'):  # as timm before 1.0.31 wrote them
@@ -239,14 +223,51 @@ def test_the_best_checkpoint_stands_for_a_history_that_was_not_saved(tmp_path):
         del content['saver']
         (tmp_path / f'{name}.pth.tar').unlink()
         torch.save(content, tmp_path / f'{name}.pth.tar')
-    other = make_saver(tmp_path, make_task())
-    other.restore_history(open_checkpoint(str(tmp_path / 'last.pth.tar')))
-    assert (other.best_metric, other.best_epoch) == (9., 0)
+    other = make_keeper(tmp_path, make_task())
+    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    assert other.best == (9., 0)
 
 
-def test_a_timm_that_keeps_no_history_takes_up_the_best_checkpoint(tmp_path, monkeypatch):
-    make_saver(tmp_path, make_task()).save_checkpoint(0, 9.)
-    saver = make_saver(tmp_path, make_task())
-    monkeypatch.delattr(CheckpointSaver, 'load_state_dict', raising=False)
-    saver.restore_history(open_checkpoint(str(tmp_path / 'last.pth.tar')))
-    assert (saver.best_metric, saver.best_epoch) == (9., 0)
+def test_a_history_of_timms_saver_is_taken_up(tmp_path):
+    task = make_task()
+    saver = CheckpointSaver(
+        model=task.get_trainable_module(), optimizer=make_optimizer(task), args=Namespace(model='test_resnet_ap'),
+        checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path), task=task, max_history=2)
+    for epoch, metric in enumerate((1., 5., 2.)):
+        saver.save_checkpoint(epoch, metric)
+    keeper = make_keeper(tmp_path, task, max_history=2)
+    keeper.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    assert keeper.best == (5., 1)
+    keeper.save_checkpoint(3, 4.)
+    assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [
+        'checkpoint-1.pth.tar', 'checkpoint-3.pth.tar']
+
+
+# the newest one
+
+def test_the_newest_good_checkpoint_is_found(tmp_path, caplog):
+    assert newest_checkpoint(str(tmp_path)) is None
+    keeper = make_keeper(tmp_path, make_task())
+    keeper.save_checkpoint(0, 1.)
+    assert newest_checkpoint(str(tmp_path)).epoch == 0
+    path = keeper.save_recovery(1, 2, [])
+    assert newest_checkpoint(str(tmp_path)).path == path
+    with open(path, 'r+b') as file:
+        file.truncate(1000)
+    assert os.path.basename(newest_checkpoint(str(tmp_path)).path) in ('last.pth.tar', 'checkpoint-0.pth.tar',
+                                                                      'model_best.pth.tar')
+    assert f'{path} cannot be loaded' in caplog.text and 'the one before' in caplog.text
+    with open(tmp_path / 'last.pth.tar', 'r+b') as file:  # the others are links to it
+        file.truncate(1000)
+    with pytest.raises(InputError, match='No checkpoint in .* can be read'):
+        newest_checkpoint(str(tmp_path))
+
+
+# the rate
+
+def test_a_rate_that_is_asked_for_now_holds(tmp_path):
+    task = make_task()
+    make_keeper(tmp_path, task).save_checkpoint(0, 1.)
+    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=.01, momentum=.9)
+    resume(task, open_checkpoint(str(tmp_path / 'last.pth.tar')), optimizer)
+    assert optimizer.param_groups[0]['lr'] == optimizer.param_groups[0]['initial_lr'] == .01

@@ -1,9 +1,11 @@
 """The programs: push, pull, dry runs, and training that publishes."""
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -140,14 +142,15 @@ def test_train_pushes_its_best_checkpoint_and_trains_on(hub, few_digits, tmp_pat
 def test_interrupted_training_is_not_published(hub, few_digits, tmp_path, monkeypatch, capsys):
     train_epoch = Trainer.train_epoch
 
-    def interrupted_in_the_second(self, epoch):
+    def interrupted_in_the_second(self, epoch, start=None):
         if epoch:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
+            signal.raise_signal(signal.SIGINT)
+        return train_epoch(self, epoch, start)
 
     monkeypatch.setattr(Trainer, 'train_epoch', interrupted_in_the_second)
-    train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', 'run', *RUN, '--epochs', '2',
-                '--push-to-hub', REPO])
+    with pytest.raises(SystemExit):
+        train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', 'run', *RUN, '--epochs', '2',
+                    '--push-to-hub', REPO])
     assert (tmp_path / 'run/model_best.pth.tar').exists()
     assert '--result' in capsys.readouterr().out
     assert not hub.repos

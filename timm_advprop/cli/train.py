@@ -7,7 +7,6 @@ from typing import Optional, Sequence
 import torch
 from timm.utils.distributed import world_info_from_env
 
-from ..engine.loop import NonFiniteLoss
 from ..engine.run_settings import TrainSettings
 from ..engine.training import train
 from ..errors import InputError, exits_on_input_error
@@ -47,16 +46,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         check_can_push(repo_id, must_reach=False)
     try:
         run = train(settings)
-    except NonFiniteLoss as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(1)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     if run.primary:
         print(f'--result\n{json.dumps(run.results, indent=4)}')
-        if repo_id and run.finished:
-            _publish_best(repo_id, run.folder, settings.run.hub_private)
+    if run.stopped_by is not None:
+        sys.exit(128 + run.stopped_by)
+    if run.primary and repo_id:
+        _publish_best(repo_id, run.folder, settings.run.hub_private)
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> TrainSettings:

@@ -1,14 +1,18 @@
 """The data loaders of a training run."""
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
+from timm.data.readers.shared_count import SharedCount
+from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
 from .datasets import DataConfig, check_class_count, make_loader, open_split
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainSettings
+from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
 
-__all__ = ['Loaders', 'build_loaders']
+__all__ = ['Loaders', 'TrainLoader', 'build_loaders']
 
 # Settings that timm's create_loader takes under another name.
 _AUGMENTATION_NAMES = dict(
@@ -18,20 +22,79 @@ _AUGMENTATION_NAMES = dict(
     aug_splits='num_aug_splits', reprob='re_prob', remode='re_mode', recount='re_count', resplit='re_split')
 
 
-class Loaders(NamedTuple):
-    """The loaders of a run; `mixup_fn` mixes batches where the training loader does not."""
-    train: Any
-    eval: Optional[Any]
-    mixup_fn: Optional[Callable]
+class TrainLoader:
+    """timm's loader of training images, whose epochs can be repeated, and begun in the middle.
 
-    def start_epoch(self, epoch: int, mixup_off_epoch: int) -> None:
-        """Tell the loaders which epoch begins, and end mixup at its epoch, 0 for never."""
-        for part in (self.train.dataset, self.train.sampler):
+    Args:
+        loader: timm's loader.
+        images: The data set that timm's readers opened, below those that wrap it.
+        place: Seed of the run and number of the process.
+    """
+
+    def __init__(self, loader: Any, images: Any, place: Tuple[int, ...]):
+        self.loader = loader
+        self.order = self.reader = self.erasing = None
+        self.first_batch = 0
+        if isinstance(images, IterableDataset):
+            self.reader = SeededReader(images, place)
+        else:
+            batches = loader.batch_sampler
+            self.order = batches.sampler = SeededOrder(batches.sampler, place)
+        if getattr(loader, 'random_erasing', None) is not None:
+            self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
+
+    def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Set the epoch that the next iteration is, and the batch that it begins with."""
+        for part in (self.loader.dataset, self.loader.sampler):
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch)
-        if mixup_off_epoch and epoch >= mixup_off_epoch:
-            mixing = self.train if self.mixup_fn is None else self.mixup_fn
-            mixing.mixup_enabled = False
+        self.first_batch = first_batch
+        if self.reader is not None:
+            self.reader.start(epoch)
+        else:
+            self.order.start(epoch, first_batch * self.loader.batch_sampler.batch_size)
+        if self.erasing is not None:
+            self.erasing.start(epoch, 0 if self.reader is not None else first_batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        # an iterable data set knows no places: what was seen is read once more and dropped
+        return islice(self.loader, self.first_batch if self.reader is not None else 0, None)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class Loaders(NamedTuple):
+    """The loaders of a run; `mixup` mixes batches, on the device where the training loader does not."""
+    train: TrainLoader
+    eval: Optional[Any]
+    mixup: Optional[Mixup]
+
+    @property
+    def mixup_fn(self) -> Optional[Callable]:
+        """Mixes batches that the loader has not mixed."""
+        return None if isinstance(self.mixup, FastCollateMixup) else self.mixup
+
+    def start_epoch(self, epoch: int, mixup_off_epoch: int, first_batch: int = 0) -> None:
+        """Tell the loaders which epoch begins and with which batch, and end mixup at its epoch, 0 for never."""
+        self.train.start_epoch(epoch, first_batch)
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not mixup_off_epoch or epoch < mixup_off_epoch
+
+
+class _CollateMixup(FastCollateMixup):
+    # Workers that live on between epochs have copies of it: whether it mixes is known to all of them.
+    def __init__(self, **kwargs: Any):
+        self._enabled = SharedCount(1)
+        super().__init__(**kwargs)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return bool(self._enabled.value)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self._enabled.value = int(enabled)
 
 
 def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int, placement: Placement) -> Loaders:
@@ -41,23 +104,23 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
         InputError: A split is missing, cannot be read, or does not fit the model or the batch.
     """
     loader, augmentation = settings.loader, settings.augmentation
-    train_set, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
-    if augmentation.aug_splits:
-        train_set = AugMixDataset(train_set, num_splits=augmentation.aug_splits)
+    images, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
+    train_set = AugMixDataset(images, num_splits=augmentation.aug_splits) if augmentation.aug_splits else images
     mixup = _mixup_arguments(augmentation, num_classes)
-    fast_collate = as_input_error(FastCollateMixup, **mixup) if mixup and not loader.no_prefetcher else None
+    if mixup is not None:
+        mixup = as_input_error(Mixup if loader.no_prefetcher else _CollateMixup, **mixup)
     train = make_loader(
-        train_set, config, placement, loader, loader.batch_size, is_training=True,
+        train_set if isinstance(images, IterableDataset) else SeededImages(train_set), config, placement, loader,
+        loader.batch_size, is_training=True,
         interpolation=config['interpolation'] if augmentation.no_aug else augmentation.train_interpolation,
-        collate_fn=fast_collate, use_multi_epochs_loader=loader.use_multi_epochs_loader,
-        worker_seeding=loader.worker_seeding,
+        collate_fn=None if loader.no_prefetcher else mixup, worker_seeding=loader.worker_seeding,
         **{name: getattr(augmentation, ours) for ours, name in _AUGMENTATION_NAMES.items()})
     evaluation = None
     if eval_set is not None:
         evaluation = make_loader(
             eval_set, config, placement, loader, loader.validation_batch_size or loader.batch_size, is_training=False,
             interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
-    return Loaders(train, evaluation, as_input_error(Mixup, **mixup) if mixup and loader.no_prefetcher else None)
+    return Loaders(TrainLoader(train, images, (loader.seed, placement.rank)), evaluation, mixup)
 
 
 def _open_splits(settings: TrainSettings, config: DataConfig, num_classes: int, batch_size: int):

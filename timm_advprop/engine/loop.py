@@ -5,24 +5,28 @@ import os
 import time
 from collections import OrderedDict
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Optional
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 import torchvision.utils
 from timm.task import TrainingTask
-from timm.utils import AverageMeter, CheckpointSaver, dispatch_clip_grad, reduce_tensor
+from timm.utils import AverageMeter, dispatch_clip_grad, reduce_tensor
 
+from ..errors import RunError
 from ..output import duration
 from .optimization import mean_lr
 from .placement import Placement
+from .saver import CheckpointKeeper, Position, share_of_process
+from .seeding import seed_at, seed_generators
+from .stopping import Stopped, StopSignals
 
 __all__ = ['Trainer', 'NonFiniteLoss']
 
 _logger = logging.getLogger(__name__)
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss became infinite or NaN; no update was made with it."""
 
 
@@ -43,8 +47,11 @@ class Trainer:
         grad_accum_steps: Batches for each update.
         clip_grad: Limit of the gradient, None for no clipping.
         clip_mode: `'norm'`, `'value'` or `'agc'`.
-        saver: Writes recovery checkpoints.
+        keeper: Writes recovery checkpoints.
         recovery_interval: Updates between recovery checkpoints, 0 for none.
+        seed: Each batch seeds all generators by it and by its place in the run. None leaves them alone.
+        signals: Ask the run to stop.
+        totals: Sum and number of images of each metric, over the updates before the one that the run begins with.
         log_interval: Updates between progress lines.
         synchronize: Wait for the device after each update.
         image_folder: Where to save a batch as a picture at every progress line.
@@ -60,8 +67,11 @@ class Trainer:
     grad_accum_steps: int = 1
     clip_grad: Optional[float] = None
     clip_mode: str = 'norm'
-    saver: Optional[CheckpointSaver] = None
+    keeper: Optional[CheckpointKeeper] = None
     recovery_interval: int = 0
+    seed: Optional[int] = None
+    signals: Optional[StopSignals] = None
+    totals: Mapping[str, Tuple[float, int]] = field(default_factory=dict)
     log_interval: int = 50
     synchronize: bool = False
     image_folder: Optional[str] = None
@@ -71,40 +81,49 @@ class Trainer:
         """Optimizer updates in an epoch."""
         return math.ceil(len(self.loader) / self.grad_accum_steps)
 
-    def train_epoch(self, epoch: int) -> Dict[str, float]:
+    def train_epoch(self, epoch: int, start: Optional[Position] = None) -> Dict[str, float]:
         """Train one epoch.
 
         Args:
             epoch: Epoch, from 0.
+            start: What of it was trained before; the loader goes on behind it.
 
         Returns:
             The mean `loss` over all processes, and of each further loss and accuracy of the task.
 
         Raises:
             NonFiniteLoss: The loss is infinite or NaN.
+            Stopped: A signal asked for it. What was done is in a recovery checkpoint.
         """
+        start = start or Position(epoch)
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
-        meters: Dict[str, AverageMeter] = OrderedDict(loss=AverageMeter())
+        meters = _Meters(self.totals if start.update else {})
         num_batches = len(self.loader)
-        start = time.monotonic()
-        for batch_idx, (images, target) in enumerate(self.loader):
+        began = _Began(time.monotonic(), start.update)
+        for batch_idx, (images, target) in enumerate(self.loader, start.update * self.grad_accum_steps):
+            self._seed(epoch, batch_idx)
             images, target = self._prepare(images, target)
             update_idx, accum_idx = divmod(batch_idx, self.grad_accum_steps)
             accum_steps = min(self.grad_accum_steps, num_batches - update_idx * self.grad_accum_steps)
             last_of_update = accum_idx == accum_steps - 1
             result = self._forward_backward(images, target, accum_steps, last_of_update, epoch, batch_idx)
-            for name, value in result.items():
-                meters.setdefault(name, AverageMeter()).update(value, images.shape[0])
+            meters.update(result, images.shape[0])
             if not last_of_update:
                 continue
             self._finish_update(epoch, update_idx, meters)
             if self.placement.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
-                self._log_progress(epoch, update_idx, meters, start)
+                self._log_progress(epoch, update_idx, meters, began)
                 self._save_images(images, update_idx)
+            self._keep(epoch, update_idx + 1, meters)
         if hasattr(self.optimizer, 'sync_lookahead'):
             self.optimizer.sync_lookahead()
         return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
+
+    def _seed(self, epoch: int, batch_idx: int) -> None:
+        if self.seed is not None:
+            place = (self.seed, self.placement.rank, 'step', epoch, batch_idx)
+            seed_generators(seed_at(*place), self.placement.device)
 
     def _prepare(self, images, target):
         images, target = self.placement.images(images), target.to(device=self.placement.device)
@@ -149,24 +168,30 @@ class Trainer:
                 dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
             self.optimizer.step()
 
-    def _finish_update(self, epoch: int, update_idx: int, meters: Dict[str, AverageMeter]) -> None:
+    def _finish_update(self, epoch: int, update_idx: int, meters: '_Meters') -> None:
         num_updates = epoch * self.updates_per_epoch + update_idx + 1
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
         if self.synchronize and self.placement.device.type != 'cpu':
             torch.accelerator.synchronize()
-        if self.saver is not None and self.recovery_interval and (update_idx + 1) % self.recovery_interval == 0:
-            self.saver.save_recovery(epoch, batch_idx=update_idx)
         if self.lr_scheduler is not None:
             self.lr_scheduler.step_update(num_updates=num_updates, metric=meters['loss'].avg)
 
-    def _log_progress(self, epoch: int, update_idx: int, meters: Dict[str, AverageMeter], start: float) -> None:
-        done = update_idx + 1
-        per_update = (time.monotonic() - start) / done
-        left = (self.num_epochs - epoch) * self.updates_per_epoch - done
-        images = meters['loss'].count * self.placement.world_size / done
+    def _keep(self, epoch: int, update: int, meters: '_Meters') -> None:
+        stops = self.signals is not None and self.signals.stops_after(epoch * self.updates_per_epoch + update)
+        path = None
+        if stops or self.recovery_interval and update % self.recovery_interval == 0:
+            shares = self.placement.gather(share_of_process(self.task, meters.totals()))
+            path = self.keeper.save_recovery(epoch, update, shares) if self.keeper is not None else None
+        if stops:
+            raise Stopped(path)
+
+    def _log_progress(self, epoch: int, update_idx: int, meters: '_Meters', began: '_Began') -> None:
+        per_update = (time.monotonic() - began.time) / (update_idx + 1 - began.update)
+        left = (self.num_epochs - epoch) * self.updates_per_epoch - update_idx - 1
+        images = meters['loss'].count * self.placement.world_size / (update_idx + 1)
         values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in meters.items())
-        percent = 100 * done / self.updates_per_epoch
+        percent = 100 * (update_idx + 1) / self.updates_per_epoch
         _logger.info(
             f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({percent:>3.0f}%)]  {values}  '
             f'LR: {mean_lr(self.optimizer):.3e}  {images / per_update:.1f} images/s  ETA {duration(per_update * left)}')
@@ -180,3 +205,24 @@ class Trainer:
         if self.placement.world_size == 1:
             return value
         return reduce_tensor(torch.tensor([value], device=self.placement.device), self.placement.world_size).item()
+
+
+class _Began(NamedTuple):
+    time: float
+    update: int
+
+
+class _Meters(Dict[str, AverageMeter]):
+    # Means over the images of an epoch, which go on from what an interrupted run had summed up.
+    def __init__(self, totals: Mapping[str, Tuple[float, int]]):
+        super().__init__(loss=AverageMeter())
+        for name, (total, count) in totals.items():
+            meter = self.setdefault(name, AverageMeter())
+            meter.sum, meter.count, meter.avg = total, count, total / count
+
+    def update(self, values: Mapping[str, float], count: int) -> None:
+        for name, value in values.items():
+            self.setdefault(name, AverageMeter()).update(value, count)
+
+    def totals(self) -> Dict[str, Tuple[float, int]]:
+        return {name: (meter.sum, meter.count) for name, meter in self.items()}

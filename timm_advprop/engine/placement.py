@@ -3,7 +3,7 @@ import importlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager, Optional, Tuple
+from typing import Any, Callable, ContextManager, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -60,6 +60,13 @@ class Placement:
         """Move a model to the device, its type and memory format."""
         model.to(device=self.device, dtype=self.dtype)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def gather(self, value: Any) -> List[Any]:
+        """What each process has, on all of them."""
+        values = [value] * self.world_size
+        if self.distributed:
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Move images [N, C, H, W] to the device and the type, where the loader did not."""

@@ -129,7 +129,7 @@ class TrainLoaderSettings(LoaderSettings):
     validation_batch_size: Optional[int] = setting(
         None, 'validation batch size', low=1, metavar='N', flags=('-vb',), default_help='--batch-size')
     worker_seeding: str = setting('all', 'seeding of the loader\'s workers')
-    use_multi_epochs_loader: bool = setting(False, 'keep the loader\'s workers between epochs')
+    use_multi_epochs_loader: bool = setting(False, 'keep the loader\'s workers between epochs, as is done anyway')
     epoch_repeats: float = setting(0.0, 'times an epoch repeats its data set', metavar='N')
     grad_accum_steps: int = setting(1, 'batches for each update', low=1, metavar='N')
 

@@ -1,50 +1,196 @@
 """Checkpoints that survive a kill at any moment, and resuming from them."""
+import glob
 import logging
+import math
 import os
 import shutil
-from typing import Any, Optional
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from timm.models import clean_state_dict
+from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
-from timm.utils import CheckpointSaver
+from timm.utils import unwrap_model
 
 from ..errors import InputError, one_line
 from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 
-__all__ = ['AtomicCheckpointSaver', 'resume', 'resume_ema']
+__all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau',
+           'resume_share', 'share_of_process']
 
 _logger = logging.getLogger(__name__)
 
+_EXTENSION = '.pth.tar'
+_STRAYS = ('*.tmp', f'tmp{_EXTENSION}', f'recovery_tmp{_EXTENSION}')  # the last two are timm's
+_RECOVERIES_KEPT = 2
 
-class AtomicCheckpointSaver(CheckpointSaver):
-    """timm's saver, without the moment in which `last` or `model_best` is unlinked and not yet replaced.
+_BUFFERS = ('buffers', 'averaged_buffers')
 
-    Takes the arguments of `timm.utils.CheckpointSaver` and writes the same files.
+Share = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run goes on.
+
+    Args:
+        epoch: Epoch, from 0.
+        update: Updates of it that were made.
     """
+    epoch: int = 0
+    update: int = 0
 
-    def _replace(self, src: str, dst: str) -> None:
-        os.replace(src, dst)
 
-    def _duplicate(self, src: str, dst: str) -> None:
-        with replacing(dst) as copy:
-            try:
-                os.link(src, copy)
-            except (OSError, NotImplementedError):  # no hard links on this file system
-                shutil.copy2(src, copy)
+@dataclass
+class CheckpointKeeper:
+    """Keeps the checkpoints of a run, the files that `timm.utils.CheckpointSaver` keeps.
 
-    def restore_history(self, checkpoint: Checkpoint) -> None:
-        """Take up the ranking of a run that continues in the same folder."""
-        if os.path.dirname(os.path.abspath(checkpoint.path)) != os.path.abspath(self.checkpoint_dir):
+    `last` is the one file that is replaced at the end of an epoch, and it holds the ranking of all epochs, its own
+    included: which `checkpoint-<epoch>` there are and which is `model_best` follows from it. A run that was killed
+    before the others were made gets them when it is resumed.
+
+    Args:
+        folder: Output folder of the run, which exists.
+        task: What is trained.
+        optimizer: Its optimizer.
+        args: Arguments of the run, with `model`.
+        loss_scaler: timm loss scaler, for fp16.
+        lr_scheduler: timm scheduler.
+        decreasing: A lower metric is better.
+        max_history: Number of `checkpoint-<epoch>` to keep.
+    """
+    folder: str
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    args: Namespace
+    loss_scaler: Optional[Any] = None
+    lr_scheduler: Optional[Any] = None
+    decreasing: bool = False
+    max_history: int = 10
+    ranking: List[Tuple[int, float]] = field(default_factory=list)  # epoch and metric, the best first
+
+    @property
+    def best(self) -> Tuple[Optional[float], Optional[int]]:
+        """The best metric and its epoch, None before the first checkpoint."""
+        return self.ranking[0][::-1] if self.ranking else (None, None)
+
+    def save_checkpoint(self, epoch: int, metric: float) -> Tuple[float, int]:
+        """Save the state after an epoch.
+
+        Args:
+            epoch: The epoch.
+            metric: Ranks it; of equal ones the earlier epoch is better.
+
+        Returns:
+            The best metric and its epoch.
+        """
+        ranking = sorted([*self.ranking, (epoch, metric)], key=self._rank)
+        self.ranking, dropped = ranking[:self.max_history], ranking[self.max_history:]
+        dropped = [epoch for epoch, _ in dropped]
+        self._save(self._path('last'), epoch=epoch, metric=metric, dropped=dropped)
+        self._settle(epoch, dropped)
+        return self.best
+
+    def save_recovery(self, epoch: int, update: int, shares: Sequence[Share]) -> str:
+        """Save the state within an epoch.
+
+        Args:
+            epoch: The epoch.
+            update: Updates of it that were made.
+            shares: What each process has of its own.
+
+        Returns:
+            The file.
+        """
+        path = self._path(f'recovery-{epoch}-{update - 1}')  # timm counts from 0
+        self._save(path, epoch=epoch, position=dict(epoch=epoch, update=update), shares=list(shares))
+        for old in _newest_first(self.folder, 'recovery-*')[_RECOVERIES_KEPT:]:
+            os.remove(old)
+        return path
+
+    def clean(self) -> None:
+        """Remove what a killed run left half-written in the folder."""
+        for pattern in _STRAYS:
+            for path in glob.glob(os.path.join(glob.escape(self.folder), pattern)):
+                os.remove(path)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Take up the ranking of a run that continues in the same folder, and make the files that are missing."""
+        if os.path.dirname(os.path.abspath(checkpoint.path)) != os.path.abspath(self.folder):
             return
-        if 'saver' in checkpoint.raw and hasattr(self, 'load_state_dict'):  # timm ≥ 1.0.31
-            self.load_state_dict(checkpoint.raw['saver'])
+        saved = checkpoint.raw.get('saver')
+        if saved is None:  # of a timm before 1.0.31
+            best = self._path('model_best')
+            run = open_checkpoint(best).raw if os.path.isfile(best) else {}
+            self.ranking = [(run['epoch'], run['metric'])] if 'metric' in run else []
             return
-        best = os.path.join(self.checkpoint_dir, f'model_best{self.extension}')
-        if os.path.isfile(best):
-            run = open_checkpoint(best).raw
-            self.best_metric, self.best_epoch = run.get('metric'), run.get('epoch')
+        epochs = [(_epoch_of(name), metric) for name, metric in saved['checkpoint_files'] if metric is not None]
+        epoch, metric = saved.get('pending') or (None, None)
+        if 'dropped' not in saved and metric is not None:  # timm's own saver ranks after it has saved
+            epochs.append((epoch, metric))
+        self.ranking = sorted(epochs, key=self._rank)[:self.max_history]
+        last = self._path('last')
+        if os.path.isfile(last) and os.path.samefile(checkpoint.path, last):
+            self._settle(checkpoint.epoch, saved.get('dropped', ()))
+
+    def _rank(self, entry: Tuple[int, float]) -> float:
+        metric = entry[1] if self.decreasing else -entry[1]
+        return math.inf if math.isnan(metric) else metric
+
+    def _save(self, path: str, epoch: int, metric: Optional[float] = None, dropped: Any = (), **others: Any) -> None:
+        best_metric, best_epoch = self.best
+        content: Dict[str, Any] = dict(
+            epoch=epoch, arch=self.args.model, args=self.args, version=2, optimizer=self.optimizer.state_dict(),
+            saver=dict(
+                checkpoint_files=[(f'checkpoint-{epoch}{_EXTENSION}', metric) for epoch, metric in self.ranking],
+                best_epoch=best_epoch, best_metric=best_metric, pending=(epoch, metric), dropped=list(dropped)),
+            **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True), **others)
+        if metric is not None:
+            content['metric'] = metric
+        if self.loss_scaler is not None:
+            content[self.loss_scaler.state_dict_key] = self.loss_scaler.state_dict()
+        if isinstance(self.lr_scheduler, PlateauLRScheduler):  # all others follow from the number of the epoch
+            content['plateau'] = dict(
+                restore_lr=self.lr_scheduler.restore_lr, scheduler=self.lr_scheduler.lr_scheduler.state_dict(),
+                lr=[group['lr'] for group in self.optimizer.param_groups])
+        _write(path, content)
+
+    def _settle(self, epoch: int, dropped: Any) -> None:
+        # The other files, as the ranking in `last`, which is of this epoch, wants them.
+        last = self._path('last')
+        if epoch in (kept for kept, _ in self.ranking):
+            _duplicate(last, self._path(f'checkpoint-{epoch}'))
+        if self.best[1] == epoch:
+            _duplicate(last, self._path('model_best'))
+        for old in dropped:
+            if os.path.isfile(self._path(f'checkpoint-{old}')):
+                os.remove(self._path(f'checkpoint-{old}'))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, f'{name}{_EXTENSION}')
+
+
+def newest_checkpoint(folder: str) -> Optional[Checkpoint]:
+    """The newest checkpoint of a run's folder that can be read, None where there is none.
+
+    Raises:
+        InputError: There are some, but none can be read.
+    """
+    paths = _newest_first(folder, '*')
+    for path in paths:
+        try:
+            checkpoint = open_checkpoint(path, use_ema=False)
+        except InputError as error:
+            _logger.warning(f'{error} Taking the one before.')
+            continue
+        if checkpoint.epoch is not None:
+            return checkpoint
+    if paths:
+        raise InputError(f'No checkpoint in {folder} can be read: --resume auto has nothing to go on from.')
+    return None
 
 
 def resume(
@@ -52,11 +198,11 @@ def resume(
         checkpoint: Checkpoint,
         optimizer: Optional[torch.optim.Optimizer] = None,
         loss_scaler: Optional[Any] = None,
-) -> Optional[int]:
+) -> Optional[Position]:
     """Load a training checkpoint into a task and, where given, its optimizer and loss scaler.
 
     Returns:
-        The epoch to continue with, None where the checkpoint does not say.
+        Where the run goes on, None where the checkpoint does not say.
 
     Raises:
         InputError: It does not fit the model or the optimizer.
@@ -65,20 +211,66 @@ def resume(
     try:
         _load(task, checkpoint, ('state_dict', 'model'))
         if optimizer is not None and 'optimizer' in raw:
-            optimizer.load_state_dict(raw['optimizer'])
+            _load_optimizer(optimizer, raw['optimizer'])
         if loss_scaler is not None and loss_scaler.state_dict_key in raw:
             loss_scaler.load_state_dict(raw[loss_scaler.state_dict_key])
     except (KeyError, RuntimeError, ValueError) as error:
         message = explain_misfit(error) if isinstance(error, RuntimeError) else one_line(error, limit=400)
         raise InputError(f'{checkpoint.path} does not fit this model and optimizer: {message}') from error
+    if 'position' in raw:
+        return Position(**raw['position'])
     if 'epoch' not in raw:
         return None
-    return raw['epoch'] + 1 if raw.get('version', 1) > 1 else raw['epoch']  # the first version counted ahead
+    return Position(raw['epoch'] + 1 if raw.get('version', 1) > 1 else raw['epoch'])  # the first version counted ahead
 
 
 def resume_ema(task: TrainingTask, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's averaged weights, or its plain ones where it has none, into a task's average."""
     _load(task, checkpoint, ('state_dict_ema', 'model_ema', 'state_dict', 'model'), ema=True)
+
+
+def resume_share(task: TrainingTask, checkpoint: Checkpoint, rank: int) -> Mapping[str, Tuple[float, int]]:
+    """Load what a process had of its own, see `share_of_process`.
+
+    Args:
+        task: The task, wrapped for DDP, which makes all processes equal when it is.
+        checkpoint: The checkpoint.
+        rank: Number of the process.
+
+    Returns:
+        The sums of metrics, empty where the checkpoint is of the end of an epoch.
+    """
+    shares = checkpoint.raw.get('shares')
+    if not shares:
+        return {}
+    share = shares[min(rank, len(shares) - 1)]
+    for ema in (False, True)[:1 + task.has_ema()]:
+        unwrap_model(task.get_trainable_module(ema=ema)).load_state_dict(share.get(_BUFFERS[ema], {}), strict=False)
+    return share['totals']
+
+
+def share_of_process(task: TrainingTask, totals: Mapping[str, Tuple[float, int]]) -> Share:
+    """What a process has of its own within an epoch: sums of metrics, running statistics and their averages.
+
+    Weights and optimizer are equal on all processes. Running statistics are those of the process until the next forward
+    pass through DDP, and an attack comes before it.
+    """
+    share: Share = dict(totals=dict(totals))
+    for ema in (False, True)[:1 + task.has_ema()]:
+        buffers = unwrap_model(task.get_trainable_module(ema=ema)).named_buffers()
+        share[_BUFFERS[ema]] = {name: value.cpu() for name, value in buffers}
+    return share
+
+
+def resume_plateau(scheduler: PlateauLRScheduler, checkpoint: Checkpoint) -> None:
+    """Let a schedule that follows the metric go on where it was; nothing where the checkpoint does not say."""
+    saved = checkpoint.raw.get('plateau')
+    if saved is None:
+        return
+    scheduler.restore_lr = saved['restore_lr']
+    scheduler.lr_scheduler.load_state_dict(saved['scheduler'])
+    for group, lr in zip(scheduler.optimizer.param_groups, saved['lr']):
+        group['lr'] = lr
 
 
 def _load(task: TrainingTask, checkpoint: Checkpoint, keys: Any, ema: bool = False) -> None:
@@ -87,3 +279,36 @@ def _load(task: TrainingTask, checkpoint: Checkpoint, keys: Any, ema: bool = Fal
     task_state = checkpoint.raw.get(key.replace('state_dict', 'task_state')) if key and 'state_dict' in key else None
     task.load_checkpoint_state(state_dict, task_state, ema=ema)
     _logger.info(f'Loaded {key or "weights"} of {checkpoint.path}{" into the average" if ema else ""}.')
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:
+    rates = [group['lr'] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, lr in zip(optimizer.param_groups, rates):  # a rate that is asked for now holds, schedules start from it
+        group['lr'] = group['initial_lr'] = lr
+
+
+def _write(path: str, content: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, at closing what could not be written
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def _duplicate(source: str, target: str) -> None:
+    with replacing(target) as copy:
+        try:
+            os.link(source, copy)
+        except (OSError, NotImplementedError):  # no hard links on this file system
+            shutil.copy2(source, copy)
+
+
+def _newest_first(folder: str, names: str) -> List[str]:
+    paths = glob.glob(os.path.join(glob.escape(folder), f'{names}{_EXTENSION}'))
+    # `last` before those that are links to it
+    return sorted(paths, key=lambda path: (os.stat(path).st_mtime_ns, path.endswith(f'last{_EXTENSION}')), reverse=True)
+
+
+def _epoch_of(name: str) -> int:
+    return int(name[len('checkpoint-'):-len(_EXTENSION)])

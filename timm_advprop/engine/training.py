@@ -3,17 +3,18 @@ import importlib.util
 import logging
 import os
 from argparse import Namespace
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from signal import Signals
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from timm.models import safe_model_name
+from timm.scheduler import PlateauLRScheduler
 from timm.task import TrainingTask
 from timm.utils import distribute_bn
 
-from ..errors import InputError, as_input_error
+from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm
 from ..regimes import create_task, regime_of
@@ -25,13 +26,17 @@ from .loop import Trainer
 from .open_model import base_name, open_model
 from .optimization import build_criterion, build_optimizer, build_scheduler, learning_rate, mean_lr, shorten
 from .placement import Placement, open_placement
+from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
-from .saver import AtomicCheckpointSaver, resume, resume_ema
+from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
+from .stopping import Stopped, StopSignals
 
 __all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
 
 _logger = logging.getLogger(__name__)
+
+_OF_A_LOST_PROCESS = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'NCCL', 'ProcessGroup')
 
 
 class Run(NamedTuple):
@@ -39,12 +44,12 @@ class Run(NamedTuple):
 
     Args:
         results: The ten best epochs, best last: `epoch`, `train` and `validation` metrics.
-        finished: It was not interrupted.
+        stopped_by: The signal that stopped it before its end, None for none.
         folder: Output folder, None on other processes than the first.
         primary: Whether this process is the first one.
     """
     results: List[Dict[str, Any]]
-    finished: bool
+    stopped_by: Optional[int]
     folder: Optional[str]
     primary: bool
 
@@ -58,7 +63,7 @@ class _Parts:
     loaders: Loaders
     schedule: ScheduleSettings
     trainer: Trainer
-    first_epoch: int = 0
+    start: Position = Position()
     run_log: Optional[RunLog] = None
     results: List[Dict[str, Any]] = field(default_factory=list)
 
@@ -72,25 +77,30 @@ def train(settings: TrainSettings) -> Run:
 
     Raises:
         InputError: Settings do not go together, or something they name is missing.
-        NonFiniteLoss: The loss is infinite or NaN.
+        RunError: The loss is infinite or NaN, a file cannot be written, or another process is gone. The last checkpoint
+            is kept.
     """
     check_settings(settings)
     placement = open_placement(
         settings.device, settings.loader.seed, join_processes=True, modules=settings.device.device_modules or ())
     if settings.norm.sync_bn and placement.distributed and placement.device.type == 'cpu':
         raise InputError('--sync-bn needs an accelerator: torch has no synchronised batch norm for the CPU.')
-    checkpoint = open_checkpoint(settings.model.resume, use_ema=False) if settings.model.resume else None
+    checkpoint = _open_resumed(settings)
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
     parts = _assemble(settings, placement, task, loaders, checkpoint)
-    folder = _open_folder(parts, config, checkpoint) if placement.primary else None
-    del checkpoint  # as large as the model and its optimizer
-    finished = _run_epochs(parts)
+    with ExitStack() as until_end:
+        folder = output_folder(settings, config) if placement.primary else None
+        if folder is not None:
+            until_end.enter_context(lock_folder(folder))
+            _open_folder(parts, folder, checkpoint)
+        del checkpoint  # as large as the model and its optimizer
+        stopped_by = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
-    return Run(parts.results[-10:], finished, folder, placement.primary)
+    return Run(parts.results[-10:], stopped_by, folder, placement.primary)
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -193,29 +203,45 @@ def _assemble(
         task=task, loader=loaders.train, optimizer=optimizer, placement=placement, loss_scaler=placement.loss_scaler(),
         mixup_fn=loaders.mixup_fn, grad_accum_steps=loader.grad_accum_steps, clip_grad=settings.optimizer.clip_grad,
         clip_mode=settings.optimizer.clip_mode, recovery_interval=settings.run.recovery_interval,
-        log_interval=settings.run.log_interval, synchronize=settings.device.synchronize_step)
-    resumed = _resume(settings, trainer, checkpoint)
+        seed=loader.seed, log_interval=settings.run.log_interval, synchronize=settings.device.synchronize_step)
+    start = _resume(settings, trainer, checkpoint)
     _wrap(settings, task, placement)
+    if checkpoint is not None and start.update:
+        trainer.totals = resume_share(task, checkpoint, placement.rank)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
         schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
-    first_epoch = resumed if schedule.start_epoch is None else schedule.start_epoch
-    _advance_scheduler(trainer, first_epoch, schedule.sched_on_updates)
-    return _Parts(settings, placement, task, loaders, schedule, trainer, first_epoch)
+    if schedule.start_epoch is not None:
+        start = Position(schedule.start_epoch)
+    _advance_scheduler(trainer, start, schedule.sched_on_updates)
+    if isinstance(trainer.lr_scheduler, PlateauLRScheduler) and checkpoint and not settings.model.no_resume_opt:
+        resume_plateau(trainer.lr_scheduler, checkpoint)
+    return _Parts(settings, placement, task, loaders, schedule, trainer, start)
 
 
-def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> int:
+def _open_resumed(settings: TrainSettings) -> Optional[Checkpoint]:
+    path = settings.model.resume
+    if path != 'auto':
+        return open_checkpoint(path, use_ema=False) if path else None
+    if not settings.run.experiment:
+        raise InputError('--resume auto goes on in the folder of the run: give its name with --experiment.')
+    checkpoint = newest_checkpoint(output_folder(settings))
+    _logger.info(f'--resume auto: {checkpoint.path}' if checkpoint else '--resume auto: no checkpoint yet, a new run.')
+    return checkpoint
+
+
+def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> Position:
     # The average comes after the resumed weights, of which it is a copy, and both before compilation and DDP, whose
     # wrappers would get into the names of parameters.
-    epoch, task, ema = None, trainer.task, settings.ema
+    position, task, ema = None, trainer.task, settings.ema
     if checkpoint is not None:
-        state = () if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
-        epoch = resume(task, checkpoint, *state)
+        state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
+        position = resume(task, checkpoint, *state)
     if ema.model_ema:
         device = torch.device('cpu') if ema.model_ema_force_cpu else None
         task.setup_ema(decay=ema.model_ema_decay, use_warmup=ema.model_ema_warmup, device=device)
         if checkpoint is not None:
             resume_ema(task, checkpoint)
-    return epoch or 0
+    return position or Position()
 
 
 def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> None:
@@ -231,54 +257,68 @@ def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> 
         )
 
 
-def _open_folder(parts: _Parts, config: DataConfig, checkpoint: Optional[Checkpoint]) -> str:
+def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -> None:
     settings, trainer = parts.settings, parts.trainer
-    folder = _output_folder(settings, config)
-    parts.run_log = RunLog(folder, settings.given, parts.first_epoch, _start_wandb(settings, folder))
-    trainer.saver = AtomicCheckpointSaver(
-        model=parts.task.get_trainable_module(), optimizer=trainer.optimizer,
-        args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}), amp_scaler=trainer.loss_scaler,
-        checkpoint_dir=folder, recovery_dir=folder, decreasing=parts.metric == 'loss',
-        max_history=settings.run.checkpoint_hist, task=parts.task)
+    trainer.keeper = CheckpointKeeper(
+        folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
+        args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
+        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist)
+    trainer.keeper.clean()
+    parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
     if checkpoint is not None:
-        trainer.saver.restore_history(checkpoint)
+        trainer.keeper.take_up(checkpoint)
     trainer.image_folder = folder if settings.run.save_images else None
+    if parts.start.epoch >= trainer.num_epochs:
+        _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
+        return
     _logger.info(f'Training {settings.model.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} '
                  f'updates on {parts.placement.device}, into {folder}.')
-    return folder
 
 
-def _run_epochs(parts: _Parts) -> bool:
-    # Whether it ran to the end.
+def _run_epochs(parts: _Parts) -> Optional[int]:
+    # The signal that stopped it.
     best: Tuple[Optional[float], Optional[int]] = (None, None)
-    finished = True
+    start, stopped_by = parts.start, None
     try:
-        for epoch in range(parts.first_epoch, parts.trainer.num_epochs):
-            best = _run_epoch(parts, epoch) or best
-    except KeyboardInterrupt:
-        finished = False
-        _logger.info('Interrupted. Continue from the last checkpoint with --resume.')
+        with StopSignals(parts.placement.distributed) as parts.trainer.signals:
+            for epoch in range(start.epoch, parts.trainer.num_epochs):
+                best = _run_epoch(parts, epoch, start) or best
+                start = Position()
+    except Stopped as stopped:
+        stopped_by = parts.trainer.signals.signal
+        if parts.placement.primary:
+            _logger.info(f'Stopped by {Signals(stopped_by).name}. Go on with --resume {stopped}')
+    except RuntimeError as error:
+        if not parts.placement.distributed or not any(words in str(error) for words in _OF_A_LOST_PROCESS):
+            raise
+        raise RunError(f'Process {parts.placement.rank} lost another one: {one_line(error, limit=120)} The last '
+                       'checkpoint is kept: go on with --resume.') from error
+    except OSError as error:
+        raise RunError(f'{error.filename or "A file"}: {error.strerror or error}. The last checkpoint is kept: go on '
+                       'with --resume.') from error
     if best[0] is not None:
         _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
-    return finished
+    return stopped_by
 
 
-def _run_epoch(parts: _Parts, epoch: int) -> Optional[Tuple[Optional[float], Optional[int]]]:
+def _run_epoch(parts: _Parts, epoch: int, start: Position) -> Optional[Tuple[float, int]]:
     # The best metric and its epoch, where the epoch was validated and this process saves.
     trainer, settings = parts.trainer, parts.settings
-    parts.loaders.start_epoch(epoch, parts.schedule.mixup_off_epoch)
-    train_metrics = trainer.train_epoch(epoch)
+    parts.loaders.start_epoch(epoch, parts.schedule.mixup_off_epoch, start.update * trainer.grad_accum_steps)
+    train_metrics = trainer.train_epoch(epoch, start)
     _distribute_bn(parts, parts.task.get_trainable_module())
-    metric = best = None
+    metric = eval_metrics = best = None
     if (epoch + 1) % settings.run.val_interval == 0 or epoch + 1 == trainer.num_epochs:
         eval_metrics = _validate(parts) if parts.loaders.eval is not None else None
         metric = (eval_metrics or train_metrics)[parts.metric]
-        if parts.run_log is not None:
-            parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, mean_lr(trainer.optimizer))
-            best = trainer.saver.save_checkpoint(epoch, metric=metric)
-        parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
+    lr = mean_lr(trainer.optimizer)
     if trainer.lr_scheduler is not None:
         trainer.lr_scheduler.step(epoch + 1, metric)
+    if metric is not None:
+        parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
+        if parts.run_log is not None:
+            parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, lr)
+            best = trainer.keeper.save_checkpoint(epoch, metric)
     return best
 
 
@@ -303,13 +343,14 @@ def _distribute_bn(parts: _Parts, model: nn.Module) -> None:
         distribute_bn(model, parts.placement.world_size, norm.dist_bn == 'reduce')
 
 
-def _advance_scheduler(trainer: Trainer, first_epoch: int, on_updates: bool) -> None:
-    if trainer.lr_scheduler is None or first_epoch == 0:
+def _advance_scheduler(trainer: Trainer, start: Position, on_updates: bool) -> None:
+    num_updates = start.epoch * trainer.updates_per_epoch + start.update
+    if trainer.lr_scheduler is None or num_updates == 0:
         return
     if on_updates:
-        trainer.lr_scheduler.step_update(first_epoch * trainer.updates_per_epoch)
-    else:
-        trainer.lr_scheduler.step(first_epoch)
+        trainer.lr_scheduler.step_update(num_updates)
+    elif start.epoch:
+        trainer.lr_scheduler.step(start.epoch)
 
 
 def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
@@ -322,20 +363,6 @@ def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) 
             classifier.bias.mul_(scale)
         if bias is not None:
             nn.init.constant_(classifier.bias, bias)
-
-
-def _output_folder(settings: TrainSettings, config: DataConfig) -> str:
-    name = settings.run.experiment or '-'.join([
-        datetime.now().strftime('%Y%m%d-%H%M%S'),
-        safe_model_name(settings.model.model),
-        str(config['input_size'][-1]),
-    ])
-    folder = os.path.join(settings.run.output or './output/train', name)
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'Cannot write the output folder {folder}: {error}.') from error
-    return folder
 
 
 def _start_wandb(settings: TrainSettings, folder: str) -> Optional[Any]:

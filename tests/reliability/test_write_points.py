@@ -1,0 +1,102 @@
+"""A kill at any write of the checkpoints leaves a run that, resumed, is the run that was never killed."""
+import builtins
+import os
+import shutil
+from collections import OrderedDict
+from contextlib import contextmanager
+
+import pytest
+import torch
+from timm.task import ClassificationTask
+
+from tests.engine.runs import load
+from tests.engine.test_saver import make_keeper
+from timm_advprop.engine.saver import newest_checkpoint
+
+METRICS = (2., 1., 3., 0., 4.)
+HISTORY = 2
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_at(moment, hard_links=True):
+    """Let nothing more be written from a moment on, not even by what cleans up; counts what was."""
+    done = []
+
+    def counting(function, writes=lambda *args, **kwargs: True):
+        def call(*args, **kwargs):
+            if writes(*args, **kwargs):
+                done.append(function.__name__)
+                if len(done) > moment:
+                    raise Killed
+            return function(*args, **kwargs)
+        return call
+
+    def opens_to_write(path, mode='r', *args, **kwargs):
+        return 'w' in mode
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in ((os, ('replace', 'unlink', 'remove', 'fsync')), (torch, ('save',)), (shutil, ('copy2',))):
+            for name in names:
+                patch.setattr(module, name, counting(getattr(module, name)))
+        patch.setattr(builtins, 'open', counting(open, opens_to_write))
+        patch.setattr(os, 'link', counting(os.link) if hard_links else no_links)
+        try:
+            yield done
+        except Killed:
+            pass
+
+
+def no_links(*args):
+    raise OSError('no hard links here')
+
+
+def save_epochs(folder):
+    """What a run does with its checkpoints, from its newest one on; a value of the model is the epoch."""
+    task = ClassificationTask(torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3))), verbose=False)
+    keeper = make_keeper(folder, task, max_history=HISTORY)
+    keeper.clean()
+    checkpoint, first = newest_checkpoint(str(folder)), 0
+    if checkpoint is not None:
+        keeper.take_up(checkpoint)
+        first = checkpoint.epoch + ('position' not in checkpoint.raw)
+    for epoch in range(first, len(METRICS)):
+        torch.nn.init.constant_(task.get_trainable_module().fc.bias, epoch)
+        keeper.save_recovery(epoch, 1, [])
+        keeper.save_checkpoint(epoch, METRICS[epoch])
+
+
+def summary(folder):
+    files = {path.name: load(path) for path in folder.iterdir() if not path.name.startswith('recovery')}
+    for content in files.values():  # all of a file is of one epoch
+        assert (content['state_dict']['fc.bias'] == content['epoch']).all()
+    return {name: (content['epoch'], content['metric'], content['saver']) for name, content in files.items()}
+
+
+def num_writes(folder, hard_links):
+    with killed_at(10 ** 6, hard_links) as done:
+        save_epochs(folder)
+    return len(done)
+
+
+@pytest.mark.parametrize('hard_links', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write(tmp_path, hard_links):
+    (tmp_path / 'whole').mkdir()
+    writes = num_writes(tmp_path / 'whole', hard_links)
+    expected = summary(tmp_path / 'whole')
+    assert writes > 60 and sorted(expected) == [
+        'checkpoint-2.pth.tar', 'checkpoint-4.pth.tar', 'last.pth.tar', 'model_best.pth.tar']
+    for moment in range(writes):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        with killed_at(moment, hard_links):
+            save_epochs(folder)
+        for path in folder.glob('*.tar'):
+            if not path.name.endswith('.tmp'):
+                load(path)  # whole
+        save_epochs(folder)
+        assert summary(folder) == expected, moment
+        shutil.rmtree(folder)
