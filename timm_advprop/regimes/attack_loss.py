@@ -39,6 +39,8 @@ class _CriterionLoss:
     def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if target.ndim == 1 and output.shape[1] > 1:
             return cross_entropy(output, target)
+        if target.shape == output.shape and not target.is_floating_point():  # which torch's binary losses do not take
+            target = target.to(output.dtype)
         return self.criterion(output, target) * len(output)  # of about the size of a sum, which fp16 needs
 
 

@@ -184,7 +184,7 @@ class FastAdvPropTask(RegimeTask):
             output = forward(images)
             loss = self.criterion(output, target)
             objective = loss * (LOSS_SCALE * len(images))  # fp16 needs the scale, see `attacks`
-            towards_wrong = attack_loss(output, target) * LOSS_SCALE if self.attack.is_targeted else None
+            towards_wrong = attack_loss(output, target).sum() * LOSS_SCALE if self.attack.is_targeted else None
             image_gradient, found = _gradients(objective, towards_wrong, images, parameters)
             if output.dtype == torch.float16:  # the scale is constant: an overflow must not stop all updates
                 found = [value if value is None else value.nan_to_num_(0., 0., 0.) for value in found]
