@@ -235,13 +235,6 @@ def test_a_compiled_timm_model_runs_few_graphs_and_finds_the_same_numbers(name):
 # DDP
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize('regime', ['madry', 'joint', 'advprop', 'fast-advprop'])
 def test_the_attack_passes_the_model_and_training_its_wrapper(regime, one_process):
     model, (images, target) = split_model().train(), make_batch(10)
