@@ -10,10 +10,11 @@ import yaml
 from timm.utils import ModelEmaV3
 
 import timm_advprop
-from tests.engine.runs import equal_states, load, read_summary, run, train_settings
+from tests.engine.runs import equal_states, eval_settings, load, read_summary, run, train_settings
 from timm_advprop.engine import training
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
 from timm_advprop.engine.training import train
+from timm_advprop.engine.validation import validate
 
 
 @pytest.fixture(scope='module')
@@ -40,6 +41,17 @@ def test_the_folder_is_as_timms(trained):
         assert 0 <= float(row['eval_top1']) <= float(row['eval_top5']) <= 100
     best = max(rows, key=lambda row: float(row['eval_top1']))
     assert load(trained / 'model_best.pth.tar')['epoch'] == int(best['epoch'])
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 256])
+def test_the_validation_program_finds_what_training_found(trained, few_digits, batch_size):
+    results = validate(eval_settings(
+        data_dir=few_digits, checkpoint=str(trained / 'last.pth.tar'), batch_size=batch_size))
+    row = read_summary(trained)[-1]
+    for name in ('top1', 'top5'):
+        assert results[name] == round(float(row[f'eval_{name}']), 4)
+        hits = float(row[f'eval_{name}']) * 40 / 100  # of 40 images
+        assert hits == pytest.approx(round(hits), abs=1e-9)
 
 
 def test_results_of_a_run_are_its_epochs_best_last(few_digits, tmp_path):
