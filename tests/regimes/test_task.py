@@ -290,6 +290,12 @@ def test_top1_is_in_percent():
     assert top1(output, torch.tensor([0, 1, 0, 0])) == percent_right(output, torch.tensor([0, 1, 0, 0])) == 50
 
 
+def test_accuracy_of_a_single_logit_is_that_of_its_sign():
+    output, target = torch.tensor([[2.], [-1.], [0.5], [-3.]]), torch.tensor([1, 0, 0, 0])
+    for labels in (target, target.unsqueeze(1), target.float().unsqueeze(1)):
+        assert top1(output, labels) == 75
+
+
 def test_losses_of_a_name_are_added_and_accuracies_averaged():
     losses = [torch.tensor(value, requires_grad=True) for value in (1., 2., 4.)]
     outputs = [torch.eye(2)] * 3
