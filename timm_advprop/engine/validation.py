@@ -41,7 +41,8 @@ def validate(settings: EvalSettings) -> Results:
 
     Returns:
         timm's results (`model`, `top1`, `top5`, … in percent), `route`, what was validated on what, and `adv_top1`,
-        `adv_top5` and the attack where one was asked for.
+        `adv_top5` and the attack where one was asked for: by the same labels as `top1`. An attack always starts from
+        the labels of the data set.
 
     Raises:
         InputError: Settings do not go together, or something they name is missing.
