@@ -11,6 +11,8 @@ from typing import Any, Callable, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 
+from .errors import InputError
+
 __all__ = [
     'pgd', 'ifgsm', 'gd', 'cross_entropy', 'input_gradient', 'per_channel', 'random_target', 'ATTACKS', 'LOSS_SCALE',
     'NORMS',
@@ -132,7 +134,7 @@ def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
         ValueError: There is no wrong label, or the weights are not of `num_classes` classes.
     """
     if num_classes < 2:
-        raise ValueError(f'A random wrong label needs at least 2 classes, got {num_classes}.')
+        raise InputError(f'A random wrong label needs at least 2 classes, got {num_classes}.')
     if target.ndim == 1:
         offset = torch.randint_like(target, 1, num_classes)
         return (target + offset) % num_classes
@@ -226,7 +228,7 @@ def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         ValueError: There is a single logit, whose softmax is 1 for every image.
     """
     if output.shape[1] < 2:
-        raise ValueError('The cross-entropy of a single logit is the same for every image: give the attack another '
+        raise InputError('The cross-entropy of a single logit is the same for every image: give the attack another '
                          'loss, such as binary cross-entropy.')
     target = target.to(output.dtype) if target.ndim == 2 else target
     return F.cross_entropy(output, target, reduction='sum')

@@ -7,6 +7,7 @@ from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEn
 
 from tests.regimes.regime_models import CLASSES, HALF, make_batch, recorded_batches, tiny_model
 from timm_advprop.attacks import cross_entropy
+from timm_advprop.errors import InputError
 from timm_advprop.regimes import AdvPropTask, Attack, FastAdvPropTask, JointTask, MadryTask
 from timm_advprop.regimes.attack_loss import RandomTargetLoss, attack_loss_of
 
@@ -117,7 +118,7 @@ def test_a_random_target_of_a_single_logit_is_the_other_answer():
 
 @pytest.mark.parametrize('attack', [UNTARGETED, TARGETED], ids=lambda attack: attack.target)
 def test_a_single_logit_and_a_softmax_have_nothing_to_attack(attack):
-    with pytest.raises(ValueError, match='single logit|at least 2 classes') as error:
+    with pytest.raises(InputError, match='single logit|at least 2 classes') as error:
         attack.normalised_by(**HALF)(one_logit_model(), make_batch(4, torch.float32)[0], torch.zeros(4).long())
     assert '\n' not in str(error.value)
 
