@@ -32,7 +32,7 @@ ALLOWED_LIBRARIES = {
     'output': (),
     'norms': ('torch', 'timm.layers'),
     'attacks': ('torch',),
-    'regimes': ('torch', 'timm.task'),
+    'regimes': ('torch', 'timm.loss', 'timm.task'),
     'models': ('torch', 'timm.models'),
 }
 

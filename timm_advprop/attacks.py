@@ -11,7 +11,12 @@ from typing import Any, Callable, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn.functional as F
 
-__all__ = ['pgd', 'ifgsm', 'gd', 'input_gradient', 'per_channel', 'random_target', 'ATTACKS', 'LOSS_SCALE', 'NORMS']
+from .errors import InputError
+
+__all__ = [
+    'pgd', 'ifgsm', 'gd', 'cross_entropy', 'input_gradient', 'per_channel', 'random_target', 'ATTACKS', 'LOSS_SCALE',
+    'NORMS',
+]
 
 NORMS = ('linf', 'l2')
 # Under fp16 the gradient of an input is often below the smallest number, and sign(0) would stall the attack. A
@@ -69,7 +74,7 @@ def pgd(
         ValueError: A number is out of range, or the norm is unknown.
     """
     _check_arguments(images, eps, alpha, steps, random_start, norm)
-    loss, gradient = loss or _cross_entropy, gradient or input_gradient
+    loss, gradient = loss or cross_entropy, gradient or input_gradient
     with torch.inference_mode(False), torch.enable_grad():  # autograd takes no tensors made in inference mode
         images, target = (value.clone() if value.is_inference() else value.detach() for value in (images, target))
         # steps smaller than the spacing of 16-bit numbers would be lost
@@ -116,8 +121,10 @@ def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Draw a wrong label for each sample, uniformly.
 
     Args:
-        target: True labels [N], or class weights [N, classes] (mixup, smoothing, multi-label). Of weights, the
-            classes of least weight are the wrong ones.
+        target: True labels [N], or class weights [N, classes]. Of weights that were made from labels (mixup, smoothing,
+            multi-label), the classes of least weight are the wrong ones: those of no label. Of a distribution over all
+            classes, such as a teacher's answer, every class is wrong but the most likely one. (With 3 classes it cannot
+            be told from a mixture of two of them, and is taken for one.)
         num_classes: Number of classes, at least 2.
 
     Returns:
@@ -127,14 +134,22 @@ def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
         ValueError: There is no wrong label, or the weights are not of `num_classes` classes.
     """
     if num_classes < 2:
-        raise ValueError(f'A random wrong label needs at least 2 classes, got {num_classes}.')
+        raise InputError(f'A random wrong label needs at least 2 classes, got {num_classes}.')
     if target.ndim == 1:
         offset = torch.randint_like(target, 1, num_classes)
         return (target + offset) % num_classes
     if target.shape[1] != num_classes:
         raise ValueError(f'Targets of {target.shape[1]} classes, but the model has {num_classes}.')
-    wrong = target <= target.amin(dim=1, keepdim=True)
+    wrong = torch.where(_is_distribution(target), target < target.amax(1, True), target <= target.amin(1, True))
     return torch.multinomial(wrong.float(), 1).squeeze(1)
+
+
+def _is_distribution(weights: torch.Tensor) -> torch.Tensor:
+    # Rows [N, 1] that are an answer over all classes. Labels make few different weights: a mixture of two classes has
+    # three. Those of several labels may have more, mixed, but sum to more than 1.
+    weights = weights.float()
+    num_values = 1 + (weights.sort(dim=1).values.diff(dim=1) > 0).sum(dim=1, keepdim=True)
+    return (num_values > 3) & ((weights.sum(dim=1, keepdim=True) - 1).abs() < 0.05)  # sums of 16-bit numbers are rough
 
 
 def input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> torch.Tensor:
@@ -177,17 +192,23 @@ def per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
     """A number, or one for each channel, as a tensor that broadcasts with images [N, C, …], of their type and device.
 
     Raises:
-        ValueError: There are neither one value nor C.
+        ValueError: There are neither one value nor C; or they lie along another dimension than that of channels.
     """
     if isinstance(value, torch.Tensor):
         value = value.to(dtype=images.dtype, device=images.device)
     else:
         value = value.tolist() if hasattr(value, 'tolist') else value  # of numpy
-        value = _on_device(tuple(value) if isinstance(value, Sequence) else value, images.dtype, images.device)
-    if value.numel() not in (1, images.shape[1]):
-        raise ValueError(f'Got {value.numel()} values for images of {images.shape[1]} channels: eps, alpha and bounds '
-                         f'(mean and std) are numbers or have one value for each channel.')
-    return value.reshape(-1, *(1,) * (images.ndim - 2))
+        value = _on_device(_as_tuple(value), images.dtype, images.device)
+    channels, rest = images.shape[1], (1,) * (images.ndim - 2)
+    if value.numel() != 1 and value.shape not in ((channels,), (channels, *rest), (1, channels, *rest)):
+        raise ValueError(f'Got {value.numel()} values of shape {list(value.shape)} for images of {channels} channels: '
+                         'eps, alpha and bounds (mean and std) are numbers or have one value for each channel, which '
+                         'holds for all images.')
+    return value.reshape(-1, *rest)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, Sequence) else value
 
 
 @lru_cache(maxsize=256)
@@ -196,7 +217,20 @@ def _on_device(value: Union[float, Tuple[float, ...]], dtype: torch.dtype, devic
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Softmax cross-entropy, summed over samples: the loss of the attacks where no other is given.
+
+    Args:
+        output: Logits [N, classes], of at least 2 classes.
+        target: Labels [N], or class weights [N, classes].
+
+    Raises:
+        ValueError: There is a single logit, whose softmax is 1 for every image.
+    """
+    if output.shape[1] < 2:
+        raise InputError('The cross-entropy of a single logit is the same for every image: give the attack another '
+                         'loss, such as binary cross-entropy.')
+    target = target.to(output.dtype) if target.ndim == 2 else target
     return F.cross_entropy(output, target, reduction='sum')
 
 

@@ -166,3 +166,13 @@ def test_steps_smaller_than_the_spacing_of_the_images_add_up(dtype, alpha):
         LinearModel(make_weight((1, 2, 2)).abs()), images, make_labels(images), eps=16 * alpha, alpha=alpha, steps=8,
         bounds=(0, 4), random_start=False)
     assert torch.equal(adv.float(), images.float() + 8 * alpha)
+
+
+def test_the_direction_of_a_half_precision_gradient_is_not_rounded_to_it():
+    # parts of the largest value's length that half precision has no number for
+    gradient = torch.tensor([1000., 1e-4, -2e-4, 3e-4], dtype=torch.float16).view(1, 1, 2, 2)
+    images = torch.zeros_like(gradient)
+    adv = pgd(
+        LinearModel(images[0]), images, make_labels(images), eps=2000., alpha=1000., steps=1, bounds=(-2000, 2000),
+        random_start=False, norm='l2', gradient=lambda *args: gradient)
+    torch.testing.assert_close(adv.float(), gradient.float(), rtol=2e-3, atol=0)

@@ -97,6 +97,25 @@ def test_wrong_arguments_raise_an_error_that_names_them(attack, wrong, error, me
         attack(**dict(arguments, **wrong))
 
 
+@pytest.mark.parametrize('make', [torch.as_tensor, np.asarray, torch.Tensor.tolist], ids=['torch', 'numpy', 'list'])
+@pytest.mark.parametrize('shape', [(3, 2), (3, 3), (3, 3, 4), (3, 3, 4, 4), (3, 3, 2, 4, 4)], ids=str)
+def test_strengths_are_of_channels_and_never_of_images(shape, make):
+    # as many images as channels, so that the number of values cannot tell
+    images, num_channels, rest = torch.rand(shape), shape[1], (1,) * (len(shape) - 2)
+    forward = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 3))
+    rows = torch.linspace(0.1, 0.3, shape[0]).view(-1, 1, *rest)
+    settings = dict(alpha=0.4, steps=1, bounds=(0, 1), random_start=False)
+    for name in ('eps', 'alpha'):
+        with pytest.raises(ValueError, match='have one value for each channel'):
+            pgd(forward, images, torch.arange(3), **{'eps': 0.1, **settings, name: make(rows)})
+    values = torch.linspace(0.1, 0.3, num_channels)
+    flat, *others = (pgd(forward, images, torch.arange(3), eps=make(values.view(form)), **settings)
+                     for form in ((-1,), (-1, *rest), (1, -1, *rest)))
+    assert all(torch.equal(adversarial, flat) for adversarial in others)
+    reach = (flat - images).abs().transpose(0, 1).flatten(1).amax(dim=1)
+    torch.testing.assert_close(reach, values)
+
+
 @pytest.mark.parametrize('make', [list, tuple, np.array, torch.tensor])
 def test_strengths_may_be_of_any_kind_of_sequence(make):
     images, target = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])

@@ -101,3 +101,26 @@ def test_a_random_target_needs_a_wrong_label(num_classes):
 def test_a_random_target_needs_weights_of_every_class():
     with pytest.raises(ValueError, match='10'):
         random_target(torch.rand(3, 5), 10)
+
+
+@pytest.mark.parametrize('num_classes', [4, 5, 100])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_random_target_of_a_teachers_answer_is_any_class_but_the_most_likely_one(num_classes, dtype):
+    torch.manual_seed(0)
+    answer = torch.randn(num_classes).softmax(0).to(dtype)
+    drawn = random_target(answer.expand(4000, -1), num_classes)
+    counts = torch.bincount(drawn, minlength=num_classes)
+    assert counts[answer == answer.max()].sum() == 0
+    assert (counts[answer < answer.max()] > 0).all()
+
+
+@pytest.mark.parametrize('smoothing', [0., 0.1])
+def test_a_random_target_of_several_labels_is_none_of_them(smoothing):
+    torch.manual_seed(0)
+    first, second = (torch.rand(2, 3000, 8) < 0.3).float()
+    first[:, 0] = second[:, 0] = 0.  # an image has at least one label that is wrong
+    mixed = 0.3 * first + 0.7 * second
+    for labels in (first, mixed):
+        drawn = random_target(labels * (1 - smoothing) + smoothing / 2, 8)
+        assert (labels.gather(1, drawn.unsqueeze(1)) == 0).all()
+    assert len(random_target(torch.zeros(200, 8), 8).unique()) == 8  # of no label, any

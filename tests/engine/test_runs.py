@@ -11,10 +11,12 @@ import yaml
 from timm.utils import ModelEmaV3
 
 import timm_advprop
-from tests.engine.runs import equal_states, load, read_summary, run, train_settings
+from tests.engine.runs import equal_states, eval_settings, load, read_summary, run, train_settings
 from timm_advprop.engine import training
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
+from timm_advprop.engine.placement import Placement
 from timm_advprop.engine.training import train
+from timm_advprop.engine.validation import validate
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +43,29 @@ def test_the_folder_is_as_timms(trained):
         assert 0 <= float(row['eval_top1']) <= float(row['eval_top5']) <= 100
     best = max(rows, key=lambda row: float(row['eval_top1']))
     assert load(trained / 'model_best.pth.tar')['epoch'] == int(best['epoch'])
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 256])
+def test_the_validation_program_finds_what_training_found(trained, few_digits, batch_size):
+    results = validate(eval_settings(
+        data_dir=few_digits, checkpoint=str(trained / 'last.pth.tar'), batch_size=batch_size))
+    row = read_summary(trained)[-1]
+    for name in ('top1', 'top5'):
+        assert results[name] == round(float(row[f'eval_{name}']), 4)
+        hits = float(row[f'eval_{name}']) * 40 / 100  # of 40 images
+        assert hits == pytest.approx(round(hits), abs=1e-9)
+
+
+@pytest.mark.parametrize('dist_bn', ['reduce', 'broadcast', ''])
+def test_statistics_are_shared_before_a_model_is_validated(few_digits, tmp_path, monkeypatch, one_process, dist_bn):
+    placement, events = Placement(torch.device('cpu'), distributed=True), []
+    monkeypatch.setattr(training, 'open_placement', lambda *args, **kwargs: placement)
+    monkeypatch.setattr(training, 'distribute_bn', lambda model, world_size, reduce: events.append(
+        ('shared', isinstance(model, ModelEmaV3), reduce)))
+    monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: events.append(('validated',)) or dict(top1=1.))
+    run(few_digits, tmp_path, regime='vanilla', adv_eps=None, model_ema=True, dist_bn=dist_bn)
+    shared = [('shared', ema, dist_bn == 'reduce') for ema in (False, True)]
+    assert events == ([shared[0], ('validated',), shared[1], ('validated',)] if dist_bn else [('validated',)] * 2)
 
 
 def test_results_of_a_run_are_its_epochs_best_last(few_digits, tmp_path):

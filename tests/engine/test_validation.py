@@ -205,6 +205,36 @@ def test_real_labels_take_the_place_of_the_folders(few_digits, checkpoint, model
         assert results[f'top{k}_err'] == round(100 - 100 * np.mean(hits), 4)
     assert results['top1'] != accuracy(model, few_digits)
 
+    # so they do for adversarial images, which the attack pushes away from the folders' labels
+    attack = timm_advprop.Attack(eps_px=8., alpha_px=4., steps=2, random_start=0., target='none', mean=(.5,) * 3,
+                                 std=(.5,) * 3)
+    with torch.no_grad():
+        order = model(attack(model, images, labels)[0]).topk(5).indices.tolist()
+    attacked = validate(eval_settings(
+        data_dir=str(tmp_path / 'imagenet'), checkpoint=checkpoint, crop_pct=1., mean=[.5], std=[.5],
+        interpolation='bicubic', real_labels=str(tmp_path / 'real.json'), adv_attack='pgd', adv_eps=8., adv_alpha=4.,
+        adv_steps=2, adv_random_start=0.))
+    for k in (1, 5):
+        hits = [bool(set(best[:k]) & set(allowed)) for best, allowed in zip(order, real) if allowed]
+        assert attacked[f'adv_top{k}'] == round(100 * np.mean(hits), 4)
+    assert {name: value for name, value in attacked.items() if 'adv' not in name} == results
+
+
+def test_an_attack_sees_the_classes_that_the_labels_stand_for(run, few_digits, model, tmp_path):
+    # the same model as classes 10 to 19 of 20
+    head = model.get_classifier()
+    state = {**model.state_dict(), 'fc.weight': torch.cat([torch.randn_like(head.weight), head.weight]).detach(),
+             'fc.bias': torch.cat([torch.randn_like(head.bias) + 3, head.bias]).detach()}
+    torch.save(state, tmp_path / 'model.pth')
+    (tmp_path / 'valid.txt').write_text('\n'.join(map(str, range(10, 20))))
+    attack = dict(adv_attack='pgd', adv_eps=8., adv_alpha=4., adv_steps=2, adv_random_start=0.)
+    expected = run(**attack)
+    results = run(num_classes=20, checkpoint=str(tmp_path / 'model.pth'), valid_labels=str(tmp_path / 'valid.txt'),
+                  **attack)
+    for name in ('top1', 'top5', 'adv_top1', 'adv_top5'):
+        assert results[name] == expected[name]
+    assert expected['adv_top1'] < expected['top1']
+
 
 def test_valid_labels_are_the_classes_that_the_labels_stand_for(few_digits, tmp_path):
     torch.manual_seed(1)

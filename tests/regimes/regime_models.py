@@ -84,14 +84,14 @@ def plain_twins(model):
     return [plain_twin(model, route).train() for route in range(num_aux_norms(model) + 1)]
 
 
-def hand_attack(model, images, target, eps_px, steps, alpha_px=ALPHA, sign=1, training=False):
+def hand_attack(model, images, target, eps_px, steps, alpha_px=ALPHA, sign=1, training=False, loss=F.cross_entropy):
     """L∞ PGD without a random start, for images normalised by mean and std 0.5."""
     model = deepcopy(model).train(training)
     eps, alpha = eps_px / 255 / 0.5, alpha_px / 255 / 0.5
     delta = torch.zeros_like(images)
     for _ in range(steps):
         delta = delta.detach().requires_grad_()
-        F.cross_entropy(model(images + delta), target, reduction='sum').backward()
+        loss(model(images + delta), target).backward()
         delta = (delta + sign * alpha * delta.grad.sign()).clamp(-eps, eps).detach()
         delta = (images + delta).clamp(-1, 1) - images
     return images + delta

@@ -8,6 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.regimes.regime_models import (
@@ -124,6 +126,45 @@ def test_a_loss_without_a_backward_pass_leaves_no_trace_on_the_next_gradients():
         assert not any(parameter._backward_hooks for parameter in model.parameters())
         assert_all_close(gradients_of(model), gradients_of(expected), rtol=1e-9, atol=1e-12)
         model.zero_grad()
+
+
+def test_a_second_backward_pass_finds_the_same_gradients():
+    model, (images, target) = split_model().train(), make_batch(10)
+    loss = _task(model)(images, target)['loss']
+    loss.backward(retain_graph=True)
+    once = gradients_of(model)
+    model.zero_grad()
+    loss.backward()
+    assert_all_close(gradients_of(model), once, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('order', [(0, 1), (1, 0)])
+def test_backward_passes_may_follow_several_forward_passes(order):
+    batches = [make_batch(size, seed=size) for size in (10, 15)]  # whose factors differ
+    expected = {}
+    for batch in batches:
+        model = split_model().train()
+        _task(model, weight=0.3)(*batch)['loss'].backward()
+        for name, gradient in gradients_of(model).items():
+            expected[name] = expected.get(name, 0) + gradient
+    model = split_model().train()
+    task = _task(model, weight=0.3)
+    losses = [task(*batch)['loss'] for batch in batches]
+    for i in order:
+        losses[i].backward()
+    assert_all_close(gradients_of(model), expected, rtol=1e-7, atol=1e-10)
+
+
+def test_a_users_own_term_of_a_norms_parameter_is_not_rescaled():
+    gradients = []
+    for decay in (0., 0.1):
+        model, (images, target) = split_model().train(), make_batch(10)
+        loss = _task(model)(images, target)['loss']
+        (loss + decay * sum(parameter.square().sum() for parameter in model.parameters())).backward()
+        gradients.append(gradients_of(model))
+    plain, with_decay = gradients
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(with_decay[name], plain[name] + 2 * decay * parameter.detach(), msg=name)
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])  # the sign of NaN is 0, its direction is NaN
@@ -357,6 +398,33 @@ def test_models_and_batches_that_do_not_fit_are_refused():
         FastAdvPropTask(timm.create_model('test_resnet'), verbose=False)
     with pytest.raises(ValueError, match='at least 5 images, got 4'):
         _task(tiny_model())(*make_batch(4, torch.float32))
+
+
+def test_a_batch_too_small_for_the_statistics_of_a_norm_says_what_to_do():
+    model = convert_split_norm(nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, CLASSES))).train()
+    task = _task(model)
+    with pytest.raises(ValueError, match='attacks 1 image of a batch of 8.*at least 10 images') as error:
+        task(*make_batch(8, torch.float32))
+    assert '\n' not in str(error.value)
+    task(*make_batch(10, torch.float32))['loss'].backward()
+    _task(tiny_model().train())(*make_batch(8, torch.float32))['loss'].backward()  # of values enough in an image
+
+
+def test_other_errors_of_a_batch_with_one_adversarial_image_stay_what_they_are():
+    def criterion(output, target):
+        raise ValueError('mine')
+
+    with pytest.raises(ValueError, match='^mine$'):
+        _task(tiny_model().train(), criterion)(*make_batch(8, torch.float32))
+
+
+def test_a_sharded_model_is_refused_in_one_line(one_process):
+    task = _task(tiny_model().train())
+    fully_shard(task.get_trainable_module(), mesh=init_device_mesh('cpu', (1,)))
+    with pytest.raises(ValueError, match=r'sharded \(FSDP\): use DistributedDataParallel, or regime advprop') as error:
+        task(*make_batch(10, torch.float32))
+    assert '\n' not in str(error.value)
 
 
 class _Aliased(nn.Module):

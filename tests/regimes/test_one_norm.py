@@ -54,6 +54,14 @@ def test_madry_trains_a_plain_model_on_attacked_images(name, norm_stats):
     assert_all_close(plain_twin(model, 0).state_dict(), twin.state_dict(), rtol=1e-9, atol=1e-12)
 
 
+@TASKS
+def test_a_loss_that_is_divided_in_place_leaves_what_is_logged(task_type):
+    result = task_type(split_model().train(), verbose=False, **HALF)(*make_batch())
+    logged = {name: value.item() for name, value in result.items() if name.endswith('_loss')}
+    result['loss'] /= 4  # as timm's script does where gradients accumulate
+    assert {name: result[name].item() for name in logged} == logged
+
+
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('weight', [1., 0.3])
 def test_joint_sends_both_kinds_of_images_through_one_norm_and_adds_their_losses(name, weight):

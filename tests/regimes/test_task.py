@@ -235,13 +235,6 @@ def test_a_compiled_timm_model_runs_few_graphs_and_finds_the_same_numbers(name):
 # DDP
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize('regime', ['madry', 'joint', 'advprop', 'fast-advprop'])
 def test_the_attack_passes_the_model_and_training_its_wrapper(regime, one_process):
     model, (images, target) = split_model().train(), make_batch(10)
@@ -295,6 +288,12 @@ def test_top1_is_in_percent():
     output = torch.eye(4)
     assert top1(output, torch.arange(4)) == 100
     assert top1(output, torch.tensor([0, 1, 0, 0])) == percent_right(output, torch.tensor([0, 1, 0, 0])) == 50
+
+
+def test_accuracy_of_a_single_logit_is_that_of_its_sign():
+    output, target = torch.tensor([[2.], [-1.], [0.5], [-3.]]), torch.tensor([1, 0, 0, 0])
+    for labels in (target, target.unsqueeze(1), target.float().unsqueeze(1)):
+        assert top1(output, labels) == 75
 
 
 def test_losses_of_a_name_are_added_and_accuracies_averaged():

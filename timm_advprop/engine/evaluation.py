@@ -2,14 +2,15 @@
 import logging
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
-from timm.utils import AverageMeter, accuracy, reduce_tensor
+from timm.data.distributed_sampler import OrderedDistributedSampler
 
 from ..output import duration
-from ..regimes import Source
+from ..regimes import PixelSource, Source
 from .placement import Placement
 
 __all__ = ['evaluate']
@@ -23,7 +24,7 @@ def evaluate(
         placement: Placement,
         *,
         attack: Optional[Source] = None,
-        on_output: Optional[Callable[[torch.Tensor, torch.Tensor], Any]] = None,
+        on_output: Optional[Callable[[str, torch.Tensor, torch.Tensor], Any]] = None,
         output_indices: Optional[torch.Tensor] = None,
         log_name: Optional[str] = 'Test',
         log_interval: int = 50,
@@ -33,60 +34,95 @@ def evaluate(
     Args:
         model: Maps images [N, C, H, W] to logits [N, classes].
         loader: Yields images [N, C, H, W] and labels [N].
-        placement: Where to evaluate, and in which precision; results are averaged over its processes, which hold a part
-            of the data set each.
+        placement: Where to evaluate, and in which precision; results are of all images of its processes, which hold a
+            part of the data set each. Images that timm's sampler repeats to make the parts even count once.
         attack: Makes adversarial images, which are evaluated beside the clean ones.
-        on_output: Called with the clean logits and labels of each batch.
-        output_indices: Logits to keep, for labels of a part of the model's classes.
+        on_output: Called with the kind of images (`''` for clean ones, `'adv_'`), logits and labels of each batch.
+        output_indices: Logits to keep, for labels of a part of the model's classes; an attack sees these alone.
         log_name: Name in the progress lines, None for no lines.
         log_interval: Batches between progress lines.
 
     Returns:
         `loss` (cross-entropy), `top1`, `top5` (in percent), and with an attack `adv_loss`, `adv_top1` and `adv_top5`.
     """
-    meters = _Meters(placement)
-    model.eval()
-    start, num_batches = time.monotonic(), len(loader)
+    if isinstance(attack, PixelSource):
+        attack = attack.normalised_for(model)
+    model = _Logits(model, output_indices).eval()
+    meters = OrderedDict((kind, _Meter()) for kind in ('', 'adv_')[:1 if attack is None else 2])
+    start, num_batches, left = time.monotonic(), len(loader), _num_own_images(loader)
     for batch_idx, (images, target) in enumerate(loader):
         images = placement.in_memory_format(placement.images(images))
         target = target.to(device=placement.device)
-        output = _predict(model, images, placement, output_indices)
-        meters.update('', output, target)
-        if on_output is not None:
-            on_output(output, target)
-        if attack is not None:
-            with placement.autocast():
-                adversarial, _ = attack(model, images, target)
-            meters.update('adv_', _predict(model, adversarial, placement, output_indices), target)
+        for kind, output in _outputs(model, images, target, placement, attack).items():
+            own = output[:left], target[:left]  # padding comes last
+            meters[kind].update(*own)
+            if on_output is not None:
+                on_output(kind, *own)
+        left = left and max(0, left - len(target))
         if log_name is not None and (batch_idx == num_batches - 1 or batch_idx % log_interval == 0):
-            left = (time.monotonic() - start) / (batch_idx + 1) * (num_batches - batch_idx - 1)
-            _logger.info(f'{log_name}: [{batch_idx:>4d}/{num_batches - 1}]  {meters}  ETA {duration(left)}')
-    return meters.averages()
+            values = '  '.join(f'{name}: {value:.3f}' for name, value in _means(meters).items())
+            eta = (time.monotonic() - start) / (batch_idx + 1) * (num_batches - batch_idx - 1)
+            _logger.info(f'{log_name}: [{batch_idx:>4d}/{num_batches - 1}]  {values}  ETA {duration(eta)}')
+    return _means(meters, placement)
 
 
-class _Meters:
-    # Averages of the loss and the accuracies, over batches and processes.
-    def __init__(self, placement: Placement):
-        self.placement = placement
-        self.meters: Dict[str, AverageMeter] = OrderedDict()
-
-    def update(self, prefix: str, output: torch.Tensor, target: torch.Tensor) -> None:
-        top1, top5 = accuracy(output, target, topk=(1, 5))
-        loss = nn.functional.cross_entropy(output, target)
-        for name, value in (('loss', loss), ('top1', top1), ('top5', top5)):
-            if self.placement.world_size > 1:
-                value = reduce_tensor(value, self.placement.world_size)
-            self.meters.setdefault(prefix + name, AverageMeter()).update(value.item(), output.shape[0])
-
-    def averages(self) -> Dict[str, float]:
-        return OrderedDict((name, meter.avg) for name, meter in self.meters.items())
-
-    def __str__(self) -> str:
-        return '  '.join(f'{name}: {meter.avg:.3f}' for name, meter in self.meters.items())
-
-
-def _predict(model, images, placement, output_indices) -> torch.Tensor:
+def _outputs(model, images, target, placement, attack) -> Dict[str, torch.Tensor]:
+    # Logits by the kind of images.
     with torch.inference_mode(), placement.autocast():
-        output = model(images)
-    output = output[0] if isinstance(output, (tuple, list)) else output
-    return output if output_indices is None else output[:, output_indices]
+        outputs = {'': model(images)}
+    if attack is not None:
+        with placement.autocast():
+            adversarial, _ = attack(model, images, target)
+        with torch.inference_mode(), placement.autocast():
+            outputs['adv_'] = model(adversarial)
+    return outputs
+
+
+class _Logits(nn.Module):
+    # What of a model's output is compared with labels; a module, so that an attack can freeze what is below.
+    def __init__(self, model: nn.Module, indices: Optional[torch.Tensor]):
+        super().__init__()
+        self.model, self.indices = model, indices
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.model(images)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        return output if self.indices is None else output[:, self.indices]
+
+
+class _Meter:
+    # Sums over images. What batches add stays on the device until it is asked for.
+    def __init__(self):
+        self.count, self.sums = 0, torch.zeros(3, dtype=torch.float64)
+        self.waiting: List[torch.Tensor] = []
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        hits = output.topk(min(5, output.shape[1])).indices == target.unsqueeze(1)
+        loss = nn.functional.cross_entropy(output.float(), target, reduction='none')
+        self.waiting.append(torch.stack([loss, hits[:, 0], hits.any(dim=1)]))
+        self.count += len(target)
+
+    def totals(self) -> torch.Tensor:
+        if self.waiting:
+            self.sums += torch.cat(self.waiting, dim=1).cpu().double().sum(dim=1)
+            self.waiting.clear()
+        return torch.cat([self.sums, torch.tensor([float(self.count)], dtype=torch.float64)])
+
+
+def _means(meters: Dict[str, _Meter], placement: Optional[Placement] = None) -> Dict[str, float]:
+    # Of this process, or of all processes of a placement.
+    totals = torch.stack([meter.totals() for meter in meters.values()])
+    if placement is not None and placement.world_size > 1:
+        totals = totals.to(placement.device)
+        dist.all_reduce(totals)
+    values = totals[:, :3] / totals[:, 3:] * totals.new_tensor([1, 100, 100])
+    names = [kind + name for kind in meters for name in ('loss', 'top1', 'top5')]
+    return OrderedDict(zip(names, values.flatten().tolist()))
+
+
+def _num_own_images(loader: Iterable) -> Optional[int]:
+    # Images of this process without those that timm's sampler adds to make the parts even; None where all are.
+    sampler = getattr(loader, 'sampler', None)
+    if not isinstance(sampler, OrderedDistributedSampler):
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))

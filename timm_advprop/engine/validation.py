@@ -41,7 +41,8 @@ def validate(settings: EvalSettings) -> Results:
 
     Returns:
         timm's results (`model`, `top1`, `top5`, … in percent), `route`, what was validated on what, and `adv_top1`,
-        `adv_top5` and the attack where one was asked for.
+        `adv_top5` and the attack where one was asked for: by the same labels as `top1`. An attack always starts from
+        the labels of the data set.
 
     Raises:
         InputError: Settings do not go together, or something they name is missing.
@@ -154,19 +155,22 @@ class _Labels:
     def __init__(self, settings: EvalDataSettings, dataset: Any, device: torch.device):
         self.average = settings.metrics_avg
         self.valid = _read_valid_labels(settings.valid_labels, device)
-        self.real = _read_real_labels(settings.real_labels, dataset)
+        # one count for clean images and one for adversarial ones
+        self.real = {kind: _read_real_labels(settings.real_labels, dataset)
+                     for kind in ('', 'adv_') if settings.real_labels}
         self._predicted, self._true = [], []
 
-    def add(self, output: torch.Tensor, target: torch.Tensor) -> None:
-        if self.real is not None:
-            self.real.add_result(output)
-        if self.average:
+    def add(self, kind: str, output: torch.Tensor, target: torch.Tensor) -> None:
+        if kind in self.real:
+            self.real[kind].add_result(output)
+        if self.average and not kind:
             self._predicted.append(output.argmax(dim=1).cpu())
             self._true.append(target.cpu())
 
     def accuracies(self) -> Dict[str, float]:
         # In percent, where the real labels take the place of the folders'.
-        return {} if self.real is None else {f'top{k}': self.real.get_accuracy(k=k) for k in (1, 5)}
+        return {f'{kind}top{k}': real.get_accuracy(k=k)
+                for kind, real in self.real.items() for k in (1, 5) if real.sample_idx}
 
     def scores(self) -> Dict[str, float]:
         if not self.average:

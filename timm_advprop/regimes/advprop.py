@@ -62,7 +62,8 @@ class AdvPropTask(RegimeTask):
         if not sources:
             raise ValueError('AdvProp needs a source of images for each aux norm, got none.')
         normalisation = normalisation_of(model, mean, std)
-        self.sources: List[Source] = [as_source(source).normalised_by(*normalisation) for source in sources]
+        self.sources: List[Source] = [
+            as_source(source).normalised_by(*normalisation).against(self.criterion) for source in sources]
         self.num_views = 1 + max(source.view for source in self.sources)
         self.parts = ['clean', *(source.part for source in self.sources)]
         self.weights = [1., *(self.weight if source.weight is None else source.weight for source in self.sources)]

@@ -1,16 +1,16 @@
 """`Attack`: the settings of an attack, in pixels, and the source that carries it out without a trace on the model."""
 import math
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ContextManager, Dict, Iterator, Mapping, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, Optional, Union
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from ..attacks import ATTACKS, NORMS, Forward, Gradient, random_target
+from ..attacks import ATTACKS, NORMS, Forward, Gradient, Loss
 from ..norms import batch_statistics
 from ..settings import setting
+from .attack_loss import RandomTargetLoss, attack_loss_of
 from .pixels import PixelSource
 from .source import Images
 
@@ -27,6 +27,12 @@ class Attack(PixelSource):
     the model is on; every module's mode and every parameter's `requires_grad` is restored after it, also after an
     exception. The perturbation is always float32 or wider. For `'l2'`, `eps_px` and `alpha_px` are lengths of the whole
     image's perturbation.
+
+    Args:
+        loss: Maps (logits, target) to the loss to attack by, one a sample or a scalar. Cross-entropy by default; in a
+            task whose targets are no classes of a softmax (several labels, a single logit) the task's criterion, see
+            `attack_loss_of`. With a random target it is lowered for a wrong label: of several labels one that the image
+            lacks, alone; of a single logit the other answer.
 
     Raises:
         ValueError: A setting is out of its range; the message names it.
@@ -52,6 +58,7 @@ class Attack(PixelSource):
     amp_dtype: Optional[str] = setting(
         None, 'precision of the attack alone', choices=('float16', 'bfloat16', 'float32'), flags=('--adv-amp-dtype',),
         default_help='as the training step')
+    loss: Optional[Loss] = field(default=None, repr=False)
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         """Attack images.
@@ -59,7 +66,7 @@ class Attack(PixelSource):
         Args:
             model: The model to fool, not wrapped in DDP, on the route to attack.
             images: Clean images [N, C, H, W], normalised by mean and std.
-            target: True labels [N], or class weights [N, classes].
+            target: True labels [N], class weights [N, classes], or what else the loss takes.
 
         Returns:
             Adversarial images [N, C, H, W], normalised, detached, of the type of `images`; and the target.
@@ -87,7 +94,10 @@ class Attack(PixelSource):
         return ATTACKS[self.kind](
             forward, images, target, eps=self.normalised(self.eps_px), alpha=self.normalised(self.alpha_px),
             steps=self.num_steps, bounds=self.bounds, random_start=self.random_start, targeted=self.is_targeted,
-            loss=_RandomTargetLoss() if self.is_targeted else None, norm=self.norm, gradient=gradient)
+            loss=RandomTargetLoss(self.loss) if self.is_targeted else self.loss, norm=self.norm, gradient=gradient)
+
+    def against(self, criterion: Union[nn.Module, Callable]) -> 'Attack':
+        return self if self.loss else replace(self, loss=attack_loss_of(criterion))
 
     @property
     def num_steps(self) -> int:
@@ -137,17 +147,6 @@ class Attack(PixelSource):
     def _autocast(self, device: torch.device) -> ContextManager:
         reduced = self.amp_dtype != 'float32'
         return torch.autocast(device.type, dtype=getattr(torch, self.amp_dtype) if reduced else None, enabled=reduced)
-
-
-class _RandomTargetLoss:
-    # Cross-entropy of a random wrong label, drawn when the first logits tell the number of classes.
-    def __init__(self):
-        self._target: Optional[torch.Tensor] = None
-
-    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if self._target is None:
-            self._target = random_target(target, output.shape[1])
-        return F.cross_entropy(output, self._target, reduction='sum')
 
 
 @contextmanager

@@ -2,18 +2,20 @@
 
 Mei et al., *Fast AdvProp*, ICLR 2022, arXiv:2204.09838.
 """
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from ..attacks import LOSS_SCALE
+from ..errors import InputError
 from ..norms import norm_parameters, norm_route, num_aux_norms, set_norm_route, train_aux
 from .attack import Attack
+from .gradients import add_gradients, scale_gradients
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Source
@@ -33,12 +35,14 @@ class FastAdvPropTask(RegimeTask):
     the images it has seen, divided by the sum of their weights: all images for shared parameters, the clean ones for
     main norms, those of both other passes for auxiliary norms.
 
-    In two details the authors' code is not followed. There, one normal variate decides for a whole batch whether it
-    starts from random points; here each image does with probability `random_start`. And there a random target may be
-    the true label.
+    In some details the authors' code is not followed. There, one normal variate decides for a whole batch whether it
+    starts from random points; here each image does with probability `random_start`. There, random starts may leave the
+    range of pixels in the attack's pass; here they are clamped to it. There, a step is at least the strength divided by
+    the number of steps; here it is as long as set. And there a random target may be the true label.
 
-    The attack's weight gradients enter with the returned loss, whose backward pass adds them: loss scaling, gradient
-    accumulation and DDP need to know nothing.
+    The attack's weight gradients enter with the returned loss, whose backward pass adds them, and its graph rescales
+    those of norms: loss scaling, gradient accumulation, DDP and other terms of a loss need to know nothing. A further
+    loss of the returned logits shares the graph, so its gradients of norms are rescaled, too.
 
     Args:
         model: A model with one auxiliary norm for each norm, which is put on route `'split'` and stays there.
@@ -53,9 +57,9 @@ class FastAdvPropTask(RegimeTask):
         **kwargs: Arguments of `RegimeTask`.
 
     Raises:
-        ValueError: The model has no split norms, or several auxiliary ones; or an argument is out of range.
+        ValueError: The model has no split norms, or several auxiliary ones; it is sharded (FSDP); or an argument is out
+            of range.
     """
-
     name = 'fast-advprop'
     default_attack = Attack(eps_px=1., steps=1, target='none')
     default_weight = 0.5
@@ -92,13 +96,13 @@ class FastAdvPropTask(RegimeTask):
         if attack.steps not in (None, 1) or (attack.amp_dtype, attack.norm_stats) != (None, Attack.norm_stats):
             raise ValueError('fast-advprop attacks in a single step that trains, by the statistics of the batch and in '
                              'the precision of the step: set no other steps, norm_stats or amp_dtype.')
-        self.attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
+        attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
+        self.attack = attack.against(self.criterion)
         set_norm_route(model, 'split')  # raises where there are no split norms
         if num_aux_norms(model) != 1:
             raise ValueError(f'fast-advprop trains one auxiliary norm for each norm, the model has '
                              f'{num_aux_norms(model)}.')
         train_aux(model)
-        self._handles: List[RemovableHandle] = []
         self.announce()
 
     @classmethod
@@ -130,31 +134,39 @@ class FastAdvPropTask(RegimeTask):
             (percent).
 
         Raises:
-            ValueError: The batch is too small to be divided.
+            ValueError: The batch is too small to be divided, or for the statistics of a norm; or the model is sharded.
         """
         num_adv = len(input) // (self.ratio + 1)
-        num_clean = len(input) - num_adv
         if num_adv < 1:
             raise ValueError(f'fast-advprop needs a batch of at least {self.ratio + 1} images, got {len(input)}.')
-        input, images = input.split([num_clean, num_adv])
-        target, adv_target = target.split([num_clean, num_adv])
-        self._forget_scales()
-        parameters = [parameter for parameter in self.trainable_module.parameters() if parameter.requires_grad]
+        with _one_image_explained(num_adv, 2 * (self.ratio + 1), len(input)):
+            return self._step(input, target, (len(input) - num_adv, num_adv))
+
+    def _step(self, input: torch.Tensor, target: torch.Tensor, sizes: Tuple[int, int]) -> Dict[str, torch.Tensor]:
+        (input, images), (target, adv_target), (num_clean, num_adv) = input.split(sizes), target.split(sizes), sizes
+        parameters = _trained(self.trainable_module)
         adversarial, attack_loss, gradients = self._attack(images, adv_target, parameters)
         adversarial, adv_target = self._shuffle(adversarial, adv_target)
 
-        set_norm_route(self.trainable_module, 'split', sizes=(num_clean, num_adv))
-        outputs = self.trainable_module(torch.cat([input, adversarial])).split([num_clean, num_adv])
+        set_norm_route(self.trainable_module, 'split', sizes=sizes)
+        outputs = self.trainable_module(torch.cat([input, adversarial])).split(sizes)
         clean_loss, adv_loss = self.criterion(outputs[0], target), self.criterion(outputs[1], adv_target)
         # Shared parameters have seen all images, main norms the clean ones, auxiliary norms those of the attack's pass
-        # and of the adversarial one: the loss is the mean over what shared ones have seen, hooks rescale the others.
+        # and of the adversarial one: the loss is the mean over what shared ones have seen, the others are rescaled.
         adv_weight = self.weight * num_adv
         num_shared = num_clean + 2 * adv_weight
         loss = (num_clean * clean_loss + adv_weight * (adv_loss + attack_loss)) / num_shared
-        loss = _AddGradients.apply(loss, self.weight / (LOSS_SCALE * num_shared), gradients, *parameters)
-        self._scale_gradients(main=num_shared / num_clean, aux=num_shared / (2 * adv_weight))
+        factors = self._factors(main=num_shared / num_clean, aux=num_shared / (2 * adv_weight))
+        scale_gradients(loss, factors)
+        weights = [self.weight / (LOSS_SCALE * num_shared) * factors.get(parameter, 1.) for parameter in parameters]
+        loss = add_gradients(loss, parameters, gradients, weights)
         metrics = part_metrics(('clean', 'adv'), (clean_loss, adv_loss), outputs, (target, adv_target))
         return {'loss': loss, 'output': outputs[0], 'attack_loss': attack_loss, **metrics}
+
+    def _factors(self, main: float, aux: float) -> Dict[nn.Parameter, float]:
+        # On the gradients of the norms' parameters.
+        return {parameter: factor for factor, parameters in zip((main, aux), norm_parameters(self.unwrapped_module))
+                for parameter in parameters}
 
     def _attack(
             self,
@@ -172,7 +184,7 @@ class FastAdvPropTask(RegimeTask):
             output = forward(images)
             loss = self.criterion(output, target)
             objective = loss * (LOSS_SCALE * len(images))  # fp16 needs the scale, see `attacks`
-            towards_wrong = attack_loss(output, target) * LOSS_SCALE if self.attack.is_targeted else None
+            towards_wrong = attack_loss(output, target).sum() * LOSS_SCALE if self.attack.is_targeted else None
             image_gradient, found = _gradients(objective, towards_wrong, images, parameters)
             if output.dtype == torch.float16:  # the scale is constant: an overflow must not stop all updates
                 found = [value if value is None else value.nan_to_num_(0., 0., 0.) for value in found]
@@ -197,43 +209,25 @@ class FastAdvPropTask(RegimeTask):
         mine = order.chunk(dist.get_world_size(group))[rank]
         return images[mine], target[mine]
 
-    def _scale_gradients(self, main: float, aux: float) -> None:
-        # Factors on the next gradients of the norms' parameters.
-        for factor, parameters in zip((main, aux), norm_parameters(self.unwrapped_module)):
-            self._handles.extend(
-                _scale_next_gradient(parameter, factor) for parameter in parameters if parameter.requires_grad)
 
-    def _forget_scales(self) -> None:
-        # Of a step whose loss had no backward pass.
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+@contextmanager
+def _one_image_explained(num_adv: int, enough: int, size: int) -> Iterator[None]:
+    # A norm after global pooling sees one value for each channel of a single image.
+    try:
+        yield
+    except ValueError as error:
+        if num_adv > 1 or 'more than 1 value per channel' not in str(error):
+            raise
+        raise InputError(f'fast-advprop attacks 1 image of a batch of {size}, too few for the batch statistics of this '
+                         f'model: give batches of at least {enough} images, or larger images.') from error
 
 
-class _AddGradients(torch.autograd.Function):
-    # A loss whose backward pass adds gradients that are known already, times a weight, to those of parameters.
-    @staticmethod
-    def forward(ctx, loss, weight, gradients, *parameters):
-        ctx.weight, ctx.gradients = weight, gradients
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        # In place where that is safe (no memory shared with another, none expanded), and without a reference that would
-        # make autograd copy them: together they are as large as the model.
-        factor = grad * ctx.weight
-        known, seen = [], set()
-        for value in ctx.gradients:
-            if value is not None:
-                memory = value.untyped_storage().data_ptr()
-                value = value.detach().clone() if memory in seen or 0 in value.stride() else value
-                seen.add(memory)
-            known.append(value)
-        ctx.gradients = None
-        for value in known:  # not before all copies are made
-            if value is not None:
-                value.mul_(factor)
-        return grad, None, None, *known
+def _trained(module: nn.Module) -> List[nn.Parameter]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if any(hasattr(parameter, 'device_mesh') for parameter in parameters):  # the graph has others in their place
+        raise InputError('fast-advprop reuses the gradients of whole parameters, these are sharded (FSDP): use '
+                         'DistributedDataParallel, or regime advprop.')
+    return parameters
 
 
 def _gradients(objective, towards_wrong, images, parameters):
@@ -243,14 +237,6 @@ def _gradients(objective, towards_wrong, images, parameters):
         return image_gradient, found
     image_gradient, = torch.autograd.grad(towards_wrong, images, retain_graph=True)
     return image_gradient, torch.autograd.grad(objective, parameters, allow_unused=True)
-
-
-def _scale_next_gradient(parameter: nn.Parameter, factor: float) -> RemovableHandle:
-    def scale(gradient: torch.Tensor) -> torch.Tensor:
-        handle.remove()
-        return gradient * factor
-    handle = parameter.register_hook(scale)
-    return handle
 
 
 def _gather(values: torch.Tensor, group: Any) -> torch.Tensor:

@@ -31,7 +31,8 @@ class _OneNormTask(RegimeTask):
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        self.attack = (attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
+        attack = (attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
+        self.attack = attack.against(self.criterion)
         use_main_norms(model)
         self.announce()
 
@@ -75,7 +76,8 @@ class MadryTask(_OneNormTask):
         adversarial, target = self.attack(self.unwrapped_module, input, target)
         output = self.trainable_module(adversarial)
         loss = self.criterion(output, target)
-        return {'loss': loss, 'output': output, 'adv_loss': loss.detach(), 'adv_top1': top1(output, target)}
+        # a copy: timm's script divides the loss in place
+        return {'loss': loss, 'output': output, 'adv_loss': loss.detach().clone(), 'adv_top1': top1(output, target)}
 
 
 class JointTask(_OneNormTask):

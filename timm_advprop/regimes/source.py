@@ -51,6 +51,10 @@ class Source:
         """The source for images that are normalised by mean and std, in 0–1 for each channel."""
         return self
 
+    def against(self, criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> 'Source':
+        """The source for a model that is trained by a criterion, which maps (logits, target) to a scalar."""
+        return self
+
 
 @dataclass(frozen=True)
 class AugmentedView(Source):

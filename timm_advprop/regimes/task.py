@@ -173,7 +173,9 @@ def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     Args:
         output: Logits [N, classes].
-        target: Labels [N], or class weights [N, classes], of which the largest counts.
+        target: Labels [N], or class weights [N, classes], of which the largest counts; of a single logit, 0 or 1.
     """
+    if output.shape[1] == 1:
+        return 100 * ((output > 0).flatten() == (target > 0.5).flatten()).float().mean()
     labels = target.argmax(dim=1) if target.ndim == 2 else target
     return 100 * (output.argmax(dim=1) == labels).float().mean()
