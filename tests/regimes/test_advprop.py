@@ -279,7 +279,7 @@ def test_routes_modes_and_gradients_are_restored_where_a_source_fails(failing):
         task(images, target)
     assert_unchanged(model, before)
     assert torch.equal(images, images_before) and torch.equal(target, target_before)
-    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert {norm.route for norm in split_norms(model)} == {0}
 
 
 def test_a_step_writes_no_gradient_before_its_backward_pass():

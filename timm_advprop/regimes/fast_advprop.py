@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from ..attacks import LOSS_SCALE
-from ..norms import norm_parameters, norm_route, num_aux_norms, set_norm_route, train_aux
+from ..norms import forward_parts, norm_parameters, norm_route, num_aux_norms
 from .attack import Attack
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Source
-from .task import RegimeTask, check_weight, one_attack, part_metrics
+from .task import RegimeTask, check_weight, one_attack, part_metrics, use_split_norms
 
 __all__ = ['FastAdvPropTask']
 
@@ -41,7 +41,7 @@ class FastAdvPropTask(RegimeTask):
     accumulation and DDP need to know nothing.
 
     Args:
-        model: A model with one auxiliary norm for each norm, which is put on route `'split'` and stays there.
+        model: A model with one auxiliary norm for each norm, and on route `'main'` outside of a step.
         criterion: Maps (logits, target) to a scalar, the mean over its images. Cross-entropy by default.
         attack: The attack, a single step. Untargeted, it maximises the training loss, as in the paper. With a random
             target it minimises that label's loss; the reused gradients are the true label's, at the price of a second
@@ -93,11 +93,10 @@ class FastAdvPropTask(RegimeTask):
             raise ValueError('fast-advprop attacks in a single step that trains, by the statistics of the batch and in '
                              'the precision of the step: set no other steps, norm_stats or amp_dtype.')
         self.attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
-        set_norm_route(model, 'split')  # raises where there are no split norms
+        use_split_norms(model)  # raises where there are none
         if num_aux_norms(model) != 1:
             raise ValueError(f'fast-advprop trains one auxiliary norm for each norm, the model has '
                              f'{num_aux_norms(model)}.')
-        train_aux(model)
         self._handles: List[RemovableHandle] = []
         self.announce()
 
@@ -143,8 +142,7 @@ class FastAdvPropTask(RegimeTask):
         adversarial, attack_loss, gradients = self._attack(images, adv_target, parameters)
         adversarial, adv_target = self._shuffle(adversarial, adv_target)
 
-        set_norm_route(self.trainable_module, 'split', sizes=(num_clean, num_adv))
-        outputs = self.trainable_module(torch.cat([input, adversarial])).split([num_clean, num_adv])
+        outputs = forward_parts(self.trainable_module, (input, adversarial))
         clean_loss, adv_loss = self.criterion(outputs[0], target), self.criterion(outputs[1], adv_target)
         # Shared parameters have seen all images, main norms the clean ones, auxiliary norms those of the attack's pass
         # and of the adversarial one: the loss is the mean over what shared ones have seen, hooks rescale the others.
