@@ -385,4 +385,4 @@ def test_a_task_takes_the_auxiliary_norms_into_training_again():
         norm.aux_bn.requires_grad_(False)
     AdvPropTask(model, verbose=False, **HALF)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert {norm.route for norm in split_norms(model)} == {0}

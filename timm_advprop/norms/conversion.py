@@ -25,7 +25,8 @@ def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None) -> nn.Mo
 
     Args:
         model: Any model with norms, or a norm.
-        num_aux: Number of auxiliary norms for each norm, at least 1; by default that of the model's split norms, else 1.
+        num_aux: Number of auxiliary norms for each norm, at least 1; by default that of split norms in the
+            model, else 1.
 
     Returns:
         The same model.

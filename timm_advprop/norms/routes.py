@@ -1,5 +1,6 @@
 """Routes: which norms of a model its images pass."""
 from contextlib import contextmanager
+from math import gcd
 from typing import Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
@@ -79,29 +80,42 @@ def forward_parts(model: nn.Module, parts: Sequence[torch.Tensor]) -> Tuple[torc
     Raises:
         ValueError: There are more or fewer parts than norms; or auxiliary norms alone are in eval mode.
     """
-    norms = list(split_norms(model))
+    norms, module = list(split_norms(model)), unwrap_model(model)
     _refuse_half_frozen(norms)
     sizes = _resolve_sizes([len(part) for part in parts], SPLIT, {1 + len(norm.aux_bn) for norm in norms})
-    _divide(norms, sizes)
+    # A backward pass that fails leaves its route behind: in train mode it ends with train mode.
+    split_in = (module,) if module.training else None
+
+    def divide() -> None:
+        for norm in norms:
+            norm.route, norm.split_sizes, norm.split_in = SPLIT, _in_lowest_terms(sizes), split_in
+
+    def divide_in_backward(_: torch.Tensor) -> None:
+        divide()
+        Variable._execution_engine.queue_callback(lambda: set_norm_route(model, 'main'))
+
+    divide()
     try:
         output = model(torch.cat(list(parts)))
     finally:
         set_norm_route(model, 'main')
-
-    def divide_in_backward(_: torch.Tensor) -> None:
-        _divide(norms, sizes)
-        Variable._execution_engine.queue_callback(lambda: set_norm_route(model, 'main'))
-
     if output.requires_grad:
         output.register_hook(divide_in_backward)
     return output.split(sizes)
 
 
-def _divide(norms: List[SplitNorm], sizes: Tuple[int, ...]) -> None:
-    # equal parts are not stated: a compiled model then takes batches of any size
-    stated = sizes if len(set(sizes)) > 1 else None
+def _in_lowest_terms(sizes: Tuple[int, ...]) -> Optional[Tuple[int, ...]]:
+    # and equal parts not at all: a compiled model then takes batches of any size
+    unit = gcd(*sizes)
+    return tuple(size // unit for size in sizes) if len(set(sizes)) > 1 else None
+
+
+def _refuse_half_frozen(norms: List[SplitNorm]) -> None:
     for norm in norms:
-        norm.route, norm.split_sizes, norm.split_in = SPLIT, stated, None
+        if norm.training and not norm.frozen[1] and not all(aux.training for aux in norm.aux_bn):
+            raise ValueError('Auxiliary norms are in eval mode and their main norms are not, as a freeze leaves them '
+                             'that asks for nn.BatchNorm2d: ask for _BatchNorm, or call timm_advprop.freeze_norms('
+                             'model), which takes main and aux apart, too.')
 
 
 def _resolve_route(route: Route, num_aux: int) -> int:
@@ -122,11 +136,3 @@ def _resolve_sizes(sizes: Sequence[int], route: int, num_parts: Set[int]) -> Tup
         parts = ' and '.join(map(str, sorted(num_parts)))
         raise ValueError(f'Route split needs {parts} sizes of at least 1, got {list(sizes)}.')
     return sizes
-
-
-def _refuse_half_frozen(norms: List[SplitNorm]) -> None:
-    for norm in norms:
-        if norm.training and not norm.frozen[1] and not all(aux.training for aux in norm.aux_bn):
-            raise ValueError('Auxiliary norms are in eval mode and their main norms are not, as a freeze leaves them '
-                             'that asks for nn.BatchNorm2d: ask for _BatchNorm, or call timm_advprop.freeze_norms('
-                             'model), which takes main and aux apart, too.')
