@@ -26,7 +26,7 @@ from tests.regimes.regime_models import (
     tiny_model,
 )
 from timm_advprop import AdvPropTask, norm_route
-from timm_advprop.norms import split_norms
+from timm_advprop.norms import split_norms, split_state_dict
 from timm_advprop.regimes import REGIMES, Attack, VanillaTask
 from timm_advprop.regimes.task import check_weight, part_metrics, top1
 
@@ -238,6 +238,23 @@ def one_process(tmp_path):
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_a_task_that_knows_nothing_of_routes_trains_a_split_model_as_the_plain_one(checkpointing, one_process):
+    model, (images, target) = split_model(num_aux=2).train(), make_batch()
+    twin, aux = plain_twin(model, 0).train(), split_state_dict(deepcopy(model.state_dict()))[1]
+    for each in (model, twin):
+        each.set_grad_checkpointing(checkpointing)
+        task = ClassificationTask(each, torch.nn.CrossEntropyLoss(), verbose=False).prepare_distributed()
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            task(images, target)['loss'].backward()
+            optimizer.step()
+    main, aux_after = split_state_dict(model.state_dict())
+    assert all(torch.equal(value, main[name]) for name, value in twin.state_dict().items())
+    assert all(torch.equal(value, aux_after[name]) for name, value in aux.items())
 
 
 @pytest.mark.parametrize('regime', ['madry', 'joint', 'advprop', 'fast-advprop'])
