@@ -144,12 +144,18 @@ def test_a_failed_step_or_backward_pass_does_no_harm_to_the_next_step():
     assert_all_close(gradients_of(model), gradients_of(expected.get_trainable_module()))
 
 
-@pytest.mark.parametrize('regime', ['advprop', 'fast-advprop'])
-def test_a_new_head_with_a_batch_norm_is_refused_until_it_is_split(regime):
-    model = timm.create_model('levit_128s_ap', img_size=32, num_classes=0)
+@pytest.mark.parametrize('name, heads', [
+    ('levit_128s', ['head.bn', 'head_dist.bn']),
+    *(pytest.param(name, heads, marks=pytest.mark.slow) for name, heads in (
+        ('repvit_m1', ['head.head.bn']), ('iformer_t', ['head.head.bn']), ('efficientvit_m0', ['head.bn']),
+        ('shvit_s1', ['head.bn']),
+    )),
+])
+def test_a_new_head_with_a_batch_norm_is_refused_until_it_is_split(name, heads):
+    model = timm.create_model(f'{name}_ap', num_aux=2)
     model.reset_classifier(CLASSES)
-    assert list(unsplit_batch_norms(model)) == ['head.bn', 'head_dist.bn']
-    with pytest.raises(ValueError, match='head.bn, head_dist.bn of Levit.*convert_split_norm'):
-        task_of(regime, model)
-    task_of(regime, convert_split_norm(model))
-    assert not unsplit_batch_norms(model)
+    assert list(unsplit_batch_norms(model)) == heads
+    with pytest.raises(ValueError, match=f'{", ".join(heads)} of .*convert_split_norm'):
+        AdvPropTask(model, sources=[negative, negative], verbose=False)
+    AdvPropTask(convert_split_norm(model), sources=[negative, negative], verbose=False)
+    assert {len(norm.aux_bn) for norm in split_norms(model)} == {2}
