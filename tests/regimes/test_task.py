@@ -223,17 +223,16 @@ def test_a_compiled_task_runs_few_graphs_and_finds_the_same_numbers():
     _assert_compiles_to_few_graphs('fast-advprop', lambda: deepcopy(model), *make_batch(10))
 
 
-@pytest.mark.parametrize('regime', ['advprop', 'fast-advprop'])
-def test_a_compiled_task_takes_batches_of_any_size_in_one_graph_more(regime):
+def test_a_compiled_task_takes_batches_of_any_size_in_one_graph_more():
     torch._dynamo.reset()
-    task = task_of(regime, tiny_model(dtype=torch.float64).train(), adv_eps=1., adv_random_start=0.)
+    task = task_of('fast-advprop', tiny_model(dtype=torch.float64).train(), adv_random_start=0.)
     counter = CompileCounterWithBackend('eager')
     task.compile(backend=counter)
     graphs = []
-    for size in (10, 15, 20, 25, 10, 30, 15):  # 4:1 in Fast AdvProp
+    for size in (10, 20, 10, 25):
         task(*make_batch(size))['loss'].backward()
         graphs.append(counter.frame_count)
-    assert graphs == [2, 3, 3, 3, 3, 3, 3]  # the attack; the step, which is for any size as it sees another one
+    assert graphs == [2, 3, 3, 3]  # the attack; the step, which is for any size as it sees another one
     torch._dynamo.reset()
 
 
