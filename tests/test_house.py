@@ -30,7 +30,7 @@ ALLOWED_LIBRARIES = {
     'settings': (),
     'errors': (),
     'output': (),
-    'norms': ('torch', 'timm.layers'),
+    'norms': ('torch', 'timm.layers', 'timm.utils'),
     'attacks': ('torch',),
     'regimes': ('torch', 'timm.loss', 'timm.task'),
     'models': ('torch', 'timm.models'),

@@ -15,6 +15,7 @@ from .norms import (
     SplitSyncBatchNormAct,
     convert_split_norm,
     convert_sync_batchnorm,
+    freeze_norms,
     has_split_norm,
     norm_route,
     set_norm_route,
@@ -29,6 +30,6 @@ __all__ = [
     '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask',
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
     'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
-    'convert_sync_batchnorm', 'create_model', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint', 'models',
-    'norm_route', 'pgd', 'push_to_hub', 'set_norm_route', 'split_state_dict', 'strip_aux',
+    'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint',
+    'models', 'norm_route', 'pgd', 'push_to_hub', 'set_norm_route', 'split_state_dict', 'strip_aux',
 ]

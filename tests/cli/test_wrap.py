@@ -7,6 +7,7 @@ import pytest
 import timm
 import timm.data
 import timm.layers
+import timm.models
 import timm.task
 import torch
 import yaml
@@ -24,7 +25,9 @@ import timm
 import torch
 import yaml
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, LogitDistillationTask
 
 config_parser = argparse.ArgumentParser(add_help=False)
@@ -38,6 +41,8 @@ parser.add_argument('--in-chans', type=int)
 parser.add_argument('--img-size', type=int, default=32)
 parser.add_argument('--head-init-bias', type=float)
 parser.add_argument('--sync-bn', action='store_true')
+parser.add_argument('--split-bn', action='store_true')
+parser.add_argument('--optimizer-first', action='store_true')  # as timm's script did from 1.0.23 to 1.0.26
 parser.add_argument('--torchscript', action='store_true')
 parser.add_argument('--kd-model-name')
 parser.add_argument('--output')
@@ -58,10 +63,13 @@ def main():
     if distributed:
         torch.distributed.init_process_group('gloo')
     torch.manual_seed(0)
-    model = timm.create_model(args.model, num_classes=4, in_chans=args.in_chans or 3)
+    model = create_model(args.model, num_classes=4, in_chans=args.in_chans or 3)
     resolve_data_config(vars(args), model=model)
     if args.sync_bn:
         model = convert_sync_batchnorm(model)
+    if args.split_bn:
+        model = convert_splitbn_model(model, 2)
+    optimizer = create_optimizer_v2(model, 'momentum', lr=0.1, momentum=0.) if args.optimizer_first else None
     if args.torchscript:
         model = torch.jit.script(model)
     criterion = torch.nn.CrossEntropyLoss()
@@ -71,7 +79,7 @@ def main():
         task = ClassificationTask(model=model, criterion=criterion, device=torch.device('cpu'), dtype=None)
     assert isinstance(task, ClassificationTask)
     assert not isinstance(torch.nn.Identity(), ClassificationTask)
-    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
+    optimizer = optimizer or torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
     if distributed:
         task.prepare_distributed()
     units = [dict(eps=source.normalised(source.eps_px), low=source.bounds[0])
@@ -181,9 +189,10 @@ TASK_KWARGS = dict(kind='ifgsm', eps_px=2, alpha_px=0.5, steps=2, target='none',
                    mean=(.5,) * 3, std=(.25,) * 3)
 
 
+@pytest.mark.parametrize('order', [[], ['--optimizer-first']], ids=['task-first', 'optimizer-first'])
 @pytest.mark.parametrize('model', ['test_resnet_ap', 'test_resnet'])
-def test_step_is_that_of_the_task(run, model):
-    saved = run('--model', model, '--regime', 'advprop', *FLAGS)
+def test_step_is_that_of_the_task(run, model, order):
+    saved = run('--model', model, '--regime', 'advprop', *FLAGS, *order)
     loss, state_dict = reference_step(model, **TASK_KWARGS)
     assert saved['loss'] == loss
     assert_equal_states(saved['state_dict'], state_dict)
@@ -294,6 +303,20 @@ def test_sync_batchnorm_is_split_too(run):
     assert run('--sync-bn', '--model', 'test_resnet', '--regime', 'vanilla')['norms'] == {'SyncBatchNorm'}
 
 
+def test_a_plain_model_may_have_timms_split_batchnorm(run):
+    assert run('--split-bn', '--model', 'test_resnet')['norms'] == {'SplitBatchNorm2d', 'BatchNorm2d'}
+
+
+def test_a_plain_model_that_the_script_makes_by_itself_is_refused(tmp_path, error_line):
+    script = write_script(tmp_path, """
+import timm, torch
+model = timm.models.resnet.test_resnet()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+timm.task.ClassificationTask(model)
+""")
+    assert re.search('ResNet has no split norms.*convert_split_norm', error_line(script, '--regime', 'advprop'))
+
+
 def test_stand_in_is_still_the_class_it_stands_for(tmp_path):
     run_script(write_script(tmp_path, """
 import timm, torch
@@ -319,7 +342,8 @@ assert not isinstance(task, OwnTask) and not isinstance(criterion, Classificatio
 @pytest.mark.parametrize('ending', ['', '\nraise RuntimeError("on purpose")', '\nraise KeyboardInterrupt'])
 def test_everything_is_restored(tmp_path, ending):
     def snapshot():
-        return dict(vars(timm.task)), dict(vars(timm.layers)), dict(vars(timm.data)), sys.argv, list(sys.path)
+        modules = timm, timm.data, timm.layers, timm.models, timm.task
+        return [dict(vars(module)) for module in modules], sys.argv, list(sys.path)
 
     script = write_script(tmp_path, f"""
 import sys, timm, timm.task
@@ -352,6 +376,8 @@ timm.task.ClassificationTask(timm.create_model(NAME))
     (['--adv-eps', '1', '2'], 'num_aux=2'),
     (['--kd-model-name', 'test_resnet'], 'LogitDistillationTask.*--kd-model-name'),
     (['--torchscript'], '--torchcompile'),
+    (['--split-bn'], '--split-bn.*Leave it out.*--aug-splits'),
+    (['--split-bn', '--model', 'test_resnet', '--regime', 'advprop'], '--split-bn.*Leave it out'),
     (['--adv-steps', '0'], '--adv-steps.*at least 1'),
     (['--regime', 'madly'], '--regime: invalid choice'),
     (['--mean', 'grey'], '--mean: invalid float value'),

@@ -148,12 +148,43 @@ def test_conversion_refuses_a_model_without_norms(create):
         convert_split_norm(create())
 
 
-def test_conversion_refuses_a_model_that_is_split_in_part():
-    model = nn.Sequential(convert_split_norm(nn.BatchNorm2d(3)), nn.BatchNorm2d(3))
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, nn.LayerNorm])
+@pytest.mark.parametrize('num_aux', [None, 2])
+def test_conversion_completes_a_model_that_is_split_in_part(norm, num_aux):
+    model = nn.Sequential(convert_split_norm(norm(3), num_aux=2), norm(3))
+    first = model[0].aux_bn[0]
+    assert convert_split_norm(model, num_aux) is model
+    assert len(list(split_norms(model))) == 2 and num_aux_norms(model) == len(model[1].aux_bn) == 2
+    assert model[0].aux_bn[0] is first
     with pytest.raises(ValueError, match='already'):
         convert_split_norm(model)
+
+
+def test_conversion_with_another_number_of_auxiliary_norms_is_refused():
+    model = nn.Sequential(convert_split_norm(nn.BatchNorm2d(3), num_aux=2), nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match='2 auxiliary norms each, the others cannot have 1'):
+        convert_split_norm(model, num_aux=1)
     assert type(model[1]) is nn.BatchNorm2d
-    assert num_aux_norms(model) == 1
+
+
+def test_layer_norms_beside_split_batch_norms_stay_shared():
+    model = nn.Sequential(convert_split_norm(nn.BatchNorm2d(3)), nn.LayerNorm(3))
+    with pytest.raises(ValueError, match='already'):
+        convert_split_norm(model)
+    assert type(model[1]) is nn.LayerNorm
+
+
+@pytest.mark.parametrize('layer', [
+    nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.TransformerEncoderLayer(8, 2, 16),
+    nn.TransformerDecoderLayer(8, 2, 16),
+], ids=['encoder', 'tokens-first', 'decoder'])
+def test_layers_that_go_past_their_norms_or_take_tokens_first_are_refused(layer):
+    model = nn.Sequential(nn.Linear(4, 8), layer)
+    with pytest.raises(ValueError, match=rf'1 \({type(layer).__name__}\)'):
+        convert_split_norm(model)
+    assert not has_split_norm(model)
+    convert_split_norm(nn.Sequential(nn.BatchNorm1d(4), *model))  # whose layer norms all routes share
+    convert_split_norm(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True))
 
 
 def test_conversion_refuses_less_than_one_auxiliary_norm(resnet):

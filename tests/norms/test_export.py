@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import create_feature_extractor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -30,6 +31,18 @@ def test_exported_eval_model_is_the_main_route(name, exporter, route, randomize_
     set_norm_route(split, route)
     exported = EXPORTERS[exporter](split, images)
     torch.testing.assert_close(exported(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('route', ['aux', 'split'])
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, nn.LayerNorm])
+def test_scripting_another_route_than_the_main_one_is_refused(norm, route):
+    split = convert_split_norm(nn.Sequential(nn.Flatten(1, 2), norm(8)) if norm is nn.LayerNorm else norm(3)).train()
+    set_norm_route(split, route)
+    with pytest.raises(ValueError, match='A scripted model is the main route.*set_norm_route'):
+        torch.jit.script(split)
+    set_norm_route(split, 'main')
+    torch.jit.script(split)
 
 
 @pytest.mark.filterwarnings('ignore')

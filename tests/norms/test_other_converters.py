@@ -105,3 +105,25 @@ def test_converters_that_leave_the_auxiliary_norms_as_they_are_may_pass():
     modules = list(split.modules())
     for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, timm_convert_sync_batchnorm, freeze_batch_norm_2d):
         assert list(convert(split).modules()) == modules
+
+
+def replace_by_setattr(model):
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, nn.GroupNorm(1, child.num_features))
+
+
+def replace_by_index(model):
+    next(split_norms(model)).aux_bn[0] = nn.Identity()
+
+
+@pytest.mark.parametrize('convert', [replace_by_setattr, replace_by_index])
+def test_auxiliary_norms_cannot_be_assigned(resnet, convert):
+    split = convert_split_norm(resnet)
+    with pytest.raises(TypeError, match='would drop the split norms'):
+        convert(split)
+    assert aux_equals_main(split)
+    norms = next(split_norms(split)).aux_bn
+    norms[0] = norms[0]
+    assert not norms.eval().training

@@ -1,7 +1,10 @@
 """Routes: which norms of a model its images pass."""
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn as nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.norms.norm_models import (
     equal_states,
@@ -14,7 +17,7 @@ from tests.norms.norm_models import (
     split_with_own_norms,
     train_step,
 )
-from timm_advprop.norms import convert_split_norm, norm_route, set_norm_route
+from timm_advprop.norms import convert_split_norm, forward_parts, norm_route, set_norm_route
 
 
 @pytest.mark.parametrize('route, index', [('main', 0), ('clean', 0), ('aux', 1), (0, 0), (1, 1), (2, 2)])
@@ -68,6 +71,37 @@ def test_split_route_in_eval_mode_is_the_main_norm_for_any_batch(plain, sizes, r
     expected = plain_models_of(split, plain)[0](images)
     set_norm_route(split, 'split', sizes)
     assert torch.equal(split(images), expected)
+
+
+@pytest.mark.parametrize('wrap', [nn.Module.train, nn.DataParallel], ids=['plain', 'wrapped'])
+@pytest.mark.parametrize('copy', [lambda model: model, deepcopy], ids=['itself', 'copy'])
+def test_split_route_goes_by_the_mode_of_the_model_not_of_a_norm(plain, wrap, copy, randomize_norms):
+    original = split_with_own_norms(plain, randomize_norms).train()
+    set_norm_route(wrap(original), 'split')
+    split = copy(original)
+    models = plain_models_of(split, plain)
+    images, target = make_batch()
+    main_norms = models[0].eval()(images)
+    for model in (split, *models):
+        for module in model.train().modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+    expected = torch.cat([train_step(model, *part) for model, *part in zip(models, images.chunk(2), target.chunk(2))])
+    torch.testing.assert_close(train_step(split, images, target), expected)
+    assert all(grad is not None for grad in named_grads(split).values())
+    torch.testing.assert_close(split.eval()(images), main_norms)
+
+
+@pytest.mark.parametrize('size', [4, 16])
+def test_parts_are_sent_through_their_norms_in_either_mode_and_the_model_rests_on_main(plain, size, randomize_norms):
+    split = split_with_own_norms(plain, randomize_norms).eval()
+    models = plain_models_of(split, plain)
+    parts = make_batch(size)[0], make_batch(6)[0]
+    for output, model, part in zip(forward_parts(split, parts), models, parts):
+        torch.testing.assert_close(output, model(part))
+    assert torch.equal(split(parts[0]), models[0](parts[0]))
+    with pytest.raises(ValueError, match='needs 2 sizes'):
+        forward_parts(split, parts[:1])
 
 
 @pytest.mark.parametrize('route', ['adv', 'Main', 'plain', '1', '', -1, True, 1.0, None, ['aux']], ids=repr)

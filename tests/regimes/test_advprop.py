@@ -283,7 +283,7 @@ def test_routes_modes_and_gradients_are_restored_where_a_source_fails(failing):
         task(images, target)
     assert_unchanged(model, before)
     assert torch.equal(images, images_before) and torch.equal(target, target_before)
-    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert {norm.route for norm in split_norms(model)} == {0}
 
 
 def test_a_step_writes_no_gradient_before_its_backward_pass():
@@ -389,4 +389,4 @@ def test_a_task_takes_the_auxiliary_norms_into_training_again():
         norm.aux_bn.requires_grad_(False)
     AdvPropTask(model, verbose=False, **HALF)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert {norm.route for norm in split_norms(model)} == {0}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_advprop import norm_route
+from timm_advprop import norm_route, set_norm_route
 from timm_advprop.norms import norm_parameters
 from timm_advprop.regimes import REGIMES, Attack, MadryTask
 
@@ -155,6 +155,7 @@ def _advprop_losses(replicas, tasks, batches, step):
     ]
     _take_buffers_of_rank_0(replicas)
     for replica, task, adv, (images, target) in zip(replicas, tasks, adversarial, batches):
+        set_norm_route(replica, 'split')
         outputs = replica(torch.cat([images, *adv])).chunk(1 + len(adv))
         loss = F.cross_entropy(outputs[0], target)
         yield loss + task.weight * sum(F.cross_entropy(output, target) for output in outputs[1:])

@@ -383,7 +383,7 @@ def test_a_failing_pass_leaves_its_route_and_no_hooks(failing_pass):
     after = snapshot(model)
     for part in ('training', 'track', 'requires_grad'):
         assert after[part] == before[part]
-    assert {norm.route for norm in split_norms(model)} == {-1}
+    assert {norm.route for norm in split_norms(model)} == {0}
     assert gradients_of(model).keys() == {'fc.weight'} and (model.fc.weight.grad == 1).all()
     assert not any(parameter._backward_hooks for parameter in model.parameters())
     if failing_pass == 1:  # nothing but the first norms has seen a batch

@@ -146,7 +146,7 @@ def test_a_function_must_return_as_many_images_and_targets(function):
     task = AdvPropTask(split_model().train(), sources=function, verbose=False, **HALF)
     with pytest.raises(InputError, match='a pair of 6 images and as many targets'):
         task(*make_batch())
-    assert {norm.route for norm in split_norms(task.get_trainable_module())} == {-1}
+    assert {norm.route for norm in split_norms(task.get_trainable_module())} == {0}
 
 
 def test_a_function_may_work_in_place():

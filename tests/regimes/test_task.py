@@ -26,7 +26,7 @@ from tests.regimes.regime_models import (
     tiny_model,
 )
 from timm_advprop import AdvPropTask, norm_route
-from timm_advprop.norms import split_norms
+from timm_advprop.norms import split_norms, split_state_dict
 from timm_advprop.regimes import REGIMES, Attack, VanillaTask
 from timm_advprop.regimes.task import check_weight, part_metrics, top1
 
@@ -59,12 +59,12 @@ def test_the_result_is_what_timms_training_script_reads():
     result['loss'].backward()
 
 
-def test_the_resting_route_is_split_and_validation_uses_the_main_norms():
+def test_the_resting_route_is_main():
     model, (images, target) = split_model().train(), make_batch()
     task = AdvPropTask(model, verbose=False, **HALF)
     for _ in range(2):
         task(images, target)['loss'].backward()
-        assert {norm.route for norm in split_norms(model)} == {-1}
+        assert {norm.route for norm in split_norms(model)} == {0}
         task.get_eval_model().eval()
         with torch.no_grad():
             validated = model(images)
@@ -210,9 +210,7 @@ def _assert_compiles_to_few_graphs(regime, create_model, images, target, **flags
             outputs.append(result['loss'].detach())
         graphs.append(counter.frame_count)
         torch.testing.assert_close(outputs[:2], outputs[2:])
-    # The attack, the training step, validation. In Fast AdvProp the first two see batches of different sizes, so torch
-    # compiles some of them once more, for any size.
-    assert graphs == ([3, 3, 3] if regime == 'advprop' else [5, 7, 7])
+    assert graphs == [3, 3, 3]  # the attack, the training step, validation
     gradients = {name.replace('_orig_mod.', ''): value for name, value in gradients_of(compiled).items()}
     assert_all_close(gradients, gradients_of(eager))
     torch._dynamo.reset()
@@ -225,6 +223,19 @@ def test_a_compiled_task_runs_few_graphs_and_finds_the_same_numbers():
     _assert_compiles_to_few_graphs('fast-advprop', lambda: deepcopy(model), *make_batch(10))
 
 
+def test_a_compiled_task_takes_batches_of_any_size_in_one_graph_more():
+    torch._dynamo.reset()
+    task = task_of('fast-advprop', tiny_model(dtype=torch.float64).train(), adv_random_start=0.)
+    counter = CompileCounterWithBackend('eager')
+    task.compile(backend=counter)
+    graphs = []
+    for size in (10, 20, 10, 25):
+        task(*make_batch(size))['loss'].backward()
+        graphs.append(counter.frame_count)
+    assert graphs == [2, 3, 3, 3]  # the attack; the step, which is for any size as it sees another one
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_a_compiled_timm_model_runs_few_graphs_and_finds_the_same_numbers(name):
@@ -233,6 +244,23 @@ def test_a_compiled_timm_model_runs_few_graphs_and_finds_the_same_numbers(name):
 
 
 # DDP
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_a_task_that_knows_nothing_of_routes_trains_a_split_model_as_the_plain_one(checkpointing, one_process):
+    model, (images, target) = split_model(num_aux=2).train(), make_batch()
+    twin, aux = plain_twin(model, 0).train(), split_state_dict(deepcopy(model.state_dict()))[1]
+    for each in (model, twin):
+        each.set_grad_checkpointing(checkpointing)
+        task = ClassificationTask(each, torch.nn.CrossEntropyLoss(), verbose=False).prepare_distributed()
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            task(images, target)['loss'].backward()
+            optimizer.step()
+    main, aux_after = split_state_dict(model.state_dict())
+    assert all(torch.equal(value, main[name]) for name, value in twin.state_dict().items())
+    assert all(torch.equal(value, aux_after[name]) for name, value in aux.items())
 
 
 @pytest.mark.parametrize('regime', ['madry', 'joint', 'advprop', 'fast-advprop'])

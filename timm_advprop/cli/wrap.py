@@ -1,7 +1,8 @@
 """Runs timm's own unmodified train.py with AdvProp: `python -m timm_advprop.wrap PATH/TO/train.py …`.
 
 The script keeps its flags, its log and its checkpoints. While it runs, the names it imports from timm lead here: its
-`ClassificationTask` is the task of `--regime`, its `convert_sync_batchnorm` knows split norms. The `--regime` and
+`ClassificationTask` is the task of `--regime`, its `create_model` splits the norms where that regime needs it (before
+the script builds an optimizer), its `convert_sync_batchnorm` knows split norms. The `--regime` and
 `--adv-*` flags are taken off its command line, and they may stand in its `-c/--config` file.
 """
 import argparse
@@ -14,15 +15,17 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import timm.data
 import timm.layers
+import timm.models
 import timm.task
 import torch
 import torch.nn as nn
+from timm.layers import convert_splitbn_model
 from timm.task import ClassificationTask, TrainingTask
 
 from ..engine.datasets import channel_normalisation
 from ..errors import InputError, as_input_error, exits_on_input_error, near_matches
 from ..norms import convert_sync_batchnorm, has_split_norm
-from ..regimes import RegimeSettings, VanillaTask, create_task, regime_flags, regime_of
+from ..regimes import RegimeSettings, VanillaTask, create_task, regime_flags, regime_of, split_for_regime
 from .parser import ProgramParser, read_recipe
 
 __all__ = ['run_script']
@@ -71,6 +74,10 @@ class _TaskFactory:
 
     def __call__(self, model: nn.Module, criterion: Optional[Callable] = None, **kwargs: Any) -> TrainingTask:
         task_type = as_input_error(regime_of, self.settings, has_split_norm(model))
+        if task_type.sources_of_aux_norms(self.settings) and not has_split_norm(model):
+            raise InputError(f'{type(model).__name__} has no split norms, as the script did not make it by '
+                             'timm.create_model: call timm_advprop.convert_split_norm(model) before its optimizer is '
+                             'built.')
         if isinstance(model, torch.jit.ScriptModule) and self.settings.regime != VanillaTask.name:
             raise InputError('A scripted model has only its main route. Use --torchcompile, not --torchscript.')
         task = as_input_error(create_task, self.settings, model, criterion, **self.normalisation, **kwargs)
@@ -81,6 +88,11 @@ class _TaskFactory:
             _logger.log(logging.WARNING if hint else logging.INFO, f'Training regime: {task_type.name}{hint}.')
         return task
 
+    def create_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        # Not when the task is built: timm's scripts before 1.0.27 build the optimizer first, and it has to have the
+        # parameters of auxiliary norms, too.
+        return as_input_error(split_for_regime, self.settings, _create_model(*args, **kwargs))
+
     def resolve_data_config(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         # The script normalises its images by what this returns, whether flags, YAML or the model's own cfg said so.
         config = _resolve_data_config(*args, **kwargs)
@@ -88,6 +100,7 @@ class _TaskFactory:
         return config
 
 
+_create_model = timm.create_model
 _resolve_data_config = timm.data.resolve_data_config
 
 
@@ -114,9 +127,19 @@ def _timm_replaced(factory: _TaskFactory) -> Iterator[None]:
                 stack.enter_context(_replaced(timm.task, name, _stand_in(task_type, factory)))
             elif isinstance(task_type, type) and issubclass(task_type, TrainingTask) and task_type is not TrainingTask:
                 stack.enter_context(_replaced(timm.task, name, _stand_in(task_type, _refusal(name))))
+        for module in (timm, timm.models):
+            stack.enter_context(_replaced(module, 'create_model', factory.create_model))
         stack.enter_context(_replaced(timm.layers, 'convert_sync_batchnorm', convert_sync_batchnorm))
+        stack.enter_context(_replaced(timm.layers, 'convert_splitbn_model', _convert_plain_splitbn_model))
         stack.enter_context(_replaced(timm.data, 'resolve_data_config', factory.resolve_data_config))
         yield
+
+
+def _convert_plain_splitbn_model(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    if has_split_norm(model):
+        raise InputError('--split-bn of the script knows nothing of the norms that AdvProp has split. Leave it out, or '
+                         'use timm_advprop.train, whose --aug-splits 2 --split-bn is fine-grained AdvProp.')
+    return convert_splitbn_model(model, *args, **kwargs)
 
 
 def _refusal(name: str) -> Callable[..., None]:

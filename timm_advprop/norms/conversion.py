@@ -7,12 +7,12 @@ from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 
 from .affine_norm import split_affine_norm_type
 from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
-from .split_norm import AuxNorms, SplitNorm, has_split_norm, split_norms
+from .split_norm import AuxNorms, SplitNorm, has_split_norm, num_aux_norms, split_norms
 
-__all__ = ['convert_split_norm', 'convert_sync_batchnorm', 'strip_aux']
+__all__ = ['convert_split_norm', 'convert_sync_batchnorm', 'strip_aux', 'unsplit_batch_norms']
 
 
-def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
+def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None) -> nn.Module:
     """Give every batch norm of a model auxiliary norms, in place; in a model without any, every layer norm or its kin.
 
     Each auxiliary norm starts as a copy of the main norm, whose parameters, buffers, hooks and state-dict keys stay as
@@ -20,28 +20,33 @@ def convert_split_norm(model: nn.Module, num_aux: int = 1) -> nn.Module:
     group norms stay shared by all routes: they keep no statistics that adversarial images could disturb. Without any,
     layer, group, instance, RMS, evolved and filter-response norms that have parameters are split.
 
+    A model that has split norms and others beside them, such as those of a new head (`reset_classifier` of some
+    families makes one), is completed.
+
     Args:
         model: Any model with norms, or a norm.
-        num_aux: Number of auxiliary norms for each norm, at least 1.
+        num_aux: Number of auxiliary norms for each norm, at least 1; by default that of split norms in the
+            model, else 1.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: The model has no norms, has split norms already, or has norms with running statistics of a kind
-            that cannot be split (they are named). The model is then left untouched.
+        ValueError: The model has no norms, has split norms alone, or split norms with another number of auxiliary
+            ones; or it has norms with running statistics of a kind that cannot be split, or layers of torch that go
+            past their norms (they are named). The model is then left untouched.
     """
+    present = num_aux_norms(model)
+    num_aux = (present or 1) if num_aux is None else num_aux
     if num_aux < 1:
         raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
-    if has_split_norm(model):
-        raise ValueError('The model has split norms already.')
     norms = _norms_to_split(model)
-    unknown = [f'{name or "model"} ({type(norm).__name__})' for name, (norm, split) in norms.items() if split is None]
-    if unknown:
-        raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
-    if not norms:
-        raise ValueError(f'{type(model).__name__} has no batch norms to split, nor layer norms or their kin with '
-                         'parameters.')
+    if present and not norms:
+        raise ValueError('The model has split norms already.')
+    if present not in (0, num_aux):
+        raise ValueError(f'The model has split norms with {present} auxiliary norms each, the others cannot have '
+                         f'{num_aux}.')
+    _refuse_unknown(model, norms)
     for norm, split in norms.values():
         # The norm becomes another kind instead of making room for a new module: parameters, buffers, hooks, state-dict
         # keys and every reference to the module (a norm used twice, the model itself) stay what they are, and nothing
@@ -85,18 +90,48 @@ def strip_aux(model: nn.Module) -> nn.Module:
     plain = deepcopy(model)
     for norm in list(split_norms(plain)):
         del norm.aux_bn
-        norm.__dict__.pop('route', None)
-        norm.__dict__.pop('split_sizes', None)
+        for name in ('route', 'split_sizes', 'split_in', 'frozen'):
+            norm.__dict__.pop(name, None)
         norm.__class__ = norm.plain_type
     return plain
 
 
+def unsplit_batch_norms(model: nn.Module) -> Dict[str, nn.Module]:
+    """The batch norms of a model, by name, that are neither split nor auxiliary: all routes share their statistics."""
+    return {name: module for name, module in _plain_modules(model).items() if is_batch_norm(module)}
+
+
+def _plain_modules(model: nn.Module) -> Dict[str, nn.Module]:
+    aux = {id(norm) for split in split_norms(model) for norm in split.aux_bn.modules()}
+    return {name: module for name, module in model.named_modules()
+            if id(module) not in aux and not isinstance(module, SplitNorm)}
+
+
 def _norms_to_split(model: nn.Module) -> Dict[str, Tuple[nn.Module, Optional[Type[SplitNorm]]]]:
     # By name: a norm and the kind it becomes, None for a batch norm that no split norm stands for.
-    modules = dict(model.named_modules())
-    batch_norms = {name: (norm, split_batch_norm_type(norm)) for name, norm in modules.items() if is_batch_norm(norm)}
-    affine_norms = ((name, (norm, split_affine_norm_type(norm))) for name, norm in modules.items())
-    return batch_norms or {name: (norm, split) for name, (norm, split) in affine_norms if split}
+    batch_norms = {name: (norm, split_batch_norm_type(norm)) for name, norm in unsplit_batch_norms(model).items()}
+    if batch_norms or any(map(is_batch_norm, model.modules())):
+        return batch_norms
+    affine_norms = ((name, (norm, split_affine_norm_type(norm))) for name, norm in _plain_modules(model).items())
+    return {name: (norm, split) for name, (norm, split) in affine_norms if split}
+
+
+def _refuse_unknown(model: nn.Module, norms: Dict[str, Tuple[nn.Module, Optional[Type[SplitNorm]]]]) -> None:
+    if not norms:
+        raise ValueError(f'{type(model).__name__} has no batch norms to split, nor layer norms or their kin with '
+                         'parameters.')
+    unknown = [f'{name or "model"} ({type(norm).__name__})' for name, (norm, split) in norms.items() if split is None]
+    if unknown:
+        raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
+    # In inference an encoder layer hands the weights of its main norms to one fused function. And where tokens come
+    # before images, [L, N, C], a part of dimension 0 is no part of the images.
+    blind = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.TransformerEncoderLayer)
+             or isinstance(layer, nn.TransformerDecoderLayer) and not layer.self_attn.batch_first}
+    inside = [f'{name or "model"} ({type(layer).__name__})' for name, layer in blind.items()
+              if any(norm is child for norm, _ in norms.values() for child in layer.modules())]
+    if inside:
+        raise ValueError(f'Cannot split the norms of these layers, which go past them or take tokens for images: '
+                         f'{", ".join(inside)}. Use layers that call their norms on [N, L, C], such as timm\'s Block.')
 
 
 def _synchronise_plain_children(module: nn.Module, process_group: Optional[Any]) -> None:

@@ -1,12 +1,16 @@
 """Routes: which norms of a model its images pass."""
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence, Set, Tuple, Union
+from math import gcd
+from typing import Iterator, List, Optional, Sequence, Set, Tuple, Union
 
+import torch
 import torch.nn as nn
+from timm.utils import unwrap_model
+from torch.autograd import Variable
 
-from .split_norm import AUX, MAIN, SPLIT, split_norms
+from .split_norm import AUX, MAIN, SPLIT, SplitNorm, split_norms
 
-__all__ = ['Route', 'norm_route', 'set_norm_route']
+__all__ = ['Route', 'forward_parts', 'norm_route', 'set_norm_route']
 
 Route = Union[str, int]
 
@@ -18,10 +22,11 @@ def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]
 
     Args:
         model: A model with split norms, wrapped (DDP, compiled) or not.
-        route: `'main'` (or 0), `'aux'` (the first auxiliary norm), i for the i-th auxiliary norm, or `'split'`.
-            `'clean'` is another word for `'main'`.
+        route: `'main'` (or 0), `'aux'` (the first auxiliary norm), i for the i-th auxiliary norm, or `'split'`, which
+            divides batches while `model` is in train mode, whatever the modes of its norms: one in eval mode (frozen)
+            keeps its statistics. `'clean'` is another word for `'main'`.
         sizes: For `'split'`: images for the main norm, then for each auxiliary norm. Equal parts by default. Norms that
-            see tokens as rows divide these in proportion.
+            see tokens or windows as rows divide these in proportion.
 
     Raises:
         ValueError: No split norms, an unknown route, or sizes that do not fit.
@@ -35,6 +40,7 @@ def set_norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]
         sizes = _resolve_sizes(sizes, route, {1 + len(norm.aux_bn) for norm in norms})
     for norm in norms:
         norm.route, norm.split_sizes = route, sizes
+        norm.split_in = (unwrap_model(model),) if route == SPLIT else None
 
 
 @contextmanager
@@ -48,13 +54,68 @@ def norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = 
         route: See `set_norm_route`.
         sizes: See `set_norm_route`.
     """
-    previous = [(norm, norm.route, norm.split_sizes) for norm in split_norms(model)]
+    previous = [(norm, norm.route, norm.split_sizes, norm.split_in) for norm in split_norms(model)]
     set_norm_route(model, route, sizes)
     try:
         yield
     finally:
-        for norm, old_route, old_sizes in previous:
-            norm.route, norm.split_sizes = old_route, old_sizes
+        for norm, *state in previous:
+            norm.route, norm.split_sizes, norm.split_in = state
+
+
+@torch.compiler.disable(recursive=False)
+def forward_parts(model: nn.Module, parts: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
+    """Send parts of a batch through a model in one pass, part i through norm i, in train mode or eval mode.
+
+    The model is on route `'main'` afterwards. The backward pass of a checkpointed model runs the forward again, and
+    finds the route that this one had.
+
+    Args:
+        model: A model with split norms, wrapped (DDP, compiled) or not, whose output is one tensor.
+        parts: Images [N_i, C, H, W] for the main norm, then for each auxiliary norm.
+
+    Returns:
+        The output of each part.
+
+    Raises:
+        ValueError: There are more or fewer parts than norms; or auxiliary norms alone are in eval mode.
+    """
+    norms, module = list(split_norms(model)), unwrap_model(model)
+    _refuse_half_frozen(norms)
+    sizes = _resolve_sizes([len(part) for part in parts], SPLIT, {1 + len(norm.aux_bn) for norm in norms})
+    # A backward pass that fails leaves its route behind: in train mode it ends with train mode.
+    split_in = (module,) if module.training else None
+
+    def divide() -> None:
+        for norm in norms:
+            norm.route, norm.split_sizes, norm.split_in = SPLIT, _in_lowest_terms(sizes), split_in
+
+    def divide_in_backward(_: torch.Tensor) -> None:
+        divide()
+        Variable._execution_engine.queue_callback(lambda: set_norm_route(model, 'main'))
+
+    divide()
+    try:
+        output = model(torch.cat(list(parts)))
+    finally:
+        set_norm_route(model, 'main')
+    if output.requires_grad:
+        output.register_hook(divide_in_backward)
+    return output.split(sizes)
+
+
+def _in_lowest_terms(sizes: Tuple[int, ...]) -> Optional[Tuple[int, ...]]:
+    # and equal parts not at all: a compiled model then takes batches of any size
+    unit = gcd(*sizes)
+    return tuple(size // unit for size in sizes) if len(set(sizes)) > 1 else None
+
+
+def _refuse_half_frozen(norms: List[SplitNorm]) -> None:
+    for norm in norms:
+        if norm.training and not norm.frozen[1] and not all(aux.training for aux in norm.aux_bn):
+            raise ValueError('Auxiliary norms are in eval mode and their main norms are not, as a freeze leaves them '
+                             'that asks for nn.BatchNorm2d: ask for _BatchNorm, or call timm_advprop.freeze_norms('
+                             'model), which takes main and aux apart, too.')
 
 
 def _resolve_route(route: Route, num_aux: int) -> int:

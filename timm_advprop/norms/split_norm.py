@@ -1,8 +1,9 @@
 """What every split norm is: a norm with auxiliary norms below it, and the route that says which of them images pass."""
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .state_dict import index_aux_key, num_aux_in
 
@@ -16,17 +17,25 @@ class AuxNorms(nn.ModuleList):
 
     Converters that know nothing of split norms (torch's and timm's `convert_sync_batchnorm`, timm's
     `freeze_batch_norm_2d` and `convert_splitbn_model`) rebuild the main norm and replace the norms below it one by one.
-    They would leave the auxiliary norms unused without a word, so replacing one is refused here.
+    They would leave the auxiliary norms unused without a word, or change them and not the main norm, so replacing one
+    is refused here.
     """
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
-        present = self._modules.get(name)
+        self._refuse_another(name, module)
+        super().add_module(name, module)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_another(name, value)
+        super().__setattr__(name, value)
+
+    def _refuse_another(self, name: str, module: Any) -> None:
+        present = self.__dict__.get('_modules', {}).get(name)
         if present is not None and module is not present:
             raise TypeError(
                 f'Replacing an auxiliary {type(present).__name__} by another {type(module).__name__} would drop the '
                 f'split norms. Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, '
                 f'timm_advprop.strip_aux(model) for a plain model that other converters can take.')
-        super().add_module(name, module)
 
 
 class SplitNorm(nn.Module):
@@ -39,6 +48,10 @@ class SplitNorm(nn.Module):
     # Of the class, so that a norm nobody routed has them, whichever way it came to be: made, converted, unpickled.
     route = MAIN
     split_sizes = None
+    # On route split: (the model,), in whose train mode the batch is divided; None divides it always. In a tuple, which
+    # nn.Module does not take for a child.
+    split_in = None
+    frozen = (False, False)  # main norm, auxiliary norms: see freeze_norms
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():  # a scripted model is the main route
@@ -71,33 +84,56 @@ class SplitNorm(nn.Module):
             copy.register_buffer(name, None if value is None else value.clone())
         return copy.train(self.training)
 
+    def train(self, mode: bool = True) -> 'SplitNorm':
+        """Set train or eval mode; frozen norms stay in eval mode."""
+        super().train(mode)
+        main, aux = self.frozen
+        self.training = mode and not main
+        self.aux_bn.train(mode and not aux)
+        return self
+
+    def __prepare_scriptable__(self) -> 'SplitNorm':
+        # torch.jit.script asks for the module to compile
+        if self.route > MAIN or self._divides():
+            raise ValueError('A scripted model is the main route, this one is on another: set_norm_route(model, '
+                             '\'main\') before torch.jit.script, or trace it.')
+        return self
+
+    def _divides(self) -> bool:
+        # Not by the norm's own mode: a user may freeze the statistics of some norms, and parts of a model in train mode
+        # must not mix in these.
+        return self.route == SPLIT and (self.split_in is None or self.split_in[0].training)
+
     @torch.jit.unused
     def _normalize_by_route(self, x: torch.Tensor) -> torch.Tensor:
-        if self.route == SPLIT and self.training:
+        if self._divides():
             return self._normalize_parts(x)
         if self.route > MAIN:
             return self._apply_aux(self.aux_bn[self.route - 1], x)
+        if DistributedDataParallel._active_ddp_module is not None and torch.is_grad_enabled():
+            x = _Unused.apply(x, *(value for value in self.aux_bn.parameters() if value.requires_grad))
         return self._normalize(x)
 
     def _normalize_parts(self, x: torch.Tensor) -> torch.Tensor:
         # All kinds of images are one batch, [main; aux 1; aux 2; …] along dimension 0: the shared layers run once, over
         # all of them, DDP sees one forward pass, and only here do the parts go separate ways.
-        main, *others = x.split(self._part_sizes(x.shape[0], has_tokens=x.dim() == 2))
+        main, *others = x.split(self._part_sizes(x.shape[0]))
         return torch.cat([self._normalize(main), *(norm(part) for norm, part in zip(self.aux_bn, others))])
 
     def _apply_aux(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return norm(x)
 
-    def _part_sizes(self, num_rows: int, has_tokens: bool) -> List[int]:
-        # Rows of a part are its images, unless the model lays the tokens of all images below each other, [N * L, C]
-        # (levit does): L rows an image, image by image, so that parts stay whole and in order.
+    def _part_sizes(self, num_rows: int) -> List[int]:
+        # Rows of a part are its images, unless the model lays the tokens or windows of all images below each other, as
+        # [N * L, C] (levit) or [N * windows, C, H, W] (efficientvit_msra): L rows an image, image by image, so that
+        # parts stay whole and in order.
         if self.split_sizes is None:
             return self._equal_parts(num_rows)
-        rows_per_image, rest = divmod(num_rows, sum(self.split_sizes))
-        if rest or rows_per_image < 1 or (rows_per_image > 1 and not has_tokens):
+        num_images = sum(self.split_sizes)
+        if num_rows < num_images or num_rows % num_images:  # no divmod, which dynamo cannot trace
             raise ValueError(f'Route split was set for parts of {list(self.split_sizes)} images, '
                              f'the batch has {num_rows}.')
-        return [size * rows_per_image for size in self.split_sizes]
+        return [size * (num_rows // num_images) for size in self.split_sizes]
 
     def _equal_parts(self, num_rows: int) -> List[int]:
         num_parts = 1 + len(self.aux_bn)
@@ -131,6 +167,20 @@ class SplitNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, num_aux={len(self.aux_bn)}'
+
+
+class _Unused(torch.autograd.Function):
+    # Ties parameters that a pass does not use to its graph, without gradients. DDP waits for all parameters: a split
+    # model that is trained on its main route, by a task that knows nothing of routes, would fail where the plain one
+    # does not.
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.num_parameters = len(parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        return grad, *[None] * ctx.num_parameters
 
 
 def split_norms(model: nn.Module) -> Iterator[SplitNorm]:

@@ -10,7 +10,7 @@ from .noise import GaussianNoise
 from .one_norm import JointTask, MadryTask
 from .pixels import PixelSource, normalisation_of
 from .regime_settings import GENERATORS, RegimeSettings
-from .registry import REGIMES, create_task, regime_flags, regime_of
+from .registry import REGIMES, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
 from .task import RegimeTask
 from .vanilla import VanillaTask
@@ -18,5 +18,5 @@ from .vanilla import VanillaTask
 __all__ = [
     'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GENERATORS', 'GaussianNoise',
     'JointTask', 'MadryTask', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'Source', 'VanillaTask',
-    'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of',
+    'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of', 'split_for_regime',
 ]

@@ -7,11 +7,11 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 import torch
 import torch.nn as nn
 
-from ..norms import has_split_norm, norm_route, num_aux_norms, set_norm_route, train_aux
+from ..norms import forward_parts, has_split_norm, norm_route, num_aux_norms
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
-from .task import RegimeTask, check_weight, part_metrics
+from .task import RegimeTask, check_weight, part_metrics, use_split_norms
 
 __all__ = ['AdvPropTask']
 
@@ -29,7 +29,7 @@ class AdvPropTask(RegimeTask):
     `AugmentedView(1)` among the sources a batch is [clean; augmented], as timm's `--aug-splits 2` delivers it.
 
     Args:
-        model: A model with split norms, which is put on route `'split'` and stays there.
+        model: A model with split norms. Outside of a step it is on route `'main'`.
         criterion: Maps (logits, target) to a scalar, for each of the losses. Cross-entropy by default.
         sources: What makes the images of each auxiliary norm, one source or several; by default PGD-5 of strength 4.
             A function (model, images, target) → (images, target) is a source, too.
@@ -71,8 +71,7 @@ class AdvPropTask(RegimeTask):
             raise ValueError(f'{len(self.sources)} kinds of images beside clean ones (augmented splits, attack '
                              'strengths) need as many auxiliary norms, the model has '
                              f'{num_aux_norms(model)}. Create it with num_aux={len(self.sources)}.')
-        set_norm_route(model, 'split')  # raises where there are no split norms
-        train_aux(model)
+        use_split_norms(model)  # raises where there are none
         self.announce()
 
     @classmethod
@@ -110,8 +109,7 @@ class AdvPropTask(RegimeTask):
                 images, labels = source(self.unwrapped_module, *views[source.view])
             parts.append((images.detach().to(input.dtype), labels.detach()))
         images, targets = zip(*parts)
-        # one pass through the DDP wrapper; on route split, part i of the batch passes norm i
-        outputs = self.trainable_module(torch.cat(images)).chunk(len(parts))
+        outputs = forward_parts(self.trainable_module, images)  # one pass through the DDP wrapper
         losses = [self.criterion(output, labels) for output, labels in zip(outputs, targets)]
         loss = sum(weight * part_loss for weight, part_loss in zip(self.weights, losses))
         return {'loss': loss, 'output': outputs[0], **part_metrics(self.parts, losses, outputs, targets)}

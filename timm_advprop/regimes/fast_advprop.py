@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..attacks import LOSS_SCALE
 from ..errors import InputError
-from ..norms import norm_parameters, norm_route, num_aux_norms, set_norm_route, train_aux
+from ..norms import forward_parts, norm_parameters, norm_route, num_aux_norms
 from .attack import Attack
 from .gradients import add_gradients, scale_gradients
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Source
-from .task import RegimeTask, check_weight, one_attack, part_metrics
+from .task import RegimeTask, check_weight, one_attack, part_metrics, use_split_norms
 
 __all__ = ['FastAdvPropTask']
 
@@ -45,7 +45,7 @@ class FastAdvPropTask(RegimeTask):
     loss of the returned logits shares the graph, so its gradients of norms are rescaled, too.
 
     Args:
-        model: A model with one auxiliary norm for each norm, which is put on route `'split'` and stays there.
+        model: A model with one auxiliary norm for each norm, and on route `'main'` outside of a step.
         criterion: Maps (logits, target) to a scalar, the mean over its images. Cross-entropy by default.
         attack: The attack, a single step. Untargeted, it maximises the training loss, as in the paper. With a random
             target it minimises that label's loss; the reused gradients are the true label's, at the price of a second
@@ -98,11 +98,10 @@ class FastAdvPropTask(RegimeTask):
                              'the precision of the step: set no other steps, norm_stats or amp_dtype.')
         attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
         self.attack = attack.against(self.criterion)
-        set_norm_route(model, 'split')  # raises where there are no split norms
+        use_split_norms(model)  # raises where there are none
         if num_aux_norms(model) != 1:
             raise ValueError(f'fast-advprop trains one auxiliary norm for each norm, the model has '
                              f'{num_aux_norms(model)}.')
-        train_aux(model)
         self.announce()
 
     @classmethod
@@ -148,8 +147,7 @@ class FastAdvPropTask(RegimeTask):
         adversarial, attack_loss, gradients = self._attack(images, adv_target, parameters)
         adversarial, adv_target = self._shuffle(adversarial, adv_target)
 
-        set_norm_route(self.trainable_module, 'split', sizes=sizes)
-        outputs = self.trainable_module(torch.cat([input, adversarial])).split(sizes)
+        outputs = forward_parts(self.trainable_module, (input, adversarial))
         clean_loss, adv_loss = self.criterion(outputs[0], target), self.criterion(outputs[1], adv_target)
         # Shared parameters have seen all images, main norms the clean ones, auxiliary norms those of the attack's pass
         # and of the adversarial one: the loss is the mean over what shared ones have seen, the others are rescaled.

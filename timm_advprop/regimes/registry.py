@@ -16,7 +16,7 @@ from .regime_settings import GENERATORS, RegimeSettings
 from .task import RegimeTask
 from .vanilla import VanillaTask
 
-__all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of']
+__all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
     task.name: task for task in (VanillaTask, MadryTask, JointTask, AdvPropTask, FastAdvPropTask)
@@ -61,10 +61,22 @@ def create_task(
     task_type = regime_of(settings, is_split)
     if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.generator):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
-    num_aux = len(task_type.sources_of_aux_norms(settings))
-    if num_aux and not is_split:
-        convert_split_norm(model, num_aux)
-    return task_type(model, criterion, **task_type.arguments(settings), **kwargs)
+    return task_type(split_for_regime(settings, model), criterion, **task_type.arguments(settings), **kwargs)
+
+
+def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
+    """Convert a plain model in place where the regime that was asked for needs split norms.
+
+    Args:
+        settings: What was asked for.
+        model: Any model. One with split norms stays as it is.
+
+    Raises:
+        ValueError: The regime is unknown, or the model cannot be split.
+    """
+    is_split = has_split_norm(model)
+    num_aux = len(regime_of(settings, is_split).sources_of_aux_norms(settings))
+    return convert_split_norm(model, num_aux) if num_aux and not is_split else model
 
 
 def regime_flags() -> Dict[str, Setting]:

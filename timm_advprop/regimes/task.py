@@ -7,12 +7,12 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 from torch.nn.parallel import DistributedDataParallel
 
-from ..norms import has_split_norm, set_norm_route, train_aux
+from ..norms import has_split_norm, set_norm_route, train_aux, unsplit_batch_norms
 from .attack import Attack
 from .regime_settings import RegimeSettings
 from .source import Source
 
-__all__ = ['RegimeTask', 'check_weight', 'one_attack', 'part_metrics', 'top1', 'use_main_norms']
+__all__ = ['RegimeTask', 'check_weight', 'one_attack', 'part_metrics', 'top1', 'use_main_norms', 'use_split_norms']
 
 _logger = logging.getLogger(__name__)
 
@@ -112,6 +112,24 @@ def use_main_norms(model: nn.Module) -> None:
     if has_split_norm(model):
         set_norm_route(model, 'main')
         train_aux(model, False)
+
+
+def use_split_norms(model: nn.Module) -> None:
+    """Let a model train its auxiliary norms beside its main norms.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        ValueError: The model has no split norms, or batch norms beside them.
+    """
+    set_norm_route(model, 'main')  # raises where there are no split norms
+    unsplit = list(unsplit_batch_norms(model))
+    if unsplit:
+        raise ValueError(f'{", ".join(unsplit[:3])} of {type(model).__name__} would mix clean and other images, as in '
+                         'a head that came after the norms were split: call timm_advprop.convert_split_norm(model) '
+                         'again, which splits the rest.')
+    train_aux(model)
 
 
 def one_attack(cls: Type[RegimeTask], settings: RegimeSettings) -> Attack:
