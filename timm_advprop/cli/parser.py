@@ -2,7 +2,7 @@
 import argparse
 import logging
 import sys
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
@@ -10,7 +10,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 from ..errors import InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
 
-__all__ = ['ProgramParser', 'number', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+__all__ = ['ProgramParser', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
 
 
 class ProgramParser(argparse.ArgumentParser):
@@ -61,6 +61,20 @@ class _Refused(argparse.Action):
     # A flag of timm's script that this program does not take; const is the reason.
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f'{option_string} is not supported: {self.const}.')
+
+
+class _Checked(argparse.Action):
+    # Stores a value, or several, that `about` allows.
+    def __init__(self, *args: Any, about: Setting, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.about = about
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        problem = self.about.problem(values)
+        if problem:
+            given = ' '.join(map(str, values if isinstance(values, list) else [values]))
+            raise argparse.ArgumentError(self, f'{problem}, got {given}')
+        setattr(namespace, self.dest, values)
 
 
 def parse_settings(
@@ -149,18 +163,6 @@ def read_recipe(path: str) -> Dict[str, Any]:
     return recipe
 
 
-def number(about: Setting) -> Callable[[str], Any]:
-    """An argparse type: a number in the range of a setting."""
-    def parse(text: str) -> Any:
-        value = about.kind(text)
-        problem = about.problem(value)
-        if problem:
-            raise argparse.ArgumentTypeError(f'{problem}, got {text}')
-        return value
-    parse.__name__ = about.kind.__name__  # argparse names the type when the text is no number
-    return parse
-
-
 def _argument(about: Setting) -> Dict[str, Any]:
     # Keyword arguments of argparse's add_argument.
     if about.kind is bool:
@@ -173,7 +175,9 @@ def _argument(about: Setting) -> Dict[str, Any]:
     if isinstance(about.default, tuple):
         argument['default'] = list(about.default)  # as argparse and YAML deliver several values
     if about.kind is not str:
-        argument['type'] = about.kind if about.choices else number(about)
+        argument['type'] = about.kind
+    if not about.choices:  # which argparse checks
+        argument.update(action=_Checked, about=about)
     return argument
 
 

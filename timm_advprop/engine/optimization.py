@@ -35,7 +35,7 @@ def build_criterion(settings: AugmentationSettings) -> nn.Module:
 
 def learning_rate(settings: OptimizerSettings, global_batch: int, verbose: bool = True) -> float:
     """The learning rate: `--lr`, or what follows from the number of images of an update, over all processes."""
-    if settings.lr:
+    if settings.lr is not None:
         return settings.lr
     ratio = global_batch / settings.lr_base_size
     adaptive = any(name in settings.opt.lower() for name in ('ada', 'lamb'))
