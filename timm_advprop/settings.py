@@ -71,9 +71,8 @@ class Setting:
     def _problem_of(self, value: Any) -> Optional[str]:
         if self.choices is not None and value not in self.choices:
             return f'must be one of {", ".join(map(str, self.choices))}'
-        if self.kind in (int, float):
-            return self._problem_of_number(value)
-        return self.check(value) if self.check else None
+        problem = self._problem_of_number(value) if self.kind in (int, float) else None
+        return problem or (self.check(value) if self.check else None)
 
     def _problem_of_number(self, value: Any) -> Optional[str]:
         if not isinstance(value, Integral if self.kind is int else Real):

@@ -232,8 +232,6 @@ def test_an_epoch_is_the_least_that_a_budget_leaves():
 # what does not go together
 
 @pytest.mark.parametrize('values, words', [
-    (dict(aug_splits=1), '--aug-splits is 0 or at least 2'),
-    (dict(aug_splits=-1), '--aug-splits is 0 or at least 2'),
     (dict(jsd_loss=True), '--jsd-loss needs --aug-splits'),
     (dict(split_bn=True, aug_splits=0), '--split-bn needs --aug-splits'),
     (dict(split_bn=True, aug_splits=2, jsd_loss=True), 'two uses of --aug-splits'),

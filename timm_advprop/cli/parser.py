@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
 
-from ..errors import InputError, as_input_error, near_matches
+from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
 
 __all__ = ['ProgramParser', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
@@ -18,6 +18,7 @@ class ProgramParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.add_argument(DEBUG_FLAG, action=_Noted, help='show the traceback of an error')
 
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None):
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -55,6 +56,15 @@ class ProgramParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         print(f'error: {message}', file=sys.stderr)
         sys.exit(2)
+
+
+class _Noted(argparse.Action):
+    # A flag that is no setting of the program: `exits_on_input_error` looks for it.
+    def __init__(self, option_strings, dest, **kwargs: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pass
 
 
 class _Refused(argparse.Action):

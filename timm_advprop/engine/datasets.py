@@ -4,12 +4,13 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
 from torch.utils.data import Dataset
 
 from ..errors import InputError, as_input_error, one_line
-from .open_model import OPEN_ERRORS
+from .bad_images import CheckedImages
+from .open_model import OPEN_ERRORS, is_ours
 from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 DataConfig = Dict[str, Any]
+_TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
 _SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
@@ -67,10 +69,16 @@ def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any
             input_key=data.input_key, target_key=data.target_key, trust_remote_code=data.dataset_trust_remote_code,
             **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
-    except OPEN_ERRORS as error:
+    except (*OPEN_ERRORS, AttributeError, KeyError, TypeError) as error:
+        if is_ours(error) and not (data.input_key or data.target_key or data.class_map):
+            raise
         raise InputError(f'Cannot read split {split!r} of {name}: {one_line(error)}') from error
     if empty:
         raise InputError(f'Split {split!r} of {name} has no images.')
+    if type(dataset) is ImageDataset:
+        return CheckedImages(dataset, data.skip_bad_images)
+    if data.skip_bad_images:
+        raise InputError(f'--skip-bad-images is for folders, tar files and hfds/, not for {data.dataset}.')
     return dataset
 
 
@@ -122,7 +130,7 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
     reader = data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
     if not data.data_dir and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
         raise InputError('No data set: give its folder with --data-dir.')
-    if not reader:
+    if not reader or data.dataset.lower() in _TORCH_FOLDERS:
         _check_split_folder(data.data_dir, split)
 
 

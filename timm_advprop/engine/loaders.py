@@ -2,6 +2,9 @@
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torchvision.datasets import ImageFolder
 
 from ..errors import InputError, as_input_error
 from .datasets import DataConfig, check_class_count, make_loader, open_split
@@ -86,7 +89,9 @@ def _open_split(settings: TrainSettings, split: str, config: DataConfig, num_cla
 
 
 def _folder(dataset: Any) -> Optional[str]:
-    return getattr(getattr(dataset, 'reader', None), 'root', None)
+    # of data sets that are nothing but a folder, or a tar file, of images: others keep both splits in one
+    reader = getattr(dataset, 'reader', dataset)
+    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None
 
 
 def _mixup_arguments(settings: AugmentationSettings, num_classes: int) -> Optional[Dict[str, Any]]:

@@ -19,6 +19,10 @@ _SHARE = dict(low=0, high=1)  # of probabilities, rates and momenta
 INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 
 
+def _splits_problem(number: int) -> Optional[str]:
+    return 'must be 0 or at least 2' if number == 1 else None
+
+
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """Which data set."""
@@ -31,6 +35,8 @@ class DataSettings(Settings):
     input_img_mode: Optional[str] = setting(None, 'PIL mode images are converted to')
     input_key: Optional[str] = setting(None, 'key of the images in the data set')
     target_key: Optional[str] = setting(None, 'key of the labels in the data set')
+    skip_bad_images: int = setting(
+        0, 'pass over at most N images that cannot be read, of folders, tar files and hfds/', low=0, metavar='N')
     dataset_trust_remote_code: bool = setting(False, 'let a Hugging Face data set run its own code')
 
 
@@ -64,6 +70,12 @@ class ImageSettings(Settings):
         None, 'standard deviation of pixels, in 0-1', above=0, nargs='+', metavar='STD')
     interpolation: str = setting(
         '', 'interpolation for resizing', choices=INTERPOLATIONS, metavar='NAME', default_help='the model\'s')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.in_chans and self.input_size and self.in_chans != self.input_size[0]:
+            raise ValueError(f'--in-chans {self.in_chans} and --input-size {" ".join(map(str, self.input_size))} '
+                             'differ in the number of channels.')
 
     @property
     def channels(self) -> Optional[int]:
@@ -212,7 +224,7 @@ class AugmentationSettings(Settings):
     aa: Optional[str] = setting(
         None, 'AutoAugment policy, e.g. original, v0, rand-m9-mstd0.5-inc1', check=policy_problem, metavar='NAME')
     aug_repeats: float = setting(0, 'repeated augmentation, distributed only', low=0)
-    aug_splits: int = setting(0, 'augmentation splits, 0 or at least 2', low=0)
+    aug_splits: int = setting(0, 'augmentation splits, 0 or at least 2', low=0, check=_splits_problem)
     jsd_loss: bool = setting(False, 'Jensen-Shannon loss over --aug-splits')
     bce_loss: bool = setting(False, 'binary cross-entropy')
     bce_sum: bool = setting(False, 'sum binary cross-entropy over classes')

@@ -18,12 +18,21 @@ from ..models import split_models
 from ..norms import configure_batch_norm
 from ..regimes import create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
+from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
 from .evaluation import evaluate
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
-from .open_model import base_name, open_model
-from .optimization import build_criterion, build_optimizer, build_scheduler, learning_rate, mean_lr, shorten
+from .open_model import base_name, open_model, try_images
+from .optimization import (
+    build_criterion,
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    mean_lr,
+    planned_epochs,
+    shorten,
+)
 from .placement import Placement, open_placement
 from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
@@ -82,12 +91,14 @@ def train(settings: TrainSettings) -> Run:
     checkpoint = open_checkpoint(settings.model.resume, use_ema=False) if settings.model.resume else None
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
+    try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
     parts = _assemble(settings, placement, task, loaders, checkpoint)
     folder = _open_folder(parts, config, checkpoint) if placement.primary else None
     del checkpoint  # as large as the model and its optimizer
-    finished = _run_epochs(parts)
+    with explained_data_loss('Continue from the last checkpoint with --resume.'):
+        finished = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
     return Run(parts.results[-10:], finished, folder, placement.primary)
@@ -102,7 +113,6 @@ def check_settings(settings: TrainSettings) -> None:
     model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
     task_type = as_input_error(regime_of, settings.regime, is_split=True)
     for wrong, message in (
-            (augmentation.aug_splits == 1 or augmentation.aug_splits < 0, '--aug-splits is 0 or at least 2'),
             (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.jsd_loss,
@@ -124,6 +134,8 @@ def check_settings(settings: TrainSettings) -> None:
     ):
         if wrong:
             raise InputError(f'{message}.')
+    as_input_error(task_type.arguments, settings.regime)
+    _check_start(settings.schedule, planned_epochs(settings.schedule))
     for split in filter(None, (settings.data.train_split, settings.data.val_split)):
         check_dataset_root(settings.data, split)
 
@@ -198,9 +210,16 @@ def _assemble(
     _wrap(settings, task, placement)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
         schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
+    _check_start(schedule, trainer.num_epochs)
     first_epoch = resumed if schedule.start_epoch is None else schedule.start_epoch
     _advance_scheduler(trainer, first_epoch, schedule.sched_on_updates)
     return _Parts(settings, placement, task, loaders, schedule, trainer, first_epoch)
+
+
+def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
+    if schedule.start_epoch is not None and schedule.start_epoch >= num_epochs:
+        raise InputError(f'--start-epoch {schedule.start_epoch} is beyond the end: the run has {num_epochs} epochs, '
+                         'from 0.')
 
 
 def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> int:

@@ -64,7 +64,11 @@ def create_task(
     num_aux = len(task_type.sources_of_aux_norms(settings))
     if num_aux and not is_split:
         convert_split_norm(model, num_aux)
-    return task_type(model, criterion, **task_type.arguments(settings), **kwargs)
+    arguments = task_type.arguments(settings)
+    for source in (*arguments.get('sources', ()), arguments.get('attack')):
+        if isinstance(source, Attack):
+            source.check_classes(getattr(model, 'num_classes', 2))
+    return task_type(model, criterion, **arguments, **kwargs)
 
 
 def regime_flags() -> Dict[str, Setting]:
