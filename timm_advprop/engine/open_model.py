@@ -56,6 +56,7 @@ def open_model(
     Raises:
         InputError: The model is unknown, has no weights, does not take an argument, or the checkpoint does not fit.
     """
+    _check_compilation(model)
     if model.fast_norm:
         set_fast_norm()
     settings: Dict[str, Any] = dict(
@@ -144,6 +145,15 @@ def try_images(
 def base_name(name: str) -> str:
     """A model's name without the tag of its weights."""
     return name.split('.')[0]
+
+
+def _check_compilation(model: ModelSettings) -> None:
+    if model.torchcompile:
+        try:
+            torch.compile(nn.Identity(), backend=model.torchcompile, mode=model.torchcompile_mode)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f'--torchcompile {model.torchcompile}, --torchcompile-mode {model.torchcompile_mode}: '
+                             f'{one_line(error)}') from error
 
 
 def _check_name(name: str, file: Optional[str]) -> None:

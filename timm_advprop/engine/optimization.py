@@ -56,10 +56,11 @@ def build_optimizer(settings: OptimizerSettings, module: nn.Module, lr: float) -
     cfg = Namespace(**{**settings.values(), 'lr': lr})
     try:
         return as_input_error(create_optimizer_v2, module, **optimizer_kwargs(cfg=cfg), **settings.opt_kwargs)
-    except TypeError as error:
-        if not settings.opt_kwargs:
+    except (IndexError, TypeError) as error:  # of what a user named, in torch's own words
+        if not (settings.opt_kwargs or settings.opt_betas):
             raise
-        raise InputError(f'--opt {settings.opt} does not take --opt-kwargs: {one_line(error)}') from error
+        raise InputError(f'--opt {settings.opt} does not take its --opt-kwargs or --opt-betas: {one_line(error)}.'
+                         ) from error
 
 
 def build_scheduler(

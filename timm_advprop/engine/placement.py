@@ -135,7 +135,7 @@ def available_device(device: str) -> str:
 def _try_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # every backend has its own for its absence
+    except (AssertionError, ImportError, RuntimeError) as error:  # every backend has its own for its absence
         raise InputError(f'There is no device {device!r} (--device): give cuda, cuda:N or cpu.') from error
 
 

@@ -6,6 +6,8 @@ from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
+from PIL import Image
+
 from ..regimes import RegimeSettings, regime_flags
 from ..settings import ProgramSettings, Settings, setting
 from .policies import policy_problem
@@ -32,7 +34,8 @@ class DataSettings(Settings):
         '', '"<type>/<name>" as timm\'s readers take it', metavar='NAME', default_help='folder')
     dataset_download: bool = setting(False, 'download torch/ and tfds/ data sets that allow it')
     class_map: str = setting('', 'file that maps class names to indices', metavar='FILE')
-    input_img_mode: Optional[str] = setting(None, 'PIL mode images are converted to')
+    input_img_mode: Optional[str] = setting(
+        None, 'PIL mode images are converted to', choices=tuple(Image.MODES), metavar='MODE')
     input_key: Optional[str] = setting(None, 'key of the images in the data set')
     target_key: Optional[str] = setting(None, 'key of the labels in the data set')
     skip_bad_images: int = setting(

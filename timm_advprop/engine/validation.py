@@ -59,7 +59,7 @@ def validate(settings: EvalSettings) -> Results:
     attack = _normalised_attack(settings, config, num_classes)
     model, config = _prepare(model, settings, config, placement)
     dataset, loader = _open_data(settings, config, num_classes, placement)
-    labels = _Labels(settings.data, dataset, placement.device)
+    labels = _Labels(settings.data, dataset, num_classes, placement.device)
     with explained_data_loss():
         metrics = evaluate(
             model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
@@ -157,9 +157,9 @@ def _open_data(settings: EvalSettings, config: DataConfig, num_classes: int, pla
 
 class _Labels:
     # What the labels of a data set mean, and what is measured by other labels than those of its folders.
-    def __init__(self, settings: EvalDataSettings, dataset: Any, device: torch.device):
+    def __init__(self, settings: EvalDataSettings, dataset: Any, num_classes: int, device: torch.device):
         self.average = settings.metrics_avg
-        self.valid = _read_valid_labels(settings.valid_labels, device)
+        self.valid = _read_valid_labels(settings.valid_labels, num_classes, device)
         self.real = _read_real_labels(settings.real_labels, dataset)
         self._predicted, self._true = [], []
 
@@ -192,12 +192,15 @@ def _rounded(metrics: Dict[str, float]) -> Dict[str, float]:
     return rounded
 
 
-def _read_valid_labels(path: str, device: torch.device) -> Optional[torch.Tensor]:
+def _read_valid_labels(path: str, num_classes: int, device: torch.device) -> Optional[torch.Tensor]:
     if not path:
         return None
     try:
         with open(path, encoding='utf-8') as file:
-            return torch.tensor([int(line) for line in file if line.strip()], device=device)
+            labels = [int(line) for line in file if line.strip()]
+        if not labels or not 0 <= min(labels) <= max(labels) < num_classes:
+            raise ValueError(f'the model has the classes 0 to {num_classes - 1}')
+        return torch.tensor(labels, device=device)
     except (OSError, ValueError) as error:
         raise InputError(f'--valid-labels {path} is not a file with one class index a line: {error}.') from error
 

@@ -18,12 +18,12 @@ class GaussianNoise(PixelSource):
     """Adds normal noise to images and clamps them to the range of pixels.
 
     Args:
-        eps_px: Standard deviation of the noise in 0–255 pixels, from 0 to 255.
+        eps_px: Standard deviation of the noise in 0–255 pixels, at least 0.
 
     Raises:
-        ValueError: The deviation is out of its range.
+        ValueError: The deviation is below 0.
     """
-    eps_px: float = setting(4., 'standard deviation of the noise', low=0, high=255, unit='in 0–255 pixels')
+    eps_px: float = setting(4., 'standard deviation of the noise', low=0, unit='in 0–255 pixels')
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         source = self.normalised_for(model)
