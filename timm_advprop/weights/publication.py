@@ -22,6 +22,7 @@ from timm.models._pretrained import PretrainedCfg
 from ..errors import InputError
 from ..norms import num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
+from .soundness import check_values
 
 __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
            'open_publication', 'read_config']
@@ -139,21 +140,26 @@ class Publication:
         """The state dict of the split model, or of the plain one where there are no auxiliary norms. Read once.
 
         Raises:
-            InputError: A file is missing or damaged, or the weights are there in a pickled form only.
+            InputError: A file is missing or damaged, or holds no weights, or pickled ones.
         """
         if self._state_dict is None:
             self._state_dict = self._load_all()
         return dict(self._state_dict)  # timm takes entries out
 
     def _load_all(self) -> Dict[str, torch.Tensor]:
-        state_dict = self._load(WEIGHTS_FILE)
+        state_dict = self._load_sound(WEIGHTS_FILE)
         if self.details.get('num_aux'):
-            aux = self._load(AUX_FILE)
+            aux = self._load_sound(AUX_FILE)
             if split_state_dict(aux)[0] or num_aux_in(aux) != self.num_aux:
                 raise InputError(f'{AUX_FILE} of {self.name} does not hold the {self.num_aux} auxiliary norm(s) for '
                                  f'each norm that its {CONFIG_FILE} announces.')
             state_dict.update(aux)
         return state_dict
+
+    def _load_sound(self, filename: str) -> Dict[str, torch.Tensor]:
+        weights = self._load(filename)
+        check_values(weights, f'{filename} of {self.name}')
+        return weights
 
     def _load(self, filename: str) -> Dict[str, torch.Tensor]:
         path = self._locate(filename)
