@@ -129,7 +129,7 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
         InputError: The folder is not given or not there, or it has no such split.
     """
     reader = _reader(data)
-    if not data.data_dir and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
+    if not data.data_dir and reader not in ('hfds', 'hfids', 'tfds'):
         raise InputError('No data set: give its folder with --data-dir.')
     if not reader or data.dataset.lower() in _TORCH_FOLDERS:
         _check_split_folder(data.data_dir, split)
