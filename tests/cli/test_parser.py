@@ -6,6 +6,7 @@ import yaml
 
 from timm_advprop.cli.parser import ProgramParser, parse_recipe
 from timm_advprop.cli.train import create_parser, parse_args
+from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import create_parser as create_validate_parser
 from timm_advprop.cli.validate import parse_args as parse_validate_args
 from timm_advprop.errors import InputError
@@ -169,6 +170,16 @@ def test_settings_become_flags():
     assert vars(parser.parse_args([])) == dict(size=3, parts=[1., 2.], open=False, more={}, kind=1)
     given = parser.parse_args(['-s', '4', '--parts', '5', '--open', '--more', 'a=1', 'b=x', '--kind', '2'])
     assert vars(given) == dict(size=4, parts=[5.], open=True, more=dict(a=1, b='x'), kind=2)
+
+
+def test_debug_is_a_flag_of_every_program_and_no_setting(recipe, capsys):
+    assert 'debug' not in parse_args(['--debug']).given
+    assert 'debug' not in parse_validate_args(['--debug']).given
+    with pytest.raises(SystemExit) as error:
+        train_main(['-c', 'nowhere.yaml', '--debug'])
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (error.value.code, first) == (2, 'Traceback (most recent call last):')
+    assert last.startswith('error: Cannot read the recipe nowhere.yaml')
 
 
 def test_a_flag_is_in_its_range(capsys):

@@ -4,8 +4,12 @@ import shutil
 import tarfile
 
 import pytest
+from PIL import Image
+from timm.data import IterableImageDataset
+from timm.data.readers.reader import Reader
 
 from tests.engine.runs import eval_settings, load, read_summary, run
+from timm_advprop.engine import datasets
 from timm_advprop.engine.validation import validate
 from timm_advprop.errors import InputError
 
@@ -73,6 +77,25 @@ def test_one_part_is_not_both_splits(digits_folder, tmp_path, write):
 def test_a_folder_of_torchvisions_has_the_split_that_is_asked_for(digits_folder, tmp_path):
     with pytest.raises(InputError, match="No split 'test' in"):
         run(str(digits_folder), tmp_path, dataset='torch/image_folder', val_split='test')
+
+
+class Stream(Reader):
+    """Images in the order of their files, as the readers of shards deliver them; root is that of all splits."""
+    def __init__(self, root, split):
+        super().__init__()
+        self.root, self.files = root, sorted((root / split).glob('*/*'))
+
+    def __iter__(self):
+        return ((Image.open(file).convert('RGB'), int(file.parent.name)) for file in self.files)
+
+    def __len__(self):
+        return len(self.files)
+
+
+def test_both_splits_may_stand_in_one_folder(digits_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, 'create_dataset', lambda *args, split, **kwargs: IterableImageDataset(
+        '', reader=Stream(digits_folder, split)))
+    assert len(read_summary(run(str(tmp_path), tmp_path, dataset='wds/digits'))) == 1
 
 
 def test_shards_are_somewhere():
