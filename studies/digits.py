@@ -71,10 +71,15 @@ class _Jobs:
             env={'OMP_NUM_THREADS': '1', **os.environ},  # on images this small, threads wait more than they work
         )
         lines: List[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith(_SHOWN):
-                print(f'      {line}', end='', flush=True)
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith(_SHOWN):
+                    print(f'      {line}', end='', flush=True)
+        except BaseException:  # this program is stopped: the other one, too
+            process.terminate()
+            process.wait()
+            raise
         if process.wait():
             raise InputError(f'{" ".join(command)} failed:\n{"".join(lines[-20:])}')
 

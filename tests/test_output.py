@@ -110,3 +110,28 @@ def test_a_device_is_written_to(monkeypatch):
     with replacing('/dev/stdout') as path:
         assert path == '/dev/stdout'
     assert os.path.lexists('/dev/stdout')
+
+
+def test_what_is_in_a_file_is_on_the_disk_before_its_name(path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+
+    def fsync(descriptor):
+        done.append(('sync', os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def move(source, target):
+        done.append(('move', os.stat(source).st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    monkeypatch.setattr(os, 'replace', move)
+    with replacing(str(path)) as temporary:
+        write(temporary, 'whole')
+    assert done == [('sync', 5), ('move', 5)]
+
+
+def test_an_error_of_the_disk_names_the_file(path):
+    with pytest.raises(OSError) as error:
+        with replacing(str(path)):
+            raise OSError(28, 'No space left on device')
+    assert error.value.filename == str(path)

@@ -2,6 +2,7 @@
 from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any, Dict, Optional, Tuple
 
+import numpy as np
 import pytest
 
 from timm_advprop.settings import ProgramSettings, Setting, Settings, setting
@@ -14,10 +15,18 @@ class Shape(Settings):
     part: float = setting(0.5, 'part', low=0, high=1, unit='of one')
     kind: str = setting('round', 'kind', choices=('round', 'square'))
     name: Optional[str] = setting(None, 'name')
-    sides: Tuple[float, ...] = setting((1., 2.), 'sides', nargs='+')
-    corner: Optional[Tuple[int, ...]] = setting(None, 'corner', nargs=2)
+    sides: Tuple[float, ...] = setting((1., 2.), 'sides', ordered=True, nargs='+')
+    corner: Optional[Tuple[int, ...]] = setting(None, 'corner', low=0, nargs=2)
     is_open: bool = setting(False, 'open')
     extra: Dict[str, Any] = setting({}, 'more')
+
+
+@dataclass(frozen=True)
+class Limits(Settings):
+    share: Optional[float] = setting(None, 'share', low=0, below=1, advice='leave it out for none')
+    weight: float = setting(1., 'weight', above=0)
+    bias: float = setting(0., 'bias')
+    even: str = setting('', 'even', check=lambda value: 'must be even' if value else None)
 
 
 @dataclass(frozen=True)
@@ -45,21 +54,35 @@ def test_groups_do_not_share_a_default_that_can_change():
     (dict(size=0), 'size must be at least 1, got 0.'),
     (dict(part=1.1), 'part must be from 0 to 1 (of one), got 1.1.'),
     (dict(part=float('nan')), 'part must be from 0 to 1 (of one), got nan.'),
-    (dict(size=float('inf')), 'size must be at least 1, got inf.'),
+    (dict(size=float('inf')), 'size must be a whole number, got inf.'),
+    (dict(part='half'), "part must be a number, got 'half'."),
+    (dict(share=1), 'share must be at least 0, below 1: leave it out for none, got 1.'),
+    (dict(share=float('-inf')), 'share must be at least 0, below 1: leave it out for none, got -inf.'),
+    (dict(weight=0), 'weight must be above 0, got 0.'),
+    (dict(weight=float('inf')), 'weight must be above 0, got inf.'),
+    (dict(bias=float('nan')), 'bias must be finite, got nan.'),
+    (dict(sides=(1., float('nan'))), 'sides must be finite, got (1.0, nan).'),
+    (dict(sides=[2., 1.]), 'sides must rise, got [2.0, 1.0].'),
+    (dict(sides=3.), 'sides must be several values, got 3.0.'),
+    (dict(corner=(1, 2, 3)), 'corner must be 2 values, got (1, 2, 3).'),
+    (dict(corner=(1, -2)), 'corner must be at least 0, got (1, -2).'),
+    (dict(even=3), 'even must be even, got 3.'),
     (dict(kind='oval'), "kind must be one of round, square, got 'oval'."),
 ])
 def test_a_value_out_of_its_range_is_named(values, message):
+    group = Shape if values.keys() <= Shape.declared().keys() else Limits
     with pytest.raises(ValueError) as error:
-        Shape(**values)
+        group(**values)
     assert str(error.value) == message
     with pytest.raises(ValueError):
-        replace(Shape(), **values)
+        replace(group(), **values)
 
 
-def test_limits_are_allowed_values():
-    assert Setting('', low=0, high=1).problem(0) is None
-    assert Setting('', low=0, high=1).problem(1) is None
-    assert Setting('').problem(float('inf')) is None
+def test_limits_are_allowed_values_and_those_above_and_below_are_not():
+    assert [Setting('', kind=float, low=0, high=1).problem(value) for value in (0, 1, np.float32(.5))] == [None] * 3
+    assert Setting('', kind=float, above=0, high=1).problem(0) == 'must be above 0, at most 1'
+    assert Setting('', kind=float, nargs='+', ordered=True).problem([1, 1, 2]) is None
+    assert Setting('', kind=int).problem(np.int64(3)) is None
 
 
 def test_settings_are_read_only():

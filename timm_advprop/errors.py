@@ -1,10 +1,20 @@
-"""What a user gave is wrong: the error that programs report as one line, and how such a line is made."""
+"""How programs end: the errors that they report as one line, their status, and how such a line is made."""
 import difflib
+import os
+import signal
 import sys
+import threading
+import traceback
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
-__all__ = ['InputError', 'RunError', 'as_input_error', 'exits_on_input_error', 'near_matches', 'one_line']
+__all__ = [
+    'DEBUG_FLAG', 'InputError', 'RunError', 'as_input_error', 'exit_at_sigterm', 'exits_on_input_error', 'near_matches',
+    'one_line',
+]
+
+DEBUG_FLAG, _DEBUG_VARIABLE = '--debug', 'TIMM_ADVPROP_DEBUG'
 
 
 class InputError(ValueError):
@@ -16,34 +26,51 @@ class RunError(RuntimeError):
 
 
 def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Let a program's main function end in one line: status 2 on an `InputError`, 1 on a `RunError` or a file that
-    cannot be written, 130 on Ctrl-C."""
+    """Let a program's main function, of its command line, end in one line.
+
+    The status is 2 on an `InputError`, 1 on a `RunError` or a file that cannot be written, 130 on Ctrl-C and 143 on
+    SIGTERM, after what is open was closed. With `--debug` among its flags, or `TIMM_ADVPROP_DEBUG=1`, the traceback of
+    an error comes before that line.
+    """
     @wraps(main)
-    def wrapper(*args, **kwargs) -> None:
+    def wrapper(argv: Optional[Sequence[str]] = None) -> None:
         message, status = '', 0
         try:
-            main(*args, **kwargs)
-        except InputError as error:
-            message, status = f'error: {error}', 2
-        except RunError as error:
-            message, status = f'error: {error}', 1
-        except OSError as error:
-            if not error.filename:
-                raise
-            message, status = f'error: {error.filename}: {error.strerror}.', 1
+            with exit_at_sigterm():
+                main(argv)
         except KeyboardInterrupt:
             message, status = 'Interrupted.', 130
+        except (InputError, OSError, RunError) as error:
+            if isinstance(error, OSError) and not error.filename:
+                raise
+            if DEBUG_FLAG in (sys.argv if argv is None else argv) or os.environ.get(_DEBUG_VARIABLE, '0') != '0':
+                traceback.print_exc()
+            said = f'{error.filename}: {error.strerror}.' if isinstance(error, OSError) else str(error)
+            message, status = f'error: {said}', 2 if isinstance(error, InputError) else 1
         if status:  # now that the error is gone, and progress bars that it kept with it
             print(message, file=sys.stderr)
             sys.exit(status)
     return wrapper
 
 
+@contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exit does: processes that were started and files half-written go with it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function whose ValueErrors and assertions are about what a user gave, and report them as InputErrors."""
     try:
         return function(*args, **kwargs)
-    except (AssertionError, KeyError, ValueError) as error:
+    except (AssertionError, ValueError) as error:
         raise InputError(one_line(error)) from error
 
 

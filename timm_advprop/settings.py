@@ -4,6 +4,7 @@ Flags, `--help`, checks and descriptions derive from the dataclass, and a progra
 """
 import math
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, get_args, get_origin
 
@@ -19,11 +20,16 @@ class Setting:
         kind: Type of a value, or of each of several; bool for a switch, dict for key=value.
         low: Lowest value.
         high: Highest value.
+        above: A limit that it may not reach from above.
+        below: A limit that it may not reach from below.
+        ordered: Several values rise, or stay.
+        check: Says what else is wrong with a value, such as `must be even`; None where nothing is.
         choices: All values it may take.
         nargs: Number of values, as in argparse.
         metavar: Name of a value in `--help`.
         flags: Its flag, and others; a single dash and a letter alone stand beside `--<name>`.
         unit: Unit of its value, for messages.
+        advice: What to do in place of a value out of its range, for messages.
         const: Value of the flag alone.
         default: Default on the command line.
         default_help: What `--help` says of the default where that is more than its value.
@@ -32,24 +38,56 @@ class Setting:
     kind: Callable[[str], Any] = str
     low: float = -math.inf
     high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    ordered: bool = False
+    check: Optional[Callable[[Any], Optional[str]]] = None
     choices: Optional[Sequence[Any]] = None
     nargs: Optional[Any] = None
     metavar: Optional[str] = None
     flags: Sequence[str] = ()
     unit: str = ''
+    advice: str = ''
     const: Any = None
     default: Any = None
     default_help: Optional[str] = None
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether it has several values."""
+        return self.nargs not in (None, '?')
+
     def problem(self, value: Any) -> Optional[str]:
-        """What is wrong with a value, such as `must be at least 0`; None where nothing is."""
+        """What is wrong with a value, or with several, such as `must be at least 0`; None where nothing is."""
+        if not self.takes_several or self.kind is dict:
+            return self._problem_of(value)
+        if not isinstance(value, (list, tuple)):
+            return 'must be several values'
+        if isinstance(self.nargs, int) and len(value) != self.nargs:
+            return f'must be {self.nargs} values'
+        problem = next(filter(None, map(self._problem_of, value)), None)
+        return problem or ('must rise' if self.ordered and list(value) != sorted(value) else None)
+
+    def _problem_of(self, value: Any) -> Optional[str]:
         if self.choices is not None and value not in self.choices:
             return f'must be one of {", ".join(map(str, self.choices))}'
-        is_limited = self.low > -math.inf or self.high < math.inf
-        if is_limited and not (self.low <= value <= self.high and math.isfinite(value)):
-            limits = f'at least {self.low:g}' if self.high == math.inf else f'from {self.low:g} to {self.high:g}'
-            return f'must be {limits}{self.unit and f" ({self.unit})"}'
-        return None
+        problem = self._problem_of_number(value) if self.kind in (int, float) else None
+        return problem or (self.check(value) if self.check else None)
+
+    def _problem_of_number(self, value: Any) -> Optional[str]:
+        if not isinstance(value, Integral if self.kind is int else Real):
+            return f'must be a {"whole " if self.kind is int else ""}number'
+        if math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below:
+            return None
+        return f'must be {self._range()}{self.unit and f" ({self.unit})"}{self.advice and f": {self.advice}"}'
+
+    def _range(self) -> str:
+        if self.low > -math.inf and self.high < math.inf:
+            return f'from {_text(self.low)} to {_text(self.high)}'
+        limits = dict(low='at least', above='above', high='at most', below='below')
+        said = [f'{word} {_text(getattr(self, name))}' for name, word in limits.items()
+                if math.isfinite(getattr(self, name))]
+        return ', '.join(said) or 'finite'
 
 
 def setting(default: Any, help: str, **about: Any) -> Any:
@@ -79,7 +117,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, list):  # several values, as argparse and YAML deliver them
                 object.__setattr__(self, name, tuple(value))
-            problem = None if value is None or about.nargs else about.problem(value)
+            problem = None if value is None else about.problem(value)
             if problem:
                 raise ValueError(f'{name} {problem}, got {value!r}.')
 
@@ -136,3 +174,7 @@ def _kind(annotation: Any) -> Any:
         return dict
     inner = [entry for entry in get_args(annotation) if entry not in (type(None), Ellipsis)]
     return _kind(inner[0]) if inner else annotation
+
+
+def _text(number: float) -> str:
+    return str(number) if isinstance(number, int) else f'{number:g}'

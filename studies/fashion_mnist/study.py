@@ -1,6 +1,7 @@
 """The study's program: `python -m studies.fashion_mnist`, in the root of the repository."""
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -79,11 +80,13 @@ def _run_jobs(jobs: Sequence[Job], num_processes: int) -> List[Dict[str, Any]]:
     results = {job.title: job.saved_result() for job in jobs}
     waiting = [job for job in jobs if results[job.title] is None]
     print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished already.', flush=True)
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context('spawn'), _start_process) as pool:
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
         try:
             _collect(pool, waiting, results)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
     return [results[job.title] for job in jobs]
 
@@ -101,6 +104,11 @@ def _collect(pool: ProcessPoolExecutor, waiting: Sequence[Job], results: Dict[st
 
 def _start_process() -> None:
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+
+
+def _start_worker() -> None:
+    _start_process()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and the training that it waits for
 
 
 def _summary(result: Dict[str, Any]) -> str:

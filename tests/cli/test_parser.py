@@ -1,12 +1,12 @@
 """YAML recipes, refused flags, one-line errors."""
-from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 import yaml
 
-from timm_advprop.cli.parser import ProgramParser, number, parse_recipe
+from timm_advprop.cli.parser import ProgramParser, parse_recipe
 from timm_advprop.cli.train import create_parser, parse_args
+from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import create_parser as create_validate_parser
 from timm_advprop.cli.validate import parse_args as parse_validate_args
 from timm_advprop.errors import InputError
@@ -172,9 +172,29 @@ def test_settings_become_flags():
     assert vars(given) == dict(size=4, parts=[5.], open=True, more=dict(a=1, b='x'), kind=2)
 
 
-def test_a_number_is_in_its_range():
-    parse = number(Setting('', kind=int, low=1, high=3))
-    assert [parse('1'), parse('3')] == [1, 3]
-    for text in ('0', '4'):
-        with pytest.raises(ArgumentTypeError, match=f'must be from 1 to 3, got {text}'):
-            parse(text)
+def test_debug_is_a_flag_of_every_program_and_no_setting(recipe, capsys):
+    assert 'debug' not in parse_args(['--debug']).given
+    assert 'debug' not in parse_validate_args(['--debug']).given
+    with pytest.raises(SystemExit) as error:
+        train_main(['-c', 'nowhere.yaml', '--debug'])
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (error.value.code, first) == (2, 'Traceback (most recent call last):')
+    assert last.startswith('error: Cannot read the recipe nowhere.yaml')
+
+
+def test_a_flag_is_in_its_range(capsys):
+    parser = ProgramParser()
+    parser.add_settings('Group', {
+        '--size': Setting('', kind=int, low=1, high=3),
+        '--scale': Setting('', kind=float, above=0, ordered=True, nargs=2),
+    })
+    assert [parser.parse_args(['--size', text]).size for text in ('1', '3')] == [1, 3]
+    assert parser.parse_args(['--scale', '0.5', '1']).scale == [0.5, 1.]
+    for argv, message in (
+            (['--size', '4'], 'error: argument --size: must be from 1 to 3, got 4\n'),
+            (['--scale', '1', '0.5'], 'error: argument --scale: must rise, got 1.0 0.5\n'),
+            (['--scale', '0', 'nan'], 'error: argument --scale: must be above 0, got 0.0 nan\n'),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(argv)
+        assert capsys.readouterr().err == message

@@ -12,8 +12,8 @@ TIMM = json.loads(RECORD.read_text())
 PROGRAMS = {'train': train, 'validate': validate}
 EVERY_FLAG = [(program, flag) for program in PROGRAMS for flag in TIMM[program]]
 OWN_FLAGS = {
-    'train': {*regime_flags(), '--push-to-hub', '--hub-private', '--local-rank'},
-    'validate': {*(about.flags[0] for about in Attack.declared().values()), '--route'},
+    'train': {*regime_flags(), '--push-to-hub', '--hub-private', '--local-rank', '--skip-bad-images'},
+    'validate': {*(about.flags[0] for about in Attack.declared().values()), '--route', '--skip-bad-images'},
 }
 
 
@@ -71,7 +71,7 @@ def test_what_is_parsed_has_timms_names_and_defaults(program):
 def test_our_own_flags_are_few(program):
     of_timm = {flag for theirs in TIMM[program].values() for flag in theirs['flags'] or [theirs['dest']]}
     actions = actions_of(program)
-    assert actions.keys() - of_timm - {'-h', '--help'} == OWN_FLAGS[program]
+    assert actions.keys() - of_timm - {'-h', '--help', '--debug'} == OWN_FLAGS[program]
     assert {flag for flag, action in actions.items() if is_refused(action)} <= of_timm  # no longer there, no reason
 
 

@@ -107,8 +107,17 @@ def test_a_placement_is_read_only():
 
 def test_devices_keep_their_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     assert available_device('cuda:1') == 'cuda:1'
     assert available_device('cpu') == 'cpu'
+    with pytest.raises(InputError, match=r"no device 'cuda:2' \(--device\): there are 2"):
+        available_device('cuda:2')
+
+
+@pytest.mark.parametrize('device', ['meta', 'xpu', 'hpu'])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(InputError, match=f"There is no device '{device}'"):
+        available_device(device)
 
 
 def test_a_missing_device_module_is_named():

@@ -127,6 +127,14 @@ def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digi
     assert load(folder / 'last.pth.tar')['epoch'] == 3
 
 
+def test_what_a_kill_left_half_written_is_cleaned_up(few_digits, half, tmp_path):
+    strays = [half / name for name in ('last.pth.tar.tmp', 'summary.csv.tmp', 'tmp.pth.tar', 'recovery_tmp.pth.tar')]
+    for path in strays:
+        path.write_text('half')
+    run(few_digits, tmp_path, epochs=2, resume=str(half / 'last.pth.tar'), **STILL)
+    assert not any(path.exists() for path in strays)
+
+
 def first_epoch(few_digits, tmp_path, monkeypatch, **values):
     epochs, states = [], []
 

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.engine.runs import CONFIG, CPU, equal_states, train_settings
 from timm_advprop.engine.placement import Placement
-from timm_advprop.engine.training import build_model, build_task, check_settings, schedule_of
+from timm_advprop.engine.training import build_model, build_task, check_settings, schedule_of, train
 from timm_advprop.errors import InputError
 from timm_advprop.norms import has_split_norm, num_aux_norms, split_norms
 from timm_advprop.regimes import Attack, AugmentedView, GaussianNoise
@@ -232,8 +232,11 @@ def test_an_epoch_is_the_least_that_a_budget_leaves():
 # what does not go together
 
 @pytest.mark.parametrize('values, words', [
-    (dict(aug_splits=1), '--aug-splits is 0 or at least 2'),
-    (dict(aug_splits=-1), '--aug-splits is 0 or at least 2'),
+    (dict(start_epoch=1), '--start-epoch 1 is beyond the end: the run has 1 epochs, from 0'),
+    (dict(start_epoch=9, epochs=3, warmup_epochs=2, warmup_prefix=True, cooldown_epochs=4), 'the run has 9 epochs'),
+    (dict(adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),
+    (dict(regime='madry', adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),
+    (dict(adv_generator='os:getcwd'), 'must take .model, images, target.'),
     (dict(jsd_loss=True), '--jsd-loss needs --aug-splits'),
     (dict(split_bn=True, aug_splits=0), '--split-bn needs --aug-splits'),
     (dict(split_bn=True, aug_splits=2, jsd_loss=True), 'two uses of --aug-splits'),
@@ -260,10 +263,19 @@ def test_settings_that_do_not_go_together(few_digits, values, words):
 @pytest.mark.parametrize('values', [
     dict(), dict(aug_splits=2), dict(aug_splits=2, jsd_loss=True), dict(aug_splits=2, split_bn=True),
     dict(regime='fast-advprop', batch_size=5), dict(mixup=.1, batch_size=14), dict(val_split='', eval_metric='loss'),
-    dict(pretrained_path='file'), dict(regime='madry'),
+    dict(pretrained_path='file'), dict(regime='madry'), dict(start_epoch=2, epochs=3),
+    dict(start_epoch=3, epochs=3, cooldown_epochs=1), dict(adv_eps=300., adv_norm='l2', adv_steps=1),
 ], ids=str)
 def test_settings_that_go_together(few_digits, values):
     check_settings(train_settings(**{'data_dir': few_digits, **values}))
+
+
+def test_a_shorter_schedule_has_an_earlier_end(few_digits, tmp_path):
+    values = dict(data_dir=few_digits, output=str(tmp_path), epochs=6, start_epoch=4, adv_budget='vanilla')
+    check_settings(train_settings(**values))
+    with pytest.raises(InputError, match='--start-epoch 4 is beyond the end: the run has 2 epochs'):
+        train(train_settings(**values))
+    assert not list(tmp_path.iterdir())
 
 
 def test_wandb_must_be_there(few_digits, monkeypatch):

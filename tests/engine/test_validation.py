@@ -262,6 +262,13 @@ def test_labels_that_cannot_be_read_are_one_line(run, tmp_path, flag):
             run(**{flag: str(tmp_path / file)})
 
 
+@pytest.mark.parametrize('labels', ['', '0\n10\n', '-1\n3\n'])
+def test_valid_labels_are_classes_of_the_model(run, tmp_path, labels):
+    (tmp_path / 'labels').write_text(labels)
+    with pytest.raises(InputError, match='--valid-labels .*labels is not .*: the model has the classes 0 to 9'):
+        run(valid_labels=str(tmp_path / 'labels'))
+
+
 # routes, attacks, surgery
 
 @pytest.mark.parametrize('name', ['test_resnet_ap', 'test_resnet'])

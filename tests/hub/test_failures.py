@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from timm.models import save_for_hf
 
 import timm_advprop
@@ -153,7 +154,7 @@ def test_truncated_download_is_resumed_or_refused(hub, split_model):
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
 
 
-def test_damaged_file_is_downloaded_again_once(hub, split_model, tmp_path, caplog):
+def test_damaged_file_is_downloaded_again_once(hub, split_model, tmp_path, caplog, monkeypatch):
     push_to_hub(split_model, REPO)
     hub.fail('GET .*/model.safetensors', body='corrupted')
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
@@ -165,6 +166,11 @@ def test_damaged_file_is_downloaded_again_once(hub, split_model, tmp_path, caplo
     cached.write_bytes(cached.read_bytes()[:-8])  # truncated on this disk
     assert equal_states(timm_advprop.create_model(f'hf-hub:{REPO}').state_dict(), split_model.state_dict())
     cached.write_bytes(cached.read_bytes()[:-8])
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, 'HF_HUB_OFFLINE', True)
+        with pytest.raises(InputError, match='aux.safetensors of user/model@.* in the cache is damaged, and HF_HUB_OFF'
+                                             'LINE is set: download it again without HF_HUB_OFFLINE'):
+            timm_advprop.create_model(f'hf-hub:{REPO}')
     hub.fail('GET .*/aux.safetensors', times=2, body='corrupted')
     with pytest.raises(InputError, match='aux.safetensors of user/model@.* is damaged: its contents are not what was'):
         timm_advprop.create_model(f'hf-hub:{REPO}')

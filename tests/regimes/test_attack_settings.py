@@ -44,6 +44,9 @@ def test_the_defaults_are_the_papers():
     (dict(random_start=1.5), 'random_start must be from 0 to 1, got 1.5.'),
     (dict(random_start=-0.1), 'random_start must be from 0 to 1, got -0.1.'),
     (dict(random_start=float('nan')), 'random_start must be from 0 to 1, got nan.'),
+    (dict(eps_px=256), 'eps_px (--adv-eps) must be at most 255 in the L∞ norm, got 256.'),
+    (dict(eps_px=256, norm='l2'),
+     'eps_px (--adv-eps) above 255 has no usual number of steps, got 256: give steps (--adv-steps).'),
     (dict(kind='fgsm'), 'kind must be one of pgd, ifgsm, gd, got \'fgsm\'.'),
     (dict(target='least-likely'), 'target must be one of random, none, got \'least-likely\'.'),
     (dict(norm='l1'), 'norm must be one of linf, l2, got \'l1\'.'),
@@ -129,3 +132,15 @@ def test_every_setting_has_a_flag_help_and_a_range_or_choices():
 def test_noise_is_frozen_too():
     with pytest.raises(FrozenInstanceError):
         GaussianNoise().eps_px = 8
+
+
+def test_an_l2_attack_may_be_as_long_as_an_image_is_large():
+    assert Attack(eps_px=5000, norm='l2', steps=3).num_steps == 3
+    assert Attack(eps_px=255).num_steps == Attack(eps_px=255, norm='l2').num_steps == 256
+
+
+def test_a_random_wrong_label_needs_two_classes():
+    with pytest.raises(ValueError, match='--adv-target random needs a wrong label, the model has 1 class'):
+        Attack().check_classes(1)
+    Attack().check_classes(2)
+    Attack(target='none').check_classes(1)

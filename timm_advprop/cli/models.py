@@ -1,5 +1,4 @@
 """Prints the zoo: `python -m timm_advprop.models [PATTERN …]`."""
-import argparse
 import os
 import sys
 from fnmatch import fnmatch
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, exits_on_input_error
 from ..models import ZooEntry, describe_model, left_out_models, split_models
+from .parser import ProgramParser
 
 __all__ = ['main']
 
@@ -30,8 +30,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _create_parser() -> ProgramParser:
+    parser = ProgramParser(
         prog='python -m timm_advprop.models',
         description='Lists the *_ap models: name, timm architecture, parameters, split norms (batch norms, or layer '
                     'norms and their kin), weights, input size. The whole zoo takes a minute or two.')

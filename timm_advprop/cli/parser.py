@@ -2,15 +2,15 @@
 import argparse
 import logging
 import sys
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
 
-from ..errors import InputError, as_input_error, near_matches
+from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
 
-__all__ = ['ProgramParser', 'number', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+__all__ = ['ProgramParser', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
 
 
 class ProgramParser(argparse.ArgumentParser):
@@ -18,6 +18,7 @@ class ProgramParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.add_argument(DEBUG_FLAG, action=_Noted, help='show the traceback of an error')
 
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None):
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -57,10 +58,33 @@ class ProgramParser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+class _Noted(argparse.Action):
+    # A flag that is no setting of the program: `exits_on_input_error` looks for it.
+    def __init__(self, option_strings, dest, **kwargs: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pass
+
+
 class _Refused(argparse.Action):
     # A flag of timm's script that this program does not take; const is the reason.
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f'{option_string} is not supported: {self.const}.')
+
+
+class _Checked(argparse.Action):
+    # Stores a value, or several, that `about` allows.
+    def __init__(self, *args: Any, about: Setting, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.about = about
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        problem = self.about.problem(values)
+        if problem:
+            given = ' '.join(map(str, values if isinstance(values, list) else [values]))
+            raise argparse.ArgumentError(self, f'{problem}, got {given}')
+        setattr(namespace, self.dest, values)
 
 
 def parse_settings(
@@ -149,18 +173,6 @@ def read_recipe(path: str) -> Dict[str, Any]:
     return recipe
 
 
-def number(about: Setting) -> Callable[[str], Any]:
-    """An argparse type: a number in the range of a setting."""
-    def parse(text: str) -> Any:
-        value = about.kind(text)
-        problem = about.problem(value)
-        if problem:
-            raise argparse.ArgumentTypeError(f'{problem}, got {text}')
-        return value
-    parse.__name__ = about.kind.__name__  # argparse names the type when the text is no number
-    return parse
-
-
 def _argument(about: Setting) -> Dict[str, Any]:
     # Keyword arguments of argparse's add_argument.
     if about.kind is bool:
@@ -173,7 +185,9 @@ def _argument(about: Setting) -> Dict[str, Any]:
     if isinstance(about.default, tuple):
         argument['default'] = list(about.default)  # as argparse and YAML deliver several values
     if about.kind is not str:
-        argument['type'] = about.kind if about.choices else number(about)
+        argument['type'] = about.kind
+    if not about.choices:  # which argparse checks
+        argument.update(action=_Checked, about=about)
     return argument
 
 

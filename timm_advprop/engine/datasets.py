@@ -4,12 +4,14 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from PIL import Image
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
 from torch.utils.data import Dataset
 
 from ..errors import InputError, as_input_error, one_line
-from .open_model import OPEN_ERRORS
+from .bad_images import CheckedImages
+from .open_model import OPEN_ERRORS, is_ours
 from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
@@ -19,6 +21,7 @@ __all__ = [
 ]
 
 DataConfig = Dict[str, Any]
+_TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
 _SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
@@ -59,18 +62,24 @@ def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any
         InputError: The data set is missing, empty or cannot be read.
     """
     check_dataset_root(data, split)
+    mode = _image_mode(data, config['input_size'][0])
     name = data.dataset or data.data_dir
     try:
         dataset = create_dataset(
             data.dataset, root=data.data_dir, split=split, class_map=data.class_map, download=data.dataset_download,
-            input_img_mode=data.input_img_mode or ('RGB' if config['input_size'][0] == 3 else 'L'),
-            input_key=data.input_key, target_key=data.target_key, trust_remote_code=data.dataset_trust_remote_code,
-            **kwargs)
+            input_img_mode=mode, input_key=data.input_key, target_key=data.target_key,
+            trust_remote_code=data.dataset_trust_remote_code, **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
-    except OPEN_ERRORS as error:
+    except (*OPEN_ERRORS, AttributeError, KeyError, TypeError) as error:
+        if is_ours(error) and not (data.input_key or data.target_key or data.class_map):
+            raise
         raise InputError(f'Cannot read split {split!r} of {name}: {one_line(error)}') from error
     if empty:
         raise InputError(f'Split {split!r} of {name} has no images.')
+    if type(dataset) is ImageDataset:
+        return CheckedImages(dataset, data.skip_bad_images)
+    if data.skip_bad_images:
+        raise InputError(f'--skip-bad-images is for folders, tar files and hfds/, not for {data.dataset}.')
     return dataset
 
 
@@ -119,10 +128,10 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
     Raises:
         InputError: The folder is not given or not there, or it has no such split.
     """
-    reader = data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
-    if not data.data_dir and reader not in ('hfds', 'hfids', 'wds', 'tfds'):
+    reader = _reader(data)
+    if not data.data_dir and reader not in ('hfds', 'hfids', 'tfds'):
         raise InputError('No data set: give its folder with --data-dir.')
-    if not reader:
+    if not reader or data.dataset.lower() in _TORCH_FOLDERS:
         _check_split_folder(data.data_dir, split)
 
 
@@ -136,6 +145,19 @@ def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
     if classes is not None and len(classes) != num_classes:
         raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
                          f'give --num-classes {len(classes)}, or another data set.')
+
+
+def _image_mode(data: DataSettings, channels: int) -> str:
+    mode = data.input_img_mode or ('RGB' if channels == 3 else 'L')
+    if Image.getmodebands(mode) != channels and _reader(data) != 'torch':  # whose images are as they are
+        raise InputError(f'Images of mode {mode} (--input-img-mode) have {Image.getmodebands(mode)} channels, the '
+                         f'model takes {channels} (--in-chans): give another mode.')
+    return mode
+
+
+def _reader(data: DataSettings) -> str:
+    # timm's name of it, '' for folders and tar files
+    return data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
 
 
 def _check_split_folder(root: str, split: str) -> None:

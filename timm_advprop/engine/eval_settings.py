@@ -15,7 +15,7 @@ _NO_ATTACK = 'none'
 class EvalDataSettings(DataSettings):
     """Which data set, which part of it, and what its labels mean."""
     split: str = setting('validation', 'split', metavar='NAME')
-    num_samples: Optional[int] = setting(None, 'samples of an iterable data set', metavar='N')
+    num_samples: Optional[int] = setting(None, 'samples of an iterable data set', low=1, metavar='N')
     real_labels: str = setting('', 'ImageNet "real" labels, a JSON file', metavar='FILE')
     valid_labels: str = setting('', 'file with the class indices that the labels stand for', metavar='FILE')
     metrics_avg: Optional[str] = setting(
@@ -47,7 +47,7 @@ class EvalImageSettings(ImageSettings):
     """How images are sized, cropped and normalised."""
     use_train_size: bool = setting(False, 'the model\'s training size where its test size differs')
     crop_mode: Optional[str] = setting(None, 'crop mode', choices=('squash', 'border', 'center'))
-    crop_border_pixels: Optional[int] = setting(None, 'pixels to crop from the border')
+    crop_border_pixels: Optional[int] = setting(None, 'pixels to crop from the border', low=0)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@ from itertools import islice
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
+from torchvision.datasets import ImageFolder
 
 from ..errors import InputError, as_input_error
 from .datasets import DataConfig, check_class_count, make_loader, open_split
@@ -149,7 +152,9 @@ def _open_split(settings: TrainSettings, split: str, config: DataConfig, num_cla
 
 
 def _folder(dataset: Any) -> Optional[str]:
-    return getattr(getattr(dataset, 'reader', None), 'root', None)
+    # of data sets that are nothing but a folder, or a tar file, of images: others keep both splits in one
+    reader = getattr(dataset, 'reader', dataset)
+    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None
 
 
 def _mixup_arguments(settings: AugmentationSettings, num_classes: int) -> Optional[Dict[str, Any]]:

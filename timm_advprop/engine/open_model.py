@@ -1,9 +1,11 @@
 """Opens the model that settings name, for every program the same way. Failures are one line."""
 import logging
 import pickle
-from typing import Any, Dict, Optional, Union
+from copy import deepcopy
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 import timm
+import torch
 import torch.nn as nn
 from timm.layers import set_fast_norm
 from timm.models import is_model, parse_model_name
@@ -21,17 +23,16 @@ from ..weights import (
     read_checkpoint,
 )
 from ..weights.downloads import NETWORK_ERRORS, explain_hub_error
+from .placement import Placement
 from .run_settings import ImageSettings, ModelSettings
 
-__all__ = ['OPEN_ERRORS', 'base_name', 'open_architecture', 'open_model']
+__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'try_images']
 
 _logger = logging.getLogger(__name__)
 
 # What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
-OPEN_ERRORS = (
-    AssertionError, AttributeError, EOFError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError,
-    pickle.UnpicklingError,
-)
+OPEN_ERRORS = (AssertionError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError)
+_ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError)  # and for arguments that a user named
 
 
 def open_model(
@@ -55,23 +56,29 @@ def open_model(
     Raises:
         InputError: The model is unknown, has no weights, does not take an argument, or the checkpoint does not fit.
     """
+    _check_compilation(model)
     if model.fast_norm:
         set_fast_norm()
     settings: Dict[str, Any] = dict(
         pretrained=model.pretrained, num_classes=model.num_classes, in_chans=image.channels, global_pool=model.gp)
     if num_aux and (':' in model.model or base_name(model.model) in split_models()):
         settings['num_aux'] = num_aux
-    created = open_architecture(model.model, **{**settings, **kwargs, **model.model_kwargs})
+    created = open_architecture(model.model, model.model_kwargs, **{**settings, **kwargs})
     if checkpoint is not None:
         load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert)
     return created
 
 
-def open_architecture(name: Union[str, Publication], **kwargs: Any) -> nn.Module:
+def open_architecture(
+        name: Union[str, Publication],
+        model_kwargs: Optional[Mapping[str, Any]] = None,
+        **kwargs: Any,
+) -> nn.Module:
     """`timm.create_model` whose failures are one line.
 
     Args:
         name: Model name, or `hf-hub:` or `local-dir:` source, as timm takes it; or an open publication.
+        model_kwargs: Further arguments, which a user named.
         **kwargs: Arguments of `timm.create_model`.
 
     Raises:
@@ -81,6 +88,7 @@ def open_architecture(name: Union[str, Publication], **kwargs: Any) -> nn.Module
     if not published:
         _check_name(name, (kwargs.get('pretrained_cfg_overlay') or {}).get('file'))
     called = name.name if isinstance(name, Publication) else name
+    kwargs.update(model_kwargs or {})
     try:
         with allow_numpy_scalars():
             return _create_published(name, **kwargs) if published else timm.create_model(name, **kwargs)
@@ -90,14 +98,62 @@ def open_architecture(name: Union[str, Publication], **kwargs: Any) -> nn.Module
         repo_id = '' if published else timm.models.get_pretrained_cfg(name).hf_hub_id
         raise InputError(
             f'Cannot create {called}: {explain_hub_error(error.__cause__ or error, repo_id or called)}') from error
-    except OPEN_ERRORS as error:
+    except (*OPEN_ERRORS, *_ARGUMENT_ERRORS) as error:
+        if not published and not model_kwargs and is_ours(error):
+            raise
         misfit = 'loading state_dict' in str(error)
         raise InputError(f'Cannot create {called}: {explain_misfit(error) if misfit else one_line(error)}') from error
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error can only be a mistake in a program: not one of `OPEN_ERRORS`, nor of an argument that a model or
+    a data set does not take."""
+    return not isinstance(error, OPEN_ERRORS) and 'unexpected keyword argument' not in str(error)
+
+
+def try_images(
+        model: nn.Module,
+        input_size: Tuple[int, int, int],
+        placement: Placement,
+        batch_size: Optional[int] = None,
+) -> None:
+    """Try a model on a black image, and in train mode where it shall train on one at a time. It stays as it is.
+
+    Args:
+        model: The model, on its device.
+        input_size: Channels, height and width.
+        placement: Where it is.
+        batch_size: Images of a batch in training, None for an evaluation.
+
+    Raises:
+        InputError: It does not take them.
+    """
+    size, was_training = 'x'.join(map(str, input_size)), model.training
+    images = placement.in_memory_format(placement.images(torch.zeros(1, *input_size)))
+    try:
+        with torch.no_grad(), placement.autocast(), torch.random.fork_rng():
+            model.eval()(images)
+            if batch_size == 1 and not placement.distributed:
+                deepcopy(model).train()(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f'The model does not take images of {size} (--img-size, --input-size, --in-chans) in batches '
+                         f'of {batch_size or 1}: {one_line(error, 300)}.') from error
+    finally:
+        model.train(was_training)
 
 
 def base_name(name: str) -> str:
     """A model's name without the tag of its weights."""
     return name.split('.')[0]
+
+
+def _check_compilation(model: ModelSettings) -> None:
+    if model.torchcompile:
+        try:
+            torch.compile(nn.Identity(), backend=model.torchcompile, mode=model.torchcompile_mode)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f'--torchcompile {model.torchcompile}, --torchcompile-mode {model.torchcompile_mode}: '
+                             f'{one_line(error)}') from error
 
 
 def _check_name(name: str, file: Optional[str]) -> None:

@@ -10,10 +10,11 @@ from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEn
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from ..errors import as_input_error
+from ..errors import InputError, as_input_error, one_line
 from .run_settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
-__all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'mean_lr', 'shorten']
+__all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'mean_lr', 'planned_epochs',
+           'shorten']
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def build_criterion(settings: AugmentationSettings) -> nn.Module:
 
 def learning_rate(settings: OptimizerSettings, global_batch: int, verbose: bool = True) -> float:
     """The learning rate: `--lr`, or what follows from the number of images of an update, over all processes."""
-    if settings.lr:
+    if settings.lr is not None:
         return settings.lr
     ratio = global_batch / settings.lr_base_size
     adaptive = any(name in settings.opt.lower() for name in ('ada', 'lamb'))
@@ -47,9 +48,19 @@ def learning_rate(settings: OptimizerSettings, global_batch: int, verbose: bool 
 
 
 def build_optimizer(settings: OptimizerSettings, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a module's parameters."""
+    """The optimizer of a module's parameters.
+
+    Raises:
+        InputError: There is no such optimizer, or it does not take an argument.
+    """
     cfg = Namespace(**{**settings.values(), 'lr': lr})
-    return as_input_error(create_optimizer_v2, module, **optimizer_kwargs(cfg=cfg), **settings.opt_kwargs)
+    try:
+        return as_input_error(create_optimizer_v2, module, **optimizer_kwargs(cfg=cfg), **settings.opt_kwargs)
+    except (IndexError, TypeError) as error:  # of what a user named, in torch's own words
+        if not (settings.opt_kwargs or settings.opt_betas):
+            raise
+        raise InputError(f'--opt {settings.opt} does not take its --opt-kwargs or --opt-betas: {one_line(error)}.'
+                         ) from error
 
 
 def build_scheduler(
@@ -64,6 +75,12 @@ def build_scheduler(
     return as_input_error(
         create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=eval_metric == 'loss'),
         updates_per_epoch=updates_per_epoch)
+
+
+def planned_epochs(settings: ScheduleSettings) -> int:
+    """Epochs of a schedule, with its warm-up, its cycles and its end."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)  # timm's schedulers count with one alone
+    return build_scheduler(settings, optimizer, updates_per_epoch=1, eval_metric='loss', seed=0)[1]
 
 
 def shorten(settings: ScheduleSettings, cost: float) -> ScheduleSettings:

@@ -121,16 +121,29 @@ def available_device(device: str) -> str:
     """The device asked for, or the CPU, with a notice, where a CUDA device is asked for and there is none.
 
     Raises:
-        InputError: The device is unknown.
+        InputError: The device is unknown, or not there.
     """
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f'Unknown device {device!r}: give cuda, cuda:N or cpu.') from error
-    if kind == 'cuda' and not torch.cuda.is_available():
+        raise InputError(f'Unknown device {device!r} (--device): give cuda, cuda:N or cpu.') from error
+    if asked.type != 'cuda':
+        _try_device(device)
+        return device
+    if not torch.cuda.is_available():
         _logger.info('No CUDA device is available, running on the CPU.')
         return 'cpu'
+    count = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= count:
+        raise InputError(f'There is no device {device!r} (--device): there are {count}, from cuda:0.')
     return device
+
+
+def _try_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, ImportError, RuntimeError) as error:  # every backend has its own for its absence
+        raise InputError(f'There is no device {device!r} (--device): give cuda, cuda:N or cpu.') from error
 
 
 def _type(name: Optional[str]) -> Any:

@@ -6,15 +6,23 @@ from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
+from PIL import Image
+
 from ..regimes import RegimeSettings, regime_flags
 from ..settings import ProgramSettings, Settings, setting
+from .policies import policy_problem
 
 __all__ = [
     'AugmentationSettings', 'DataSettings', 'DeviceSettings', 'ImageSettings', 'LoaderSettings', 'ModelSettings',
     'OptimizerSettings', 'ScheduleSettings', 'TrainSettings',
 ]
 
+_SHARE = dict(low=0, high=1)  # of probabilities, rates and momenta
 INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
+
+
+def _splits_problem(number: int) -> Optional[str]:
+    return 'must be 0 or at least 2' if number == 1 else None
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,12 @@ class DataSettings(Settings):
         '', '"<type>/<name>" as timm\'s readers take it', metavar='NAME', default_help='folder')
     dataset_download: bool = setting(False, 'download torch/ and tfds/ data sets that allow it')
     class_map: str = setting('', 'file that maps class names to indices', metavar='FILE')
-    input_img_mode: Optional[str] = setting(None, 'PIL mode images are converted to')
+    input_img_mode: Optional[str] = setting(
+        None, 'PIL mode images are converted to', choices=tuple(Image.MODES), metavar='MODE')
     input_key: Optional[str] = setting(None, 'key of the images in the data set')
     target_key: Optional[str] = setting(None, 'key of the labels in the data set')
+    skip_bad_images: int = setting(
+        0, 'pass over at most N images that cannot be read, of folders, tar files and hfds/', low=0, metavar='N')
     dataset_trust_remote_code: bool = setting(False, 'let a Hugging Face data set run its own code')
 
 
@@ -53,12 +64,21 @@ class ImageSettings(Settings):
     title = 'Image parameters'
     img_size: Optional[int] = setting(None, 'image size', low=1, metavar='N', default_help='the model\'s')
     in_chans: Optional[int] = setting(None, 'image channels', low=1, metavar='N', default_help='3')
-    input_size: Optional[Tuple[int, ...]] = setting(None, 'channels, height and width of images', nargs=3, metavar='N')
-    crop_pct: Optional[float] = setting(None, 'centre crop of validation images', metavar='N')
-    mean: Optional[Tuple[float, ...]] = setting(None, 'mean pixel value, in 0-1', nargs='+', metavar='MEAN')
-    std: Optional[Tuple[float, ...]] = setting(None, 'standard deviation of pixels, in 0-1', nargs='+', metavar='STD')
+    input_size: Optional[Tuple[int, ...]] = setting(
+        None, 'channels, height and width of images', low=1, nargs=3, metavar='N')
+    crop_pct: Optional[float] = setting(None, 'centre crop of validation images', above=0, high=10, metavar='N')
+    mean: Optional[Tuple[float, ...]] = setting(
+        None, 'mean pixel value, in 0-1', low=0, high=1, nargs='+', metavar='MEAN')
+    std: Optional[Tuple[float, ...]] = setting(
+        None, 'standard deviation of pixels, in 0-1', above=0, nargs='+', metavar='STD')
     interpolation: str = setting(
         '', 'interpolation for resizing', choices=INTERPOLATIONS, metavar='NAME', default_help='the model\'s')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.in_chans and self.input_size and self.in_chans != self.input_size[0]:
+            raise ValueError(f'--in-chans {self.in_chans} and --input-size {" ".join(map(str, self.input_size))} '
+                             'differ in the number of channels.')
 
     @property
     def channels(self) -> Optional[int]:
@@ -85,7 +105,7 @@ class LoaderSettings(Settings):
     workers: int = setting(4, 'loader processes', low=0, metavar='N', flags=('-j',))
     pin_mem: bool = setting(False, 'pin host memory in the loader')
     no_prefetcher: bool = setting(False, 'without timm\'s prefetching loader')
-    seed: int = setting(42, 'random seed', metavar='S')
+    seed: int = setting(42, 'random seed', low=0, high=2 ** 32 - 1, metavar='S')
 
 
 @dataclass(frozen=True)
@@ -93,8 +113,8 @@ class TrainDataSettings(DataSettings):
     """Which data set, and which parts of it."""
     train_split: str = setting('train', 'training split', metavar='NAME')
     val_split: str = setting('validation', 'validation split, "" for none', metavar='NAME')
-    train_num_samples: Optional[int] = setting(None, 'training samples of an iterable data set', metavar='N')
-    val_num_samples: Optional[int] = setting(None, 'validation samples of an iterable data set', metavar='N')
+    train_num_samples: Optional[int] = setting(None, 'training samples of an iterable data set', low=1, metavar='N')
+    val_num_samples: Optional[int] = setting(None, 'validation samples of an iterable data set', low=1, metavar='N')
 
 
 @dataclass(frozen=True)
@@ -105,10 +125,10 @@ class TrainModelSettings(ModelSettings):
     initial_checkpoint: str = setting('', 'load FILE into the model as it is', metavar='FILE')
     resume: str = setting('', 'continue the run of a checkpoint', metavar='FILE')
     no_resume_opt: bool = setting(False, 'resume the model without the optimizer')
-    drop: float = setting(0.0, 'dropout rate', metavar='PCT')
-    drop_connect: Optional[float] = setting(None, 'deprecated name of --drop-path', metavar='PCT')
-    drop_path: Optional[float] = setting(None, 'stochastic depth rate', metavar='PCT')
-    drop_block: Optional[float] = setting(None, 'drop block rate', metavar='PCT')
+    drop: float = setting(0.0, 'dropout rate', **_SHARE, metavar='PCT')
+    drop_connect: Optional[float] = setting(None, 'deprecated name of --drop-path', **_SHARE, metavar='PCT')
+    drop_path: Optional[float] = setting(None, 'stochastic depth rate', **_SHARE, metavar='PCT')
+    drop_block: Optional[float] = setting(None, 'drop block rate', **_SHARE, metavar='PCT')
     grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass')
     head_init_scale: Optional[float] = setting(None, 'factor on the classifier\'s initial weights')
     head_init_bias: Optional[float] = setting(None, 'initial bias of the classifier')
@@ -119,7 +139,7 @@ class TrainDeviceSettings(DeviceSettings):
     """Where and in which precision, in how many processes."""
     no_ddp_bb: bool = setting(False, 'do not broadcast buffers in DDP')
     synchronize_step: bool = setting(False, 'wait for the device after each step')
-    local_rank: int = setting(0, SUPPRESS, flags=('--local_rank',))
+    local_rank: int = setting(0, SUPPRESS, low=0, flags=('--local_rank',))
     device_modules: Optional[Tuple[str, ...]] = setting(None, 'modules to import for a device\'s backend', nargs='+')
 
 
@@ -128,9 +148,9 @@ class TrainLoaderSettings(LoaderSettings):
     """How batches are loaded and put together."""
     validation_batch_size: Optional[int] = setting(
         None, 'validation batch size', low=1, metavar='N', flags=('-vb',), default_help='--batch-size')
-    worker_seeding: str = setting('all', 'seeding of the loader\'s workers')
+    worker_seeding: str = setting('all', 'seeding of the loader\'s workers', choices=('all', 'part'))
     use_multi_epochs_loader: bool = setting(False, 'keep the loader\'s workers between epochs, as is done anyway')
-    epoch_repeats: float = setting(0.0, 'times an epoch repeats its data set', metavar='N')
+    epoch_repeats: float = setting(0.0, 'times an epoch repeats its data set', low=0, metavar='N')
     grad_accum_steps: int = setting(1, 'batches for each update', low=1, metavar='N')
 
 
@@ -139,18 +159,22 @@ class OptimizerSettings(Settings):
     """What makes an update of a gradient."""
     title = 'Optimizer parameters'
     opt: str = setting('sgd', 'optimizer, by timm\'s names', metavar='OPTIMIZER')
-    opt_eps: Optional[float] = setting(None, 'optimizer epsilon', metavar='EPSILON')
-    opt_betas: Optional[Tuple[float, ...]] = setting(None, 'optimizer betas', nargs='+', metavar='BETA')
-    momentum: float = setting(0.9, 'momentum', metavar='M')
-    weight_decay: float = setting(2e-05, 'weight decay', default_help='2e-5')
-    clip_grad: Optional[float] = setting(None, 'clip gradients', metavar='NORM', default_help='no clipping')
+    opt_eps: Optional[float] = setting(None, 'optimizer epsilon', low=0, metavar='EPSILON')
+    opt_betas: Optional[Tuple[float, ...]] = setting(None, 'optimizer betas', low=0, below=1, nargs='+', metavar='BETA')
+    momentum: float = setting(0.9, 'momentum', **_SHARE, metavar='M')
+    weight_decay: float = setting(2e-05, 'weight decay', low=0, default_help='2e-5')
+    clip_grad: Optional[float] = setting(
+        None, 'clip gradients', above=0, metavar='NORM', default_help='no clipping',
+        advice='leave it out for no clipping')
     clip_mode: str = setting('norm', 'kind of clipping', choices=('norm', 'value', 'agc'))
-    layer_decay: Optional[float] = setting(None, 'learning-rate decay by layer')
-    layer_decay_min_scale: float = setting(0, 'lowest layer-decay scale')
-    layer_decay_no_opt_scale: Optional[float] = setting(None, 'layer-decay scale below which layers are frozen')
+    layer_decay: Optional[float] = setting(None, 'learning-rate decay by layer', above=0)
+    layer_decay_min_scale: float = setting(0, 'lowest layer-decay scale', low=0)
+    layer_decay_no_opt_scale: Optional[float] = setting(
+        None, 'layer-decay scale below which layers are frozen', low=0)
     opt_kwargs: Dict[str, Any] = setting({}, 'further optimizer arguments, key=value')
-    lr: Optional[float] = setting(None, 'learning rate; overrides --lr-base', metavar='LR')
-    lr_base: float = setting(0.1, 'learning rate at a global batch of --lr-base-size', metavar='LR')
+    lr: Optional[float] = setting(
+        None, 'learning rate; overrides --lr-base', above=0, metavar='LR', advice='leave it out to take --lr-base')
+    lr_base: float = setting(0.1, 'learning rate at a global batch of --lr-base-size', above=0, metavar='LR')
     lr_base_size: int = setting(256, 'batch of --lr-base', low=1, metavar='N')
     lr_base_scale: str = setting(
         '', 'how the learning rate grows with the batch', choices=('', 'linear', 'sqrt'), default_help='by optimizer')
@@ -162,25 +186,27 @@ class ScheduleSettings(Settings):
     title = 'Learning rate schedule parameters'
     sched: str = setting('cosine', 'scheduler, by timm\'s names', metavar='SCHEDULER')
     sched_on_updates: bool = setting(False, 'step the scheduler on updates, not on epochs')
-    lr_noise: Optional[Tuple[float, ...]] = setting(None, 'learning-rate noise on/off epochs', nargs='+', metavar='PCT')
-    lr_noise_pct: float = setting(0.67, 'limit of the noise', metavar='PCT')
-    lr_noise_std: float = setting(1.0, 'deviation of the noise', metavar='STD')
-    lr_cycle_mul: float = setting(1.0, 'factor on each cycle\'s length', metavar='M')
-    lr_cycle_decay: float = setting(0.5, 'factor on each cycle\'s rate', metavar='M')
-    lr_cycle_limit: int = setting(1, 'number of cycles', metavar='N')
-    lr_k_decay: float = setting(1.0, 'k of k-decay, for cosine and poly')
-    warmup_lr: float = setting(1e-05, 'first rate of the warm-up', metavar='LR', default_help='1e-5')
-    min_lr: float = setting(0, 'lowest rate', metavar='LR')
+    lr_noise: Optional[Tuple[float, ...]] = setting(
+        None, 'learning-rate noise on/off epochs', low=0, ordered=True, nargs='+', metavar='PCT')
+    lr_noise_pct: float = setting(0.67, 'limit of the noise', low=0, metavar='PCT')
+    lr_noise_std: float = setting(1.0, 'deviation of the noise', low=0, metavar='STD')
+    lr_cycle_mul: float = setting(1.0, 'factor on each cycle\'s length', above=0, metavar='M')
+    lr_cycle_decay: float = setting(0.5, 'factor on each cycle\'s rate', low=0, metavar='M')
+    lr_cycle_limit: int = setting(1, 'number of cycles', low=1, metavar='N')
+    lr_k_decay: float = setting(1.0, 'k of k-decay, for cosine and poly', above=0)
+    warmup_lr: float = setting(1e-05, 'first rate of the warm-up', low=0, metavar='LR', default_help='1e-5')
+    min_lr: float = setting(0, 'lowest rate', low=0, metavar='LR')
     epochs: int = setting(300, 'epochs to train', low=1, metavar='N')
     start_epoch: Optional[int] = setting(None, 'first epoch, overrides a resume\'s', low=0, metavar='N')
-    decay_milestones: Tuple[int, ...] = setting((90, 180, 270), 'epochs of multistep', nargs='+', metavar='N')
-    decay_epochs: float = setting(90, 'epochs between decays', metavar='N')
-    warmup_epochs: int = setting(5, 'epochs of warm-up', metavar='N')
+    decay_milestones: Tuple[int, ...] = setting(
+        (90, 180, 270), 'epochs of multistep', low=0, ordered=True, nargs='+', metavar='N')
+    decay_epochs: float = setting(90, 'epochs between decays', above=0, metavar='N')
+    warmup_epochs: int = setting(5, 'epochs of warm-up', low=0, metavar='N')
     warmup_prefix: bool = setting(False, 'warm up before the schedule, not within it')
-    cooldown_epochs: int = setting(0, 'epochs at --min-lr at the end', metavar='N')
-    patience_epochs: int = setting(10, 'patience of plateau', metavar='N')
-    decay_rate: float = setting(0.1, 'factor of a decay', metavar='RATE', flags=('--dr',))
-    mixup_off_epoch: int = setting(0, 'epoch that ends mixup', metavar='N', default_help='0, never')
+    cooldown_epochs: int = setting(0, 'epochs at --min-lr at the end', low=0, metavar='N')
+    patience_epochs: int = setting(10, 'patience of plateau', low=0, metavar='N')
+    decay_rate: float = setting(0.1, 'factor of a decay', low=0, metavar='RATE', flags=('--dr',))
+    mixup_off_epoch: int = setting(0, 'epoch that ends mixup', low=0, metavar='N', default_help='0, never')
 
 
 @dataclass(frozen=True)
@@ -188,34 +214,37 @@ class AugmentationSettings(Settings):
     """What is done to images and labels, and the loss."""
     title = 'Augmentation and regularization parameters'
     no_aug: bool = setting(False, 'no training augmentation at all')
-    train_crop_mode: Optional[str] = setting(None, 'how training images are cropped')
-    scale: Tuple[float, ...] = setting((0.08, 1.0), 'random crop scale', nargs=2, metavar='PCT')
-    ratio: Tuple[float, ...] = setting((3. / 4., 4. / 3.), 'random crop aspect', nargs=2, metavar='RATIO')
-    hflip: float = setting(0.5, 'probability of a horizontal flip')
-    vflip: float = setting(0.0, 'probability of a vertical flip')
-    color_jitter: float = setting(0.4, 'colour jitter', metavar='PCT')
-    color_jitter_prob: Optional[float] = setting(None, 'probability of colour jitter', metavar='PCT')
-    grayscale_prob: Optional[float] = setting(None, 'probability of a grey image', metavar='PCT')
-    gaussian_blur_prob: Optional[float] = setting(None, 'probability of a blur', metavar='PCT')
-    aa: Optional[str] = setting(None, 'AutoAugment policy, e.g. original, v0, rand-m9-mstd0.5-inc1', metavar='NAME')
-    aug_repeats: float = setting(0, 'repeated augmentation, distributed only')
-    aug_splits: int = setting(0, 'augmentation splits, 0 or at least 2')
+    train_crop_mode: Optional[str] = setting(None, 'how training images are cropped', choices=('rrc', 'rkrc', 'rkrr'))
+    scale: Tuple[float, ...] = setting((0.08, 1.0), 'random crop scale', above=0, ordered=True, nargs=2, metavar='PCT')
+    ratio: Tuple[float, ...] = setting(
+        (3. / 4., 4. / 3.), 'random crop aspect', above=0, ordered=True, nargs=2, metavar='RATIO')
+    hflip: float = setting(0.5, 'probability of a horizontal flip', **_SHARE)
+    vflip: float = setting(0.0, 'probability of a vertical flip', **_SHARE)
+    color_jitter: float = setting(0.4, 'colour jitter', low=0, metavar='PCT')
+    color_jitter_prob: Optional[float] = setting(None, 'probability of colour jitter', **_SHARE, metavar='PCT')
+    grayscale_prob: Optional[float] = setting(None, 'probability of a grey image', **_SHARE, metavar='PCT')
+    gaussian_blur_prob: Optional[float] = setting(None, 'probability of a blur', **_SHARE, metavar='PCT')
+    aa: Optional[str] = setting(
+        None, 'AutoAugment policy, e.g. original, v0, rand-m9-mstd0.5-inc1', check=policy_problem, metavar='NAME')
+    aug_repeats: float = setting(0, 'repeated augmentation, distributed only', low=0)
+    aug_splits: int = setting(0, 'augmentation splits, 0 or at least 2', low=0, check=_splits_problem)
     jsd_loss: bool = setting(False, 'Jensen-Shannon loss over --aug-splits')
     bce_loss: bool = setting(False, 'binary cross-entropy')
     bce_sum: bool = setting(False, 'sum binary cross-entropy over classes')
-    bce_target_thresh: Optional[float] = setting(None, 'threshold that makes soft targets binary')
-    bce_pos_weight: Optional[float] = setting(None, 'weight of positive targets')
-    reprob: float = setting(0.0, 'probability of random erasing', metavar='PCT')
+    bce_target_thresh: Optional[float] = setting(None, 'threshold that makes soft targets binary', **_SHARE)
+    bce_pos_weight: Optional[float] = setting(None, 'weight of positive targets', low=0)
+    reprob: float = setting(0.0, 'probability of random erasing', **_SHARE, metavar='PCT')
     remode: str = setting('pixel', 'fill of random erasing', choices=('const', 'rand', 'pixel'))
-    recount: int = setting(1, 'regions of random erasing')
+    recount: int = setting(1, 'regions of random erasing', low=1)
     resplit: bool = setting(False, 'do not erase in the first augmentation split')
-    mixup: float = setting(0.0, 'mixup alpha', default_help='0, off')
-    cutmix: float = setting(0.0, 'cutmix alpha', default_help='0, off')
-    cutmix_minmax: Optional[Tuple[float, ...]] = setting(None, 'cutmix size range, overrides its alpha', nargs=2)
-    mixup_prob: float = setting(1.0, 'probability of mixup or cutmix')
-    mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are on')
+    mixup: float = setting(0.0, 'mixup alpha', low=0, default_help='0, off')
+    cutmix: float = setting(0.0, 'cutmix alpha', low=0, default_help='0, off')
+    cutmix_minmax: Optional[Tuple[float, ...]] = setting(
+        None, 'cutmix size range, overrides its alpha', **_SHARE, ordered=True, nargs=2)
+    mixup_prob: float = setting(1.0, 'probability of mixup or cutmix', **_SHARE)
+    mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are on', **_SHARE)
     mixup_mode: str = setting('batch', 'mix by batch, pair or image', choices=('batch', 'pair', 'elem', 'half'))
-    smoothing: float = setting(0.1, 'label smoothing')
+    smoothing: float = setting(0.1, 'label smoothing', low=0, below=1)
     train_interpolation: str = setting('random', 'interpolation in training', choices=INTERPOLATIONS, metavar='NAME')
 
     @property
@@ -228,8 +257,8 @@ class AugmentationSettings(Settings):
 class NormSettings(Settings):
     """Settings of batch norms."""
     title = 'Batch norm parameters'
-    bn_momentum: Optional[float] = setting(None, 'momentum of every batch norm, main and aux')
-    bn_eps: Optional[float] = setting(None, 'epsilon of every batch norm, main and aux')
+    bn_momentum: Optional[float] = setting(None, 'momentum of every batch norm, main and aux', **_SHARE)
+    bn_eps: Optional[float] = setting(None, 'epsilon of every batch norm, main and aux', above=0)
     split_bn: bool = setting(False, 'fine-grained AdvProp: an aux norm for each augmented part of --aug-splits, too')
     sync_bn: bool = setting(False, 'take batch-norm statistics over all processes')
     dist_bn: str = setting(
@@ -242,7 +271,7 @@ class EmaSettings(Settings):
     title = 'Model exponential moving average parameters'
     model_ema: bool = setting(False, 'keep an exponential moving average of the weights')
     model_ema_force_cpu: bool = setting(False, 'keep it on the CPU, without validating it')
-    model_ema_decay: float = setting(0.9998, 'decay of the average')
+    model_ema_decay: float = setting(0.9998, 'decay of the average', **_SHARE)
     model_ema_warmup: bool = setting(False, 'warm the decay up')
 
 
@@ -252,7 +281,7 @@ class RunSettings(Settings):
     title = 'Miscellaneous parameters'
     log_interval: int = setting(50, 'updates between log lines', low=1, metavar='N')
     val_interval: int = setting(1, 'epochs between validations', low=1, metavar='N')
-    recovery_interval: int = setting(0, 'updates between recovery checkpoints', metavar='N')
+    recovery_interval: int = setting(0, 'updates between recovery checkpoints', low=0, metavar='N')
     checkpoint_hist: int = setting(10, 'checkpoints to keep', low=1, metavar='N')
     save_images: bool = setting(False, 'save a training batch as a picture at every log interval')
     output: str = setting('', 'output folder', metavar='PATH', default_help='./output/train')

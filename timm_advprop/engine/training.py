@@ -19,12 +19,21 @@ from ..models import split_models
 from ..norms import configure_batch_norm
 from ..regimes import create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
+from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
 from .evaluation import evaluate
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
-from .open_model import base_name, open_model
-from .optimization import build_criterion, build_optimizer, build_scheduler, learning_rate, mean_lr, shorten
+from .open_model import base_name, open_model, try_images
+from .optimization import (
+    build_criterion,
+    build_optimizer,
+    build_scheduler,
+    learning_rate,
+    mean_lr,
+    planned_epochs,
+    shorten,
+)
 from .placement import Placement, open_placement
 from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
@@ -88,6 +97,7 @@ def train(settings: TrainSettings) -> Run:
     checkpoint = _open_resumed(settings)
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
+    try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
     parts = _assemble(settings, placement, task, loaders, checkpoint)
@@ -97,7 +107,8 @@ def train(settings: TrainSettings) -> Run:
             until_end.enter_context(lock_folder(folder))
             _open_folder(parts, folder, checkpoint)
         del checkpoint  # as large as the model and its optimizer
-        stopped_by = _run_epochs(parts)
+        with explained_data_loss('Continue from the last checkpoint with --resume.'):
+            stopped_by = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
     return Run(parts.results[-10:], stopped_by, folder, placement.primary)
@@ -112,7 +123,6 @@ def check_settings(settings: TrainSettings) -> None:
     model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
     task_type = as_input_error(regime_of, settings.regime, is_split=True)
     for wrong, message in (
-            (augmentation.aug_splits == 1 or augmentation.aug_splits < 0, '--aug-splits is 0 or at least 2'),
             (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.jsd_loss,
@@ -134,6 +144,8 @@ def check_settings(settings: TrainSettings) -> None:
     ):
         if wrong:
             raise InputError(f'{message}.')
+    as_input_error(task_type.arguments, settings.regime)
+    _check_start(settings.schedule, planned_epochs(settings.schedule))
     for split in filter(None, (settings.data.train_split, settings.data.val_split)):
         check_dataset_root(settings.data, split)
 
@@ -210,12 +222,19 @@ def _assemble(
         trainer.totals = resume_share(task, checkpoint, placement.rank)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
         schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
+    _check_start(schedule, trainer.num_epochs)
     if schedule.start_epoch is not None:
         start = Position(schedule.start_epoch)
     _advance_scheduler(trainer, start, schedule.sched_on_updates)
     if isinstance(trainer.lr_scheduler, PlateauLRScheduler) and checkpoint and not settings.model.no_resume_opt:
         resume_plateau(trainer.lr_scheduler, checkpoint)
     return _Parts(settings, placement, task, loaders, schedule, trainer, start)
+
+
+def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
+    if schedule.start_epoch is not None and schedule.start_epoch >= num_epochs:
+        raise InputError(f'--start-epoch {schedule.start_epoch} is beyond the end: the run has {num_epochs} epochs, '
+                         'from 0.')
 
 
 def _open_resumed(settings: TrainSettings) -> Optional[Checkpoint]:
@@ -293,9 +312,6 @@ def _run_epochs(parts: _Parts) -> Optional[int]:
             raise
         raise RunError(f'Process {parts.placement.rank} lost another one: {one_line(error, limit=120)} The last '
                        'checkpoint is kept: go on with --resume.') from error
-    except OSError as error:
-        raise RunError(f'{error.filename or "A file"}: {error.strerror or error}. The last checkpoint is kept: go on '
-                       'with --resume.') from error
     if best[0] is not None:
         _logger.info(f'*** Best metric: {best[0]} (epoch {best[1]})')
     return stopped_by

@@ -10,10 +10,11 @@ from timm.data import RealLabelsImagenet
 from timm.layers import apply_test_time_pool
 from timm.utils import reparameterize_model
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..norms import has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..regimes import Attack
 from ..weights import open_checkpoint, weights_digest
+from .bad_images import explained_data_loss
 from .datasets import (
     DataConfig,
     channel_normalisation,
@@ -26,7 +27,7 @@ from .datasets import (
 )
 from .eval_settings import EvalDataSettings, EvalModelSettings, EvalSettings
 from .evaluation import evaluate
-from .open_model import open_model
+from .open_model import open_model, try_images
 from .placement import Placement, open_placement
 
 __all__ = ['validate']
@@ -55,19 +56,22 @@ def validate(settings: EvalSettings) -> Results:
     param_count = sum(parameter.numel() for parameter in model.parameters())
     config = resolve_image_config(
         settings.image, model, verbose=True, use_test_size=not settings.image.use_train_size)
-    attack = _normalised_attack(settings, config)
     num_classes = model.num_classes
+    attack = _normalised_attack(settings, config, num_classes)
     model, config = _prepare(model, settings, config, placement)
     dataset, loader = _open_data(settings, config, num_classes, placement)
-    labels = _Labels(settings.data, dataset, placement.device)
-    metrics = evaluate(
-        model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
-        log_interval=settings.report.log_freq)
+    labels = _Labels(settings.data, dataset, num_classes, placement.device)
+    with explained_data_loss():
+        metrics = evaluate(
+            model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
+            log_interval=settings.report.log_freq)
     metrics.update(labels.accuracies())
     results = OrderedDict(
         model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=round(param_count / 1e6, 2),
         img_size=config['input_size'][-1], crop_pct=config['crop_pct'], interpolation=config['interpolation'],
         route=settings.model.route, dataset=dataset_name(settings.data), split=settings.data.split, **about)
+    if getattr(dataset, 'num_bad', 0):
+        results['bad_images'] = dataset.num_bad
     if attack is not None:
         results.update({name: round(metrics[name], 4) for name in ('adv_top1', 'adv_top5')})
         results['adv_attack'] = attack.describe()
@@ -105,9 +109,10 @@ def _open(settings: EvalSettings) -> nn.Module:
     return opened
 
 
-def _normalised_attack(settings: EvalSettings, config: DataConfig) -> Optional[Attack]:
+def _normalised_attack(settings: EvalSettings, config: DataConfig, num_classes: int) -> Optional[Attack]:
     if settings.attack.attack is None:
         return None
+    as_input_error(settings.attack.attack.check_classes, num_classes)
     attack = settings.attack.attack.normalised_by(*channel_normalisation(config))
     _logger.info(f'Attack through the {settings.model.route} route: {attack.describe()}')
     return attack
@@ -129,6 +134,7 @@ def _prepare(
     if model_settings.reparam:
         model = reparameterize_model(strip_aux(model))
     model = placement.place(model).eval()
+    try_images(model, config['input_size'], placement)
     if model_settings.torchscript:
         model = torch.jit.script(model)
     if model_settings.torchcompile:
@@ -152,9 +158,9 @@ def _open_data(settings: EvalSettings, config: DataConfig, num_classes: int, pla
 
 class _Labels:
     # What the labels of a data set mean, and what is measured by other labels than those of its folders.
-    def __init__(self, settings: EvalDataSettings, dataset: Any, device: torch.device):
+    def __init__(self, settings: EvalDataSettings, dataset: Any, num_classes: int, device: torch.device):
         self.average = settings.metrics_avg
-        self.valid = _read_valid_labels(settings.valid_labels, device)
+        self.valid = _read_valid_labels(settings.valid_labels, num_classes, device)
         # one count for clean images and one for adversarial ones
         self.real = {kind: _read_real_labels(settings.real_labels, dataset)
                      for kind in ('', 'adv_') if settings.real_labels}
@@ -190,12 +196,15 @@ def _rounded(metrics: Dict[str, float]) -> Dict[str, float]:
     return rounded
 
 
-def _read_valid_labels(path: str, device: torch.device) -> Optional[torch.Tensor]:
+def _read_valid_labels(path: str, num_classes: int, device: torch.device) -> Optional[torch.Tensor]:
     if not path:
         return None
     try:
         with open(path, encoding='utf-8') as file:
-            return torch.tensor([int(line) for line in file if line.strip()], device=device)
+            labels = [int(line) for line in file if line.strip()]
+        if not labels or not 0 <= min(labels) <= max(labels) < num_classes:
+            raise ValueError(f'the model has the classes 0 to {num_classes - 1}')
+        return torch.tensor(labels, device=device)
     except (OSError, ValueError) as error:
         raise InputError(f'--valid-labels {path} is not a file with one class index a line: {error}.') from error
 

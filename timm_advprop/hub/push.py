@@ -37,6 +37,7 @@ from ..weights.downloads import (
     is_transient,
     patiently,
     redact,
+    tells_wait,
 )
 from .layout import FILES, write_publication
 from .release import open_release, release_model
@@ -239,7 +240,8 @@ def _upload(
         if branch.is_new:
             patiently(branch.api.create_branch, branch.repo_id, branch=branch.revision, exist_ok=True)
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
-        branch.api.preupload_lfs_files(branch.repo_id, additions, revision=branch.revision, free_memory=False)
+        with tells_wait('the upload'):
+            branch.api.preupload_lfs_files(branch.repo_id, additions, revision=branch.revision, free_memory=False)
     except InputError:
         raise
     except _UPLOAD_ERRORS as error:

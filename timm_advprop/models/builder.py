@@ -13,7 +13,7 @@ from timm.models._pretrained import PretrainedCfg
 
 from ..errors import InputError
 from ..norms import convert_split_norm, has_split_norm, index_aux_key, num_aux_in, split_state_dict
-from ..weights import Publication, refuse_misfits
+from ..weights import Publication, check_kinds, refuse_misfits
 
 __all__ = ['build_split_model', 'entry_point']
 
@@ -183,6 +183,7 @@ def _published_weights(publication: Publication, model: nn.Module, features_only
     if aux and misfits:
         raise InputError(f'The auxiliary norms of {publication.name} do not fit {publication.architecture}, such as '
                          f'{min(misfits)}.')
+    check_kinds(state_dict, model.state_dict(), publication.name)
     if publication.config and not num_aux:
         _logger.warning(f'{publication.name} has no auxiliary norms: they start as copies of the main norms.')
     return state_dict

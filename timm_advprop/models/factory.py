@@ -7,7 +7,7 @@ from timm.models import is_model, parse_model_name
 
 from ..errors import InputError
 from ..norms import split_state_dict
-from ..weights import Publication, open_publication
+from ..weights import Publication, check_kinds, open_publication
 from .builder import build_split_model
 from .zoo import base_of, split_models
 
@@ -71,6 +71,8 @@ def _create_plain(
     weights = split_state_dict(publication.load_state_dict())[0] if pretrained else None
     cfg = dict(pretrained_cfg, source=None, state_dict=weights)
     model = create_timm_model(base, pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+    if weights:
+        check_kinds(weights, model.state_dict(), publication.name)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **publication.origin}
     model.pretrained_cfg.pop('state_dict', None)
     return model

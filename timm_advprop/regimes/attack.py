@@ -60,6 +60,24 @@ class Attack(PixelSource):
         default_help='as the training step')
     loss: Optional[Loss] = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm == 'linf' and self.eps_px > 255:
+            raise ValueError(f'eps_px (--adv-eps) must be at most 255 in the L∞ norm, got {self.eps_px:g}.')
+        if self.steps is None and self.eps_px > 255:  # of L2: the paper's rule would have hundreds
+            raise ValueError(f'eps_px (--adv-eps) above 255 has no usual number of steps, got {self.eps_px:g}: give '
+                             'steps (--adv-steps).')
+
+    def check_classes(self, num_classes: int) -> None:
+        """Check that there is a wrong label where the attack needs one.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.is_targeted and self.loss is None and num_classes < 2:
+            raise ValueError(f'--adv-target random needs a wrong label, the model has {num_classes} class: give '
+                             '--adv-target none.')
+
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         """Attack images.
 

@@ -61,7 +61,12 @@ def create_task(
     task_type = regime_of(settings, is_split)
     if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.generator):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
-    return task_type(split_for_regime(settings, model), criterion, **task_type.arguments(settings), **kwargs)
+    model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
+    for source in (*arguments.get('sources', ()), arguments.get('attack')):
+        if isinstance(source, Attack):
+            source = source if criterion is None else source.against(criterion)
+            source.check_classes(getattr(model, 'num_classes', 2))
+    return task_type(model, criterion, **arguments, **kwargs)
 
 
 def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ the model on the route of its norm and leaves the model as it was. An attack is 
 part of the batch, and any function.
 """
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
@@ -112,4 +113,15 @@ def import_source(path: str) -> Any:
         raise ValueError(f'Cannot import the generator {path}: {error}.') from error
     if not callable(source):
         raise ValueError(f'The generator {path} cannot be called.')
+    if not isinstance(source, Source) and not (isinstance(source, type) and issubclass(source, Source)):
+        _check_arguments(source, path)
     return source
+
+
+def _check_arguments(function: Callable[..., Any], path: str) -> None:
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(f'The generator {path} must take (model, images, target): {error}.') from error
+    except ValueError:
+        pass  # Python does not know what a function of a library in C takes

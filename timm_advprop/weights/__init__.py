@@ -19,9 +19,10 @@ from .publication import (
     open_publication,
     read_config,
 )
+from .soundness import check_kinds
 
 __all__ = [
     'AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Checkpoint', 'Publication', 'WEIGHTS_FILE', 'allow_numpy_scalars',
-    'explain_misfit', 'file_digest', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint', 'open_publication',
-    'read_checkpoint', 'read_config', 'refuse_misfits', 'weights_digest',
+    'check_kinds', 'explain_misfit', 'file_digest', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
+    'open_publication', 'read_checkpoint', 'read_config', 'refuse_misfits', 'weights_digest',
 ]

@@ -1,9 +1,12 @@
 """Downloads files of Hugging Face Hub repositories, and says in one line what went wrong."""
 import logging
+import os
 import re
+import threading
 import time
+from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Callable, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, Optional, Tuple, Union
 
 from huggingface_hub import _CACHED_NO_EXIST, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -22,7 +25,7 @@ from ..errors import InputError
 
 __all__ = [
     'HUB_ERRORS', 'NETWORK_ERRORS', 'PAUSES', 'check_repo_id', 'download_file', 'explain_hub_error', 'hub_status',
-    'is_transient', 'patiently', 'redact', 'split_model_id',
+    'is_transient', 'patiently', 'redact', 'split_model_id', 'tells_wait',
 ]
 
 # The client's errors, and those of the HTTP library that its version is built on.
@@ -30,6 +33,9 @@ NETWORK_ERRORS = (*(base for base in HfHubHTTPError.__mro__ if base not in OSErr
 HUB_ERRORS = (*NETWORK_ERRORS, OSError)
 
 PAUSES = (2., 4., 8.)  # seconds between attempts
+_SILENCE = 15.  # seconds until a wait is told
+# Where its store does not answer, the Xet library tries each of several requests five times: minutes without a word.
+os.environ.setdefault('HF_XET_CLIENT_RETRY_MAX_ATTEMPTS', '3')
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 _logger = logging.getLogger(__name__)
@@ -61,10 +67,14 @@ def download_file(
         InputError: It cannot be downloaded; the message says why and what to do.
     """
     repo_id, revision = split_model_id(model_id)
+    if force and constants.HF_HUB_OFFLINE:
+        raise InputError(f'{filename} of {model_id} in the cache is damaged, and HF_HUB_OFFLINE is set: download it '
+                         'again without HF_HUB_OFFLINE.')
     location = dict(repo_id=repo_id, filename=filename, revision=revision, cache_dir=cache_dir)
     try:
-        return patiently(
-            hf_hub_download, **location, force_download=force, token=token, library_name='timm-advprop')
+        with tells_wait(f'the download of {filename}'):
+            return patiently(
+                hf_hub_download, **location, force_download=force, token=token, library_name='timm-advprop')
     except LocalEntryNotFoundError as error:
         if try_to_load_from_cache(**location) is _CACHED_NO_EXIST:  # the Hub said so when it could be reached
             return None
@@ -87,6 +97,19 @@ def patiently(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             _logger.warning(f'{explain_hub_error(error, "the Hub")} Trying again in {pause:.0f} s.')
         time.sleep(pause)
     return function(*args, **kwargs)
+
+
+@contextmanager
+def tells_wait(what: str) -> Iterator[None]:
+    """Log that something is under way, where it takes long: the Xet library does not say that it waits."""
+    timer = threading.Timer(_SILENCE, _logger.info, (
+        f'Waiting for {what}: it goes on, or the Hub\'s store does not answer and is asked again for about a minute.',))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def hub_status(error: Exception) -> Optional[int]:

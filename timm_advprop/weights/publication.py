@@ -22,6 +22,7 @@ from timm.models._pretrained import PretrainedCfg
 from ..errors import InputError, one_line
 from ..norms import num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
+from .soundness import check_values
 
 __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
            'open_publication', 'read_config']
@@ -138,7 +139,7 @@ class Publication:
         """The state dict of the split model, or of the plain one where there are no auxiliary norms. Read once.
 
         Raises:
-            InputError: A file is missing or damaged, or the weights are there in a pickled form only.
+            InputError: A file is missing or damaged, or holds no weights, or pickled ones.
         """
         if self._state_dict is None:
             state_dict = self._load(WEIGHTS_FILE)
@@ -162,7 +163,9 @@ class Publication:
         expected, cause = self.details.get('sha256', {}).get(filename), None
         try:  # safetensors notices a file that is cut short; a changed byte in it only the digest tells
             if not expected or file_digest(path) == expected:
-                return load_file(path)
+                weights = load_file(path)
+                check_values(weights, f'{filename} of {self.name}')
+                return weights
             problem = 'damaged: its contents are not what was published'
         except (OSError, SafetensorError) as error:
             problem, cause = f'damaged or no safetensors file: {one_line(error)}', error
