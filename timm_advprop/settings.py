@@ -18,6 +18,7 @@ class Setting:
     Args:
         help: What it does.
         kind: Type of a value, or of each of several; bool for a switch, dict for key=value.
+        optional: It may be None.
         low: Lowest value.
         high: Highest value.
         above: A limit that it may not reach from above.
@@ -36,6 +37,7 @@ class Setting:
     """
     help: str
     kind: Callable[[str], Any] = str
+    optional: bool = True
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
@@ -59,6 +61,8 @@ class Setting:
 
     def problem(self, value: Any) -> Optional[str]:
         """What is wrong with a value, or with several, such as `must be at least 0`; None where nothing is."""
+        if value is None:
+            return None if self.optional else 'must be given'
         if not self.takes_several or self.kind is dict:
             return self._problem_of(value)
         if not isinstance(value, (list, tuple)):
@@ -115,17 +119,18 @@ class Settings:
     def __post_init__(self) -> None:
         for name, about in self.declared().items():
             value = getattr(self, name)
-            if isinstance(value, list):  # several values, as argparse and YAML deliver them
-                object.__setattr__(self, name, tuple(value))
-            problem = None if value is None else about.problem(value)
+            if isinstance(value, (list, dict)):  # several values, as argparse and YAML deliver them
+                object.__setattr__(self, name, _read_only(value))
+            problem = about.problem(value)
             if problem:
                 raise ValueError(f'{name} {problem}, got {value!r}.')
 
     @classmethod
     def declared(cls) -> Dict[str, Setting]:
         """The options by name."""
-        return {entry.name: replace(entry.metadata['setting'], kind=_kind(entry.type))
-                for entry in fields(cls) if 'setting' in entry.metadata}
+        return {entry.name: replace(
+            entry.metadata['setting'], kind=_kind(entry.type), optional=type(None) in get_args(entry.type),
+        ) for entry in fields(cls) if 'setting' in entry.metadata}
 
     @classmethod
     def flags(cls) -> Dict[str, Setting]:
@@ -166,6 +171,12 @@ class ProgramSettings:
             (entry.metadata['title'], entry.metadata['flags']()) if entry.metadata else
             (entry.type.title, entry.type.flags()) for entry in fields(cls) if entry.init
         ]
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return MappingProxyType(dict(value)) if isinstance(value, dict) else value
 
 
 def _kind(annotation: Any) -> Any:

@@ -7,7 +7,7 @@ from timm_advprop.engine import training
 from timm_advprop.regimes import REGIMES
 
 
-@pytest.mark.parametrize('update', [1, 4, 6])
+@pytest.mark.parametrize('update', [1, pytest.param(4, marks=pytest.mark.slow), 6])
 def test_stopped_within_an_epoch_at_its_end_and_in_the_next(few_digits, tmp_path, update):
     values = dict(RANDOM, workers=1)
     run_stopped(few_digits, tmp_path / 'whole', **values)
@@ -33,13 +33,16 @@ def test_every_regime(few_digits, tmp_path, regime):
     check_equal_runs(tmp_path / 'whole' / 'run', tmp_path / 'parts' / 'run')
 
 
-@pytest.mark.parametrize('values', [
-    dict(mixup=.5, cutmix=.5, workers=2), dict(mixup=.5, mixup_off_epoch=1, workers=2),
-    dict(cutmix=.5, no_prefetcher=True), dict(grad_accum_steps=3),
-    dict(sched='step', decay_epochs=1, lr_noise=[0, 2]), dict(sched_on_updates=True, warmup_epochs=1),
-    dict(opt='adamw', lr=.001), dict(opt='lookahead_sgd'), dict(aug_splits=2, split_bn=True), dict(val_interval=2),
-    dict(adv_eps=[1., 2.]), dict(adv_generator='gaussian-noise', adv_steps=None),
-], ids=str)
+QUICK = [dict(mixup=.5, cutmix=.5, workers=2), dict(mixup=.5, mixup_off_epoch=1, workers=2), dict(grad_accum_steps=3)]
+OTHERS = [
+    dict(cutmix=.5, no_prefetcher=True), dict(sched='step', decay_epochs=1, lr_noise=[0, 2]),
+    dict(sched_on_updates=True, warmup_epochs=1), dict(opt='adamw', lr=.001), dict(opt='lookahead_sgd'),
+    dict(aug_splits=2, split_bn=True), dict(val_interval=2), dict(adv_eps=[1., 2.]),
+    dict(adv_generator='gaussian-noise', adv_steps=None),
+]
+
+
+@pytest.mark.parametrize('values', [*QUICK, *(pytest.param(values, marks=pytest.mark.slow) for values in OTHERS)], ids=str)
 def test_what_else_has_a_state(few_digits, tmp_path, values):
     values = {**RANDOM, **values}
     run_stopped(few_digits, tmp_path / 'whole', **values)

@@ -19,7 +19,7 @@ from timm.task import ClassificationTask, TrainingTask
 from ..engine.open_model import open_architecture
 from ..engine.placement import Placement, open_placement
 from ..engine.run_settings import DeviceSettings
-from ..errors import as_input_error, exits_on_input_error
+from ..errors import InputError, as_input_error, exits_on_input_error
 from ..norms import convert_split_norm, has_split_norm, strip_aux
 from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, create_task
 from ..settings import Settings, setting
@@ -119,6 +119,10 @@ def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[st
         return _Case(_step(task, batch, placement, settings.torchcompile), floor)
     cases = {'vanilla': case(ClassificationTask(plain, nn.CrossEntropyLoss()), 1.)}
     for regime in settings.regime:
+        smallest = REGIMES[regime].smallest_batch
+        if settings.batch_size < smallest:
+            raise InputError(f'--regime {regime} needs batches of at least {smallest} images, got --batch-size '
+                             f'{settings.batch_size}.')
         for name, asked in _variants(regime, settings).items():
             model = split if REGIMES[regime].sources_of_aux_norms(asked) else plain
             task = as_input_error(create_task, asked, deepcopy(model), device=placement.device, verbose=False)

@@ -25,7 +25,7 @@ from timm.task import ClassificationTask, TrainingTask
 from ..engine.datasets import channel_normalisation
 from ..errors import InputError, as_input_error, exits_on_input_error, near_matches
 from ..norms import convert_sync_batchnorm, has_split_norm
-from ..regimes import RegimeSettings, VanillaTask, create_task, regime_flags, regime_of, split_for_regime
+from ..regimes import RegimeSettings, create_task, regime_flags, regime_of, split_for_regime
 from .parser import ProgramParser, read_recipe
 
 __all__ = ['run_script']
@@ -78,12 +78,13 @@ class _TaskFactory:
             raise InputError(f'{type(model).__name__} has no split norms, as the script did not make it by '
                              'timm.create_model: call timm_advprop.convert_split_norm(model) before its optimizer is '
                              'built.')
-        if isinstance(model, torch.jit.ScriptModule) and self.settings.regime != VanillaTask.name:
+        # scripted, a model does not tell whether its norms are split: the regime has to be named
+        if isinstance(model, torch.jit.ScriptModule) and not (self.settings.regime and task_type.takes_scripted):
             raise InputError('A scripted model has only its main route. Use --torchcompile, not --torchscript.')
         task = as_input_error(create_task, self.settings, model, criterion, **self.normalisation, **kwargs)
         self.used = True
         if kwargs.get('verbose', True):
-            plain = self.settings.regime is None and task_type is VanillaTask
+            plain = self.settings.regime is None and not has_split_norm(model)
             hint = ', as the model has no split norms: see --regime' if plain else ''
             _logger.log(logging.WARNING if hint else logging.INFO, f'Training regime: {task_type.name}{hint}.')
         return task

@@ -64,7 +64,8 @@ class FastAdvPropTask(RegimeTask):
     default_attack = Attack(eps_px=1., steps=1, target='none')
     default_weight = 0.5
     default_budget = 'vanilla'
-    smallest_batch = 5  # with the default ratio
+    default_ratio = 4
+    smallest_batch = default_ratio + 1
     no_use_for = {
         'adv_steps': 'its attack is a single step',
         'adv_norm_stats': 'its attack trains, by the statistics of the batch',
@@ -80,7 +81,7 @@ class FastAdvPropTask(RegimeTask):
             attack: Optional[Attack] = None,
             *,
             weight: Optional[float] = None,
-            ratio: int = 4,
+            ratio: int = default_ratio,
             mean: Optional[Sequence[float]] = None,
             std: Optional[Sequence[float]] = None,
             **kwargs: Any,
@@ -90,8 +91,8 @@ class FastAdvPropTask(RegimeTask):
         if not self.weight > 0:
             raise ValueError(f'fast-advprop reuses gradients of adversarial images: their weight must be above 0, got '
                              f'{weight}.')
-        if ratio < 1:
-            raise ValueError(f'ratio of clean to adversarial images must be at least 1, got {ratio}.')
+        if ratio < 1 or ratio != self.ratio:
+            raise ValueError(f'ratio of clean to adversarial images must be a whole number of at least 1, got {ratio}.')
         attack = attack or self.default_attack
         if attack.steps not in (None, 1) or (attack.amp_dtype, attack.norm_stats) != (None, Attack.norm_stats):
             raise ValueError('fast-advprop attacks in a single step that trains, by the statistics of the batch and in '

@@ -1,12 +1,15 @@
 """What was asked of a regime: the AdvProp group of the command line, as given, with no regime's defaults in it."""
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
 
 from .attack import Attack
 from .noise import GaussianNoise
 from .source import AugmentedView, Source, as_source, import_source
 
-__all__ = ['GENERATORS', 'RegimeSettings']
+__all__ = ['BUDGETS', 'GENERATORS', 'RegimeSettings']
+
+BUDGETS = ('epochs', 'vanilla')  # what --epochs counts: epochs of the regime, or of vanilla training
 
 # Sources that are not attacks, by the name that --adv-generator takes; one is made for each of --adv-eps.
 GENERATORS: Dict[str, Callable[..., Source]] = {'gaussian-noise': GaussianNoise}
@@ -36,6 +39,11 @@ class RegimeSettings:
     budget: Optional[str] = None
     num_views: int = 1
     given: FrozenSet[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'attack', MappingProxyType(dict(self.attack)))
+        if self.budget not in (None, *BUDGETS):
+            raise ValueError(f'budget must be one of {", ".join(BUDGETS)}, got {self.budget!r}.')
 
     @classmethod
     def from_values(cls, flags: Mapping[str, Any]) -> 'RegimeSettings':

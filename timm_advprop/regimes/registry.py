@@ -12,7 +12,7 @@ from .advprop import AdvPropTask
 from .attack import Attack
 from .fast_advprop import FastAdvPropTask
 from .one_norm import JointTask, MadryTask
-from .regime_settings import GENERATORS, RegimeSettings
+from .regime_settings import BUDGETS, GENERATORS, RegimeSettings
 from .task import RegimeTask
 from .vanilla import VanillaTask
 
@@ -107,7 +107,7 @@ def regime_flags() -> Dict[str, Setting]:
             'package.module:name of a callable from (model, images, target) to (images, target)', metavar='NAME'),
         '--adv-budget': Setting(
             'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
-            choices=('epochs', 'vanilla'), default_help=_defaults('default_budget')),
+            choices=BUDGETS, default_help=_defaults('default_budget')),
     }
 
 

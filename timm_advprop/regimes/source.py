@@ -96,7 +96,14 @@ class FunctionSource(Source):
 
 
 def as_source(value: Union[Source, Callable[..., Images]]) -> Source:
-    """A source as it is, or that of a function."""
+    """A source as it is, or that of a function.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not callable(value):
+        raise TypeError(f'{value!r} makes no images: a source is an Attack, another Source, or a function from (model, '
+                        'images, target) to (images, target).')
     return value if isinstance(value, Source) else FunctionSource(value)
 
 

@@ -26,6 +26,7 @@ class RegimeTask(ClassificationTask):
         default_weight: Weight of the losses of generated images.
         default_budget: `'epochs'`, or `'vanilla'` where `--epochs` counts epochs of vanilla training.
         smallest_batch: Fewest images in a batch.
+        takes_scripted: It trains a scripted model, too, which has its main route alone.
         no_use_for: Flags that it has no use for, such as `adv_steps`, and why, '' where that is clear.
 
     Args:
@@ -41,6 +42,7 @@ class RegimeTask(ClassificationTask):
     default_weight = 1.
     default_budget = 'epochs'
     smallest_batch = 1
+    takes_scripted = False
     no_use_for: Mapping[str, str] = {}
 
     def __init__(
@@ -81,7 +83,8 @@ class RegimeTask(ClassificationTask):
         """
         for flag in sorted(settings.given & cls.no_use_for.keys()):
             why = cls.no_use_for[flag] and f' ({cls.no_use_for[flag]})'
-            raise ValueError(f'Regime {cls.name} has no use for --{flag.replace("_", "-")}{why}: leave it out.')
+            advice = 'leave it out' + ('' if settings.regime else ', or name another regime with --regime')
+            raise ValueError(f'Regime {cls.name} has no use for --{flag.replace("_", "-")}{why}: {advice}.')
 
     @property
     def unwrapped_module(self) -> nn.Module:

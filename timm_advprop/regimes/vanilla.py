@@ -21,6 +21,7 @@ class VanillaTask(RegimeTask):
         **kwargs: Arguments of `RegimeTask`.
     """
     name = 'vanilla'
+    takes_scripted = True
     no_use_for = {'split_bn': 'its images share one norm'}  # settings of an attack may stand in a recipe that is shared
 
     def __init__(
