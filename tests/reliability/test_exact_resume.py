@@ -42,7 +42,8 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize('values', [*QUICK, *(pytest.param(values, marks=pytest.mark.slow) for values in OTHERS)], ids=str)
+@pytest.mark.parametrize(
+    'values', [*QUICK, *(pytest.param(values, marks=pytest.mark.slow) for values in OTHERS)], ids=str)
 def test_what_else_has_a_state(few_digits, tmp_path, values):
     values = {**RANDOM, **values}
     run_stopped(few_digits, tmp_path / 'whole', **values)
