@@ -43,6 +43,7 @@ def test_train_then_validate_as_a_user_runs_them(digits, tmp_path):
     assert metrics['adv_top1'] <= metrics['top1']
 
 
+@pytest.mark.slow  # tests/regimes/test_distributed.py looks at two processes, too
 def test_two_processes_train_as_one(few_digits, tmp_path):
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))

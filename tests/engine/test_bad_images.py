@@ -66,6 +66,7 @@ def test_whatever_is_wrong_with_a_file_it_is_named(data, content):
         dataset[5]
 
 
+@pytest.mark.slow  # as are all where a loader process fails: the others wait for it for some seconds
 def test_loader_processes_count_together(data):
     paths = damage(data, 1, 62)
     images = checked(data, 2)
@@ -84,7 +85,7 @@ def test_a_folder_of_bad_images_ends(data):
         checked(data, 1000)[0]
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_stops_at_a_bad_image_or_goes_on_without_it(data, tmp_path, workers):
     path, = damage(data, 9)
     with pytest.raises(InputError, match=f'^Cannot read the image {path} .* with --resume.$'):
@@ -103,7 +104,8 @@ def test_a_validation_stops_at_a_bad_image_or_counts_it(data, tmp_path):
     assert validate(eval_settings(**settings, skip_bad_images=3))['bad_images'] == 1
 
 
-@pytest.mark.parametrize('reader, workers', [('', 0), ('', 1), ('torch/image_folder', 0), ('torch/image_folder', 1)])
+@pytest.mark.parametrize('reader', ['', 'torch/image_folder'])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_data_that_vanish_leave_the_checkpoint(data, tmp_path, monkeypatch, reader, workers):
     save_checkpoint = CheckpointKeeper.save_checkpoint
 
@@ -118,6 +120,7 @@ def test_data_that_vanish_leave_the_checkpoint(data, tmp_path, monkeypatch, read
     assert load(tmp_path / 'run' / 'last.pth.tar')['epoch'] == 0
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_is_killed_is_one_line(data, tmp_path, monkeypatch):
     def read(self, index):
         if get_worker_info() is not None:

@@ -282,3 +282,15 @@ def test_wandb_must_be_there(few_digits, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(InputError, match='--log-wandb needs the package wandb'):
         check_settings(train_settings(data_dir=few_digits, log_wandb=True))
+
+
+def test_settings_are_read_only_inside_too():
+    settings = train_settings(model_kwargs=dict(a=1), opt_kwargs=dict(b=2), adv_steps=3)
+    for group in (settings.model.model_kwargs, settings.optimizer.opt_kwargs, settings.regime.attack, settings.given):
+        with pytest.raises(TypeError, match='does not support item assignment'):
+            group['c'] = 3
+
+
+def test_a_budget_is_one_of_two():
+    with pytest.raises(ValueError, match='budget must be one of epochs, vanilla'):
+        train_settings(adv_budget='x')

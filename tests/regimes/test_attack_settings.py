@@ -144,3 +144,11 @@ def test_a_random_wrong_label_needs_two_classes():
         Attack().check_classes(1)
     Attack().check_classes(2)
     Attack(target='none').check_classes(1)
+
+
+@pytest.mark.parametrize('name', ['kind', 'eps_px', 'alpha_px', 'target', 'random_start', 'norm', 'norm_stats'])
+def test_a_setting_that_has_to_be_given_is_not_none(name):
+    with pytest.raises(ValueError, match=f'^{name} must be given'):
+        Attack(**{name: None})
+    with pytest.raises(ValueError, match='steps'):
+        Attack(steps=1.5)

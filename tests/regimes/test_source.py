@@ -271,3 +271,15 @@ def test_labels_that_a_source_makes_with_the_model_bring_no_gradients():
         AdvPropTask(model.train(), sources=soft(detached), **HALF)(*make_batch())['loss'].backward()
         gradients.append(gradients_of(model))
     assert_all_close(gradients[1], gradients[0], rtol=0., atol=0.)
+
+
+def test_a_function_that_fails_is_named():
+    task = task_of('advprop', split_model(), adv_generator='os.path:join')
+    with pytest.raises(InputError, match='^The generator images of join failed: TypeError: '):
+        task(*make_batch())
+
+
+@pytest.mark.parametrize('sources', ['x', 3, {Attack()}, [None]], ids=str)
+def test_what_makes_no_images_is_refused(sources):
+    with pytest.raises(TypeError, match='makes no images'):
+        AdvPropTask(split_model(), sources=sources, verbose=False, **HALF)

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 import torch
 import torch.nn as nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 __all__ = ['AugmentedView', 'FunctionSource', 'Images', 'Source', 'as_source', 'import_source']
 
@@ -85,7 +85,11 @@ class FunctionSource(Source):
     function: Callable[[nn.Module, torch.Tensor, torch.Tensor], Images]
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
-        made = self.function(model, images.clone(), target.clone())
+        try:
+            made = self.function(model, images.clone(), target.clone())
+        except TypeError as error:  # it takes something else
+            raise InputError(f'The generator {self.describe()} failed: {type(error).__name__}: {one_line(error)}.'
+                             ) from error
         if not isinstance(made, tuple) or len(made) != 2 or any(len(values) != len(images) for values in made):
             raise InputError(f'The generator {self.describe()} must return a pair of {len(images)} images and as many '
                              'targets.')
