@@ -23,6 +23,7 @@ def test_program_takes_parts_of_the_training_set(tmp_path, capsys):
     assert capsys.readouterr().out == f'{tmp_path / "out"}: 10 train, 10 validation, 20 holdout images\n'
 
 
+@pytest.mark.slow
 def test_program_runs_as_a_module(tmp_path):
     command = [sys.executable, '-m', 'timm_advprop.data', 'fashion-mnist', str(tmp_path / 'out'), '--source',
                str(write_source(tmp_path / 'source'))]

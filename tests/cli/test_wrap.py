@@ -416,6 +416,7 @@ def test_help(script, capsys):
     assert '--kd-model-name' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_program(script, tmp_path):
     output = str(tmp_path / 'saved.pth')
     argv = [sys.executable, '-m', 'timm_advprop.wrap', script, '--adv-eps', '1', '--output', output]

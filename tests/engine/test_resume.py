@@ -174,6 +174,15 @@ def test_the_optimizer_may_be_left_behind(few_digits, half, tmp_path, monkeypatc
     assert with_momentum['state'] and not without['state']
 
 
+def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog):
+    run(few_digits, tmp_path, epochs=1, recovery_interval=2)
+    recovery = str(tmp_path / 'run/recovery-0-1.pth.tar')
+    with caplog.at_level('INFO'):
+        other = run(few_digits, tmp_path / 'other', epochs=1, batch_size=8, resume=recovery)
+    assert 'epoch 0 begins anew' in caplog.text
+    assert load(other / 'last.pth.tar')['state_dict']['bn1.num_batches_tracked'] == 2 + 8
+
+
 def test_another_architecture_is_refused(few_digits, half, tmp_path):
     with pytest.raises(InputError, match='does not fit'):
         run(few_digits, tmp_path / 'other', model='test_efficientnet_ap', resume=str(half / 'last.pth.tar'))

@@ -90,6 +90,15 @@ def test_the_two_newest_recovery_checkpoints_are_kept(tmp_path):
     assert sorted(files_of(tmp_path)) == ['recovery-0-8.pth.tar', 'recovery-0-9.pth.tar']
 
 
+def test_an_epoch_that_is_trained_once_more_counts_once(tmp_path):
+    keeper = make_keeper(tmp_path, make_task(), max_history=2)
+    for epoch, metric in ((0, 1.), (1, 3.), (1, 2.), (2, 0.)):
+        keeper.save_checkpoint(epoch, metric)
+    assert keeper.ranking == [(1, 2.), (0, 1.)]
+    assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [
+        'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
+
+
 def test_a_metric_that_is_no_number_is_the_worst(tmp_path):
     keeper = make_keeper(tmp_path, make_task(), max_history=2)
     for epoch, metric in enumerate((math.nan, 1., 2.)):

@@ -81,3 +81,13 @@ def test_checkpoint_of_the_version_before_is_published(checkpoint):
     assert [(result.top1, result.top5) for result in release.results] == [(71.5, 93.25)]
     left_out = {'device', 'distributed', 'world_size', 'rank', 'local_rank', 'prefetcher', 'data_dir'}
     assert not left_out & release.published_recipe.keys() and release.published_recipe['lr'] == 0.00625
+
+
+@pytest.mark.parametrize('about, license', [
+    (dict(), 'mit'), (dict(model_kwargs=dict(drop_rate=0.1)), 'mit'), (dict(recipe=dict(pretrained=True)), 'mit'),
+    (dict(recipe=dict(pretrained=False)), 'apache-2.0'), (dict(license='cc-by-4.0'), 'cc-by-4.0'),
+], ids=str)
+def test_the_licence_is_that_of_the_weights_a_run_began_with(about, license):
+    model = timm.create_model('test_resnet_ap')
+    model.pretrained_cfg['license'] = 'mit'
+    assert release_model(model, **about).license == license

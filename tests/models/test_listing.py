@@ -49,6 +49,7 @@ def test_pattern_without_a_model_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: No model matches resnet18. Patterns are wildcards: '*resnet18*'.\n"
 
 
+@pytest.mark.slow
 def test_listing_ends_quietly_when_its_reader_has_enough():
     process = subprocess.Popen(
         [sys.executable, '-m', 'timm_advprop.models', 'test_*'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -10,6 +10,7 @@ import pytest
 from tests.cli.programs import FAST, ROOT, run_train
 from tests.engine.runs import load, read_summary
 from tests.reliability.stopped_runs import check_equal_runs
+from timm_advprop.engine.run_folder import lock_folder
 
 LONG = ['--epochs', '2', '--log-interval', '1', '--adv-steps', '1', '--model-ema', '--reprob', '.5']
 
@@ -45,14 +46,22 @@ def test_a_stopped_run_is_resumed_to_the_same_end(few_digits, tmp_path):
 
 
 def test_a_folder_is_one_runs_and_a_kill_gives_it_back(few_digits, tmp_path, capsys):
-    with start(few_digits, tmp_path, '--workers', '2', '--epochs', '50') as process:
-        wait_for(process, 'Train: 0 [   1/4')
-        before = {path.name for path in (tmp_path / 'run').iterdir()}
+    def try_to_run():
         with pytest.raises(SystemExit) as exit:
             run_train(few_digits, tmp_path)
         assert exit.value.code == 2 and 'Another run is writing' in capsys.readouterr().err
-        assert before <= {path.name for path in (tmp_path / 'run').iterdir()}
-        process.kill()
+        assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
+
+    ready, go_on = os.pipe()
+    other = os.fork()
+    if other == 0:  # a run, as far as the folder sees it
+        with lock_folder(str(tmp_path / 'run')):
+            os.write(go_on, b'.')
+            time.sleep(600)
+    os.read(ready, 1)
+    try_to_run()
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
     run_train(few_digits, tmp_path)
     assert read_summary(tmp_path / 'run')
 

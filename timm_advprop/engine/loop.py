@@ -181,7 +181,7 @@ class Trainer:
         stops = self.signals is not None and self.signals.stops_after(epoch * self.updates_per_epoch + update)
         path = None
         if stops or self.recovery_interval and update % self.recovery_interval == 0:
-            shares = self.placement.gather(share_of_process(self.task, meters.totals()))
+            shares = self.placement.gather(share_of_process(self.task, meters.totals(), self.placement.distributed))
             path = self.keeper.save_recovery(epoch, update, shares) if self.keeper is not None else None
         if stops:
             raise Stopped(path)

@@ -87,7 +87,8 @@ class CheckpointKeeper:
         Returns:
             The best metric and its epoch.
         """
-        ranking = sorted([*self.ranking, (epoch, metric)], key=self._rank)
+        others = [entry for entry in self.ranking if entry[0] != epoch]  # it may be trained once more: --start-epoch
+        ranking = sorted([*others, (epoch, metric)], key=self._rank)
         self.ranking, dropped = ranking[:self.max_history], ranking[self.max_history:]
         dropped = [epoch for epoch, _ in dropped]
         self._save(self._path('last'), epoch=epoch, metric=metric, dropped=dropped)
@@ -249,14 +250,14 @@ def resume_share(task: TrainingTask, checkpoint: Checkpoint, rank: int) -> Mappi
     return share['totals']
 
 
-def share_of_process(task: TrainingTask, totals: Mapping[str, Tuple[float, int]]) -> Share:
+def share_of_process(task: TrainingTask, totals: Mapping[str, Tuple[float, int]], distributed: bool) -> Share:
     """What a process has of its own within an epoch: sums of metrics, running statistics and their averages.
 
     Weights and optimizer are equal on all processes. Running statistics are those of the process until the next forward
     pass through DDP, and an attack comes before it.
     """
     share: Share = dict(totals=dict(totals))
-    for ema in (False, True)[:1 + task.has_ema()]:
+    for ema in (False, True)[:1 + task.has_ema()] if distributed else ():
         buffers = unwrap_model(task.get_trainable_module(ema=ema)).named_buffers()
         share[_BUFFERS[ema]] = {name: value.cpu() for name, value in buffers}
     return share

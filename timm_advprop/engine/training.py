@@ -255,12 +255,23 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     if checkpoint is not None:
         state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
         position = resume(task, checkpoint, *state)
+        if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer.placement):
+            _logger.warning(f'{checkpoint.path} is of other batches (--batch-size, --grad-accum-steps, processes): '
+                            f'epoch {position.epoch} begins anew.')
+            position = Position(position.epoch)
     if ema.model_ema:
         device = torch.device('cpu') if ema.model_ema_force_cpu else None
         task.setup_ema(decay=ema.model_ema_decay, use_warmup=ema.model_ema_warmup, device=device)
         if checkpoint is not None:
             resume_ema(task, checkpoint)
     return position or Position()
+
+
+def _has_batches_of(checkpoint: Checkpoint, settings: TrainSettings, placement: Placement) -> bool:
+    # Only then the number of an update says which images were seen.
+    now = dict(batch_size=settings.loader.batch_size, grad_accum_steps=settings.loader.grad_accum_steps,
+               world_size=placement.world_size)
+    return all(checkpoint.args.get(name, value) == value for name, value in now.items())
 
 
 def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> None:

@@ -185,7 +185,7 @@ def _describe(
 ) -> Release:
     config = resolve_image_config(image, model)
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
-    began_with_weights = not recipe or recipe.get('pretrained')
+    began_with_weights = recipe.get('pretrained', True)  # every run says whether it did
     regime, aux_norms = as_input_error(_training_of_norms, recipe, model)
     release = Release(
         model=model,

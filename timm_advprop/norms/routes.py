@@ -84,11 +84,11 @@ def forward_parts(model: nn.Module, parts: Sequence[torch.Tensor]) -> Tuple[torc
     _refuse_half_frozen(norms)
     sizes = _resolve_sizes([len(part) for part in parts], SPLIT, {1 + len(norm.aux_bn) for norm in norms})
     # A backward pass that fails leaves its route behind: in train mode it ends with train mode.
-    split_in = (module,) if module.training else None
+    state = SPLIT, _in_lowest_terms(sizes), (module,) if module.training else None
 
     def divide() -> None:
         for norm in norms:
-            norm.route, norm.split_sizes, norm.split_in = SPLIT, _in_lowest_terms(sizes), split_in
+            norm.route, norm.split_sizes, norm.split_in = state
 
     def divide_in_backward(_: torch.Tensor) -> None:
         divide()

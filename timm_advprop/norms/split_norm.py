@@ -111,7 +111,8 @@ class SplitNorm(nn.Module):
         if self.route > MAIN:
             return self._apply_aux(self.aux_bn[self.route - 1], x)
         if DistributedDataParallel._active_ddp_module is not None and torch.is_grad_enabled():
-            x = _Unused.apply(x, *(value for value in self.aux_bn.parameters() if value.requires_grad))
+            unused = [value for value in self.aux_bn.parameters() if value.requires_grad]
+            x = _Unused.apply(x, *unused) if unused else x
         return self._normalize(x)
 
     def _normalize_parts(self, x: torch.Tensor) -> torch.Tensor:
