@@ -343,7 +343,7 @@ def test_published_weights_are_taken_where_there_is_no_checkpoint(few_digits, mo
         seen.append(kwargs['pretrained'])
         raise InputError('enough')
 
-    monkeypatch.setattr('timm_advprop.engine.validation.open_model', create)
+    monkeypatch.setattr('timm_advprop.engine.tested_model.open_model', create)
     for values in (dict(), dict(pretrained=True)):
         with pytest.raises(InputError, match='enough'):
             validate(eval_settings(data_dir=few_digits, **values))

@@ -15,9 +15,10 @@ from timm_advprop.cli.hub import main as hub_main
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import main as validate_main
 from timm_advprop.engine.loop import Trainer
+from timm_advprop.engine.results_file import read_results
 from timm_advprop.hub import layout, push_to_hub
 from timm_advprop.hub.card_pictures import draw_adversarial_images
-from timm_advprop.hub.release import open_release, read_results, release_model
+from timm_advprop.hub.release import open_release, release_model
 from timm_advprop.weights import publication
 
 
@@ -133,7 +134,7 @@ def test_train_pushes_its_best_checkpoint_and_trains_on(hub, few_digits, tmp_pat
     results = tmp_path / 'results'
     validate_main(['--model', f'hf-hub:{REPO}', '--route', 'aux', '--data-dir', few_digits, '-j', '0',
                    '--device', 'cpu', '--results-file', str(results), '--results-format', 'json'])
-    row, = read_results([str(results)])
+    row, = read_results(str(results))
     assert (row['route'], row['dataset']) == ('aux', Path(few_digits).name)
     push_to_hub(tmp_path / 'on/last.pth.tar', REPO, results=[row])
     assert '| clean | aux |' in published(hub)['README.md'].decode()

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from timm.models import parse_model_name
 
 from ..engine.open_model import open_architecture
+from ..engine.results_file import read_results
 from ..errors import InputError, as_input_error, exits_on_input_error
 from ..hub import push_to_hub
 from ..hub.layout import CARD, check_replaceable, replace_folder, write_publication
-from ..hub.release import open_release, read_results
+from ..hub.release import open_release
 from ..models import base_of
 from ..output import replacing
 from ..settings import Settings, setting
@@ -75,8 +76,9 @@ def _create_parser() -> ProgramParser:
 def _push(checkpoint: str, repo_id: str, settings: PushSettings) -> None:
     if settings.to and not settings.dry_run:
         raise InputError('--to is the folder of --dry-run.')
-    about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=read_results(settings.results),
-                 dataset=settings.dataset, license=settings.license)
+    results = [row for path in settings.results for row in read_results(path)]
+    about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=results, dataset=settings.dataset,
+                 license=settings.license)
     if settings.dry_run:
         folder = settings.to or os.path.join('output', 'hub', repo_id.split('/')[-1])
         return _write_folder(folder, checkpoint, repo_id, images=not settings.no_images, **about)

@@ -1,27 +1,30 @@
 """The validation program: `validate.py`, `timm-advprop-validate`, `python -m timm_advprop.validate`."""
-import csv
 import glob
 import json
 import logging
 import os
 from collections import OrderedDict
-from dataclasses import replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, replace
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
-from ..engine.eval_settings import EvalSettings
+from ..engine.eval_settings import EvalModelsSettings, EvalSettings
+from ..engine.results_file import Results, write_results
 from ..engine.validation import validate
 from ..errors import InputError, exits_on_input_error
-from ..output import replacing
+from ..robustness.evaluate_suites import SuiteEvaluation
+from ..robustness.kept_results import KeptResults
+from ..robustness.report import write_report
+from ..robustness.suites import SuiteSettings, is_attacked
 from .parser import ProgramParser, parse_settings, settings_parser, setup_logging
 
-__all__ = ['create_parser', 'main', 'parse_args', 'write_results']
+__all__ = ['ValidateSettings', 'create_parser', 'list_runs', 'main', 'parse_args']
 
 _logger = logging.getLogger(__name__)
 
-_DESCRIPTION = 'Validate timm models, with AdvProp or without, clean and under attack.'
+_DESCRIPTION = 'Validate timm models, with AdvProp or without: clean, under attack, and beyond the clean test set.'
 _REFUSED = {
     'NaFlex models are not in the zoo': ('naflex-loader', 'naflex-max-seq-len'),
     'the fusers belong to TorchScript; use --torchcompile': ('fuser',),
@@ -30,7 +33,21 @@ _REFUSED = {
 }
 _NOT_FOR_IMAGENET = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
-Results = Dict[str, Any]
+_SUITE_RESULTS = 'robustness.csv'
+
+
+@dataclass(frozen=True)
+class ValidateSettings(EvalSettings):
+    """All settings of the program: several models and routes, and suites."""
+    model: EvalModelsSettings
+    suite: SuiteSettings
+
+    def check_attack(self) -> None:
+        suites, attack = self.suite.suite, self.attack
+        if not suites:
+            super().check_attack()
+        elif not is_attacked(suites) and (attack.attack or attack.given):
+            raise ValueError('Flags of an attack belong to a suite that attacks: --suite attacks or autoattack.')
 
 
 @exits_on_input_error
@@ -41,101 +58,121 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     path = settings.report.results_file
     if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise InputError(f'Cannot write {path}: there is no such folder.')
-    runs = _list_runs(settings)
-    results: Union[Results, List[Results]]
-    if runs is None:
-        results = _validate_retrying(settings) if settings.report.retry else validate(settings)
+    runs, several = list_runs(settings)
+    if settings.suite.suite:
+        return _evaluate_suites(settings, runs, several)
+    if several:
+        results: Any = sorted(_run_each(_validate_one, runs), key=lambda result: result['top1'], reverse=True)
     else:
-        results = _validate_all(settings, runs)
+        results = _run(validate, runs[0])
     print(f'--result\n{json.dumps(results, indent=4)}')
     if path:
         write_results(path, results, settings.report.results_format)
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> EvalSettings:
+def parse_args(argv: Optional[Sequence[str]] = None) -> ValidateSettings:
     """Parse the command line."""
-    return parse_settings(EvalSettings, _DESCRIPTION, _REFUSED, argv)
+    return parse_settings(ValidateSettings, _DESCRIPTION, _REFUSED, argv)
 
 
 def create_parser() -> ProgramParser:
     """The validation program's parser."""
-    return settings_parser(EvalSettings, _DESCRIPTION, _REFUSED)
+    return settings_parser(ValidateSettings, _DESCRIPTION, _REFUSED)
 
 
-def write_results(path: str, results: Union[Results, List[Results]], format: str = 'csv') -> None:
-    """Write results as timm does.
-
-    Args:
-        path: File to write.
-        results: Results of one model or of several.
-        format: `'csv'` or `'json'`.
+def list_runs(settings: ValidateSettings) -> Tuple[List[EvalSettings], bool]:
+    """The runs that settings ask for, a model on a route each, and whether they ask for several.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: A name stands for no model, a folder has no checkpoints, or models and checkpoints do not pair.
     """
-    try:
-        with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-            if format == 'json':
-                json.dump(results, file, indent=4)
-                return
-            rows = results if isinstance(results, list) else [results]
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise InputError(f'Cannot write {path}: {error}.') from error
+    asked = settings.model
+    models = [name for model in asked.model for name in _names_of(model)]
+    checkpoints = [file for checkpoint in asked.checkpoint for file in _files_of(checkpoint)]
+    groups = {name: getattr(settings, name) for name in ('data', 'image', 'device', 'loader', 'report', 'attack')}
+    runs = [EvalSettings(model=asked.one(model, checkpoint, route), **groups)
+            for model, checkpoint in _pairs(models, checkpoints) for route in asked.route]
+    as_given = (tuple(models), tuple(checkpoints)) == (asked.model, asked.checkpoint)
+    return runs, len(runs) > 1 or not as_given
 
 
-def _list_runs(settings: EvalSettings) -> Optional[List[Tuple[str, str]]]:
-    # (model, checkpoint) pairs of a bulk validation, None for a single model.
-    model, checkpoint = settings.model.model, settings.model.checkpoint
-    if checkpoint and os.path.isdir(checkpoint):
-        return [(model, file) for file in _checkpoints_in(checkpoint)]
+def _names_of(model: str) -> List[str]:
     if model == 'all':
-        return [(name, '') for name in list_models(pretrained=True, exclude_filters=_NOT_FOR_IMAGENET)]
+        return list_models(pretrained=True, exclude_filters=_NOT_FOR_IMAGENET)
     if os.path.isfile(model):
         with open(model, encoding='utf-8') as file:
-            return [(line.strip(), '') for line in file if line.strip()]
+            return [line.strip() for line in file if line.strip()]
     if ':' not in model and not is_model(model) and any(sign in model for sign in '*?['):
         names = list_models(model, pretrained=True)
         if not names:
             raise InputError(f'No model with published weights matches {model!r}.')
-        return [(name, '') for name in names]
-    return None
+        return names
+    return [model]
 
 
-def _checkpoints_in(folder: str) -> List[str]:
+def _files_of(checkpoint: str) -> List[str]:
+    if not os.path.isdir(checkpoint):
+        return [checkpoint]
     files = [file for ending in ('pth.tar', 'pth', 'safetensors')
-             for file in glob.glob(os.path.join(folder, f'*.{ending}'))]
+             for file in glob.glob(os.path.join(checkpoint, f'*.{ending}'))]
     if not files:
-        raise InputError(f'No checkpoints (*.pth.tar, *.pth, *.safetensors) in {folder}.')
+        raise InputError(f'No checkpoints (*.pth.tar, *.pth, *.safetensors) in {checkpoint}.')
     return sorted(files, key=natural_key)
 
 
-def _validate_all(settings: EvalSettings, runs: List[Tuple[str, str]]) -> List[Results]:
-    _logger.info(f'Validating {len(runs)} models: {", ".join(checkpoint or model for model, checkpoint in runs)}')
+def _pairs(models: List[str], checkpoints: List[str]) -> List[Tuple[str, str]]:
+    if not checkpoints:
+        return [(model, '') for model in models]
+    if len(models) == 1:
+        return [(models[0], checkpoint) for checkpoint in checkpoints]
+    if len(models) != len(checkpoints):
+        raise InputError(f'{len(checkpoints)} checkpoints (--checkpoint) are not one for each of {len(models)} models '
+                         '(--model): give one model, or as many as checkpoints.')
+    return list(zip(models, checkpoints))
+
+
+def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], several: bool) -> None:
+    path = settings.report.results_file or _SUITE_RESULTS
+    kept = KeptResults(path, settings.report.results_format)
+    evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
+    if several:
+        _run_each(evaluation, runs)
+    else:
+        _run(evaluation, runs[0])
+    print(write_report(kept, path))
+
+
+def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings]) -> List[Any]:
+    _logger.info(f'Validating {len(runs)} models: {", ".join(map(_title, runs))}')
     results = []
-    for model, checkpoint in runs:
-        run = replace(settings, model=replace(settings.model, model=model, checkpoint=checkpoint))
+    for run in runs:
         try:
-            result = _validate_retrying(run)
+            results.append(_run(function, run))
         except (InputError, RuntimeError) as error:
-            _logger.error(f'{checkpoint or model} left out: {error}')
-            continue
+            _logger.error(f'{_title(run)} left out: {error}')
         except KeyboardInterrupt:
             break
-        results.append(OrderedDict(result, checkpoint=checkpoint) if checkpoint else result)
-    return sorted(results, key=lambda result: result['top1'], reverse=True)
+    return results
 
 
-def _validate_retrying(settings: EvalSettings) -> Results:
+def _validate_one(run: EvalSettings) -> Results:
+    result = validate(run)
+    return OrderedDict(result, checkpoint=run.model.checkpoint) if run.model.checkpoint else result
+
+
+def _run(function: Callable[[EvalSettings], Any], run: EvalSettings) -> Any:
+    # with smaller batches where memory runs out, if that is asked for
     while True:
         try:
-            return validate(settings)
+            return function(run)
         except RuntimeError as error:
-            batch_size = settings.loader.batch_size
+            batch_size = run.loader.batch_size
             batch_size = decay_batch_step(batch_size) if check_batch_size_retry(str(error)) else 0
-            if not batch_size:
+            if not batch_size or not run.report.retry:
                 raise
-            settings = replace(settings, loader=replace(settings.loader, batch_size=batch_size))
+            run = replace(run, loader=replace(run.loader, batch_size=batch_size))
             _logger.warning(f'{error} Retrying with --batch-size {batch_size}.')
+
+
+def _title(run: EvalSettings) -> str:
+    return f'{run.model.checkpoint or run.model.model}{"" if run.model.route == "main" else f" ({run.model.route})"}'

@@ -16,8 +16,8 @@ from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
 __all__ = [
-    'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'dataset_name', 'image_transform',
-    'make_loader', 'open_split', 'resolve_image_config',
+    'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'class_names', 'dataset_name',
+    'image_transform', 'make_loader', 'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
@@ -141,7 +141,7 @@ def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
     Raises:
         InputError: They differ.
     """
-    classes = _class_names(dataset)
+    classes = class_names(dataset)
     if classes is not None and len(classes) != num_classes:
         raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
                          f'give --num-classes {len(classes)}, or another data set.')
@@ -171,7 +171,8 @@ def _check_split_folder(root: str, split: str) -> None:
         raise InputError(f'No split {split!r} in {root}, it has {", ".join(present)}.')
 
 
-def _class_names(dataset: Dataset) -> Optional[Sequence[str]]:
+def class_names(dataset: Dataset) -> Optional[Sequence[str]]:
+    """Names of the classes of a data set, None where it does not say."""
     for owner in (getattr(dataset, 'reader', None), dataset):
         classes = getattr(owner, 'class_to_idx', None) or getattr(owner, 'classes', None)
         if classes:

@@ -1,12 +1,13 @@
 """The settings of a validation run: timm's flags under timm's names and defaults, in read-only groups."""
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
+from ..norms import Route
 from ..regimes import Attack
 from ..settings import ProgramSettings, Setting, Settings, setting
 from .run_settings import DataSettings, DeviceSettings, ImageSettings, LoaderSettings, ModelSettings
 
-__all__ = ['EvalSettings', 'TestAttack']
+__all__ = ['EvalModelsSettings', 'EvalSettings', 'TestAttack']
 
 _NO_ATTACK = 'none'
 
@@ -15,7 +16,8 @@ _NO_ATTACK = 'none'
 class EvalDataSettings(DataSettings):
     """Which data set, which part of it, and what its labels mean."""
     split: str = setting('validation', 'split', metavar='NAME')
-    num_samples: Optional[int] = setting(None, 'samples of an iterable data set', low=1, metavar='N')
+    num_samples: Optional[int] = setting(
+        None, 'evaluate N images, evenly spread over the split', low=1, metavar='N', default_help='all')
     real_labels: str = setting('', 'ImageNet "real" labels, a JSON file', metavar='FILE')
     valid_labels: str = setting('', 'file with the class indices that the labels stand for', metavar='FILE')
     metrics_avg: Optional[str] = setting(
@@ -23,23 +25,55 @@ class EvalDataSettings(DataSettings):
         choices=('micro', 'macro', 'weighted'))
 
 
+_ROUTES = {'main': 'main', 'clean': 'main', '0': 'main', 'aux': 'aux', '1': 'aux'}
+
+
+def _route_problem(route: str) -> Optional[str]:
+    return None if route in _ROUTES or route.isdecimal() else 'must be main, aux, or the number of an auxiliary norm'
+
+
+_ABOUT_MODEL = dict(metavar='NAME', flags=('-m',))
+_ABOUT_CHECKPOINT = dict(metavar='PATH')
+_ABOUT_ROUTE = dict(metavar='ROUTE', check=_route_problem)
+
+
 @dataclass(frozen=True)
 class EvalModelSettings(ModelSettings):
     """Which model, its weights, the norms that images pass, and what is done to it."""
-    model: str = setting(
-        'dpn92', 'model, "all", a name with wildcards, or a file of names', metavar='NAME', flags=('-m',))
+    model: str = setting('dpn92', 'model', **_ABOUT_MODEL)
     pretrained: bool = setting(False, 'load published weights (implied where there is no --checkpoint)')
-    checkpoint: str = setting('', 'checkpoint file, or a folder of checkpoints', metavar='PATH')
+    checkpoint: str = setting('', 'checkpoint file', **_ABOUT_CHECKPOINT)
     use_ema: bool = setting(False, 'use the averaged weights of the checkpoint')
-    route: str = setting('main', 'norms that images pass; clean is main', choices=('main', 'aux', 'clean'))
+    route: str = setting('main', 'norms that images pass', **_ABOUT_ROUTE)
     test_pool: bool = setting(False, 'test-time pooling of larger images')
     reparam: bool = setting(False, 'reparameterise the plain model')
     torchscript: bool = setting(False, 'script the model (main route only)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.route == 'clean':
-            object.__setattr__(self, 'route', 'main')
+        if isinstance(self.route, str):
+            object.__setattr__(self, 'route', _ROUTES.get(self.route, self.route))
+
+    @property
+    def norm_route(self) -> Route:
+        """The route as `set_norm_route` takes it."""
+        return int(self.route) if self.route.isdecimal() else self.route
+
+
+@dataclass(frozen=True)
+class EvalModelsSettings(EvalModelSettings):
+    """Which models, each on which routes."""
+    model: Tuple[str, ...] = setting(
+        ('dpn92',), 'models; "all", a name with wildcards, or a file of names stands for several', nargs='+',
+        **_ABOUT_MODEL)
+    checkpoint: Tuple[str, ...] = setting(
+        (), 'checkpoint files or folders of them, of one model, or one for each model', nargs='+', **_ABOUT_CHECKPOINT)
+    route: Tuple[str, ...] = setting(
+        ('main',), 'norms that images pass: main, aux, or i for the i-th auxiliary norms', nargs='+', **_ABOUT_ROUTE)
+
+    def one(self, model: str, checkpoint: str, route: str) -> EvalModelSettings:
+        """The settings of one of them."""
+        return EvalModelSettings(**{**self.values(), 'model': model, 'checkpoint': checkpoint, 'route': route})
 
 
 @dataclass(frozen=True)
@@ -77,9 +111,13 @@ class TestAttack:
     """The attack of a validation run.
 
     Args:
-        attack: The attack, None for clean images alone.
+        strengths: What an attack would be, for each strength.
+        attack: The attack that was asked for, None for clean images alone.
+        given: Flags of an attack that were given beside its name.
     """
+    strengths: Tuple[Attack, ...] = ()
     attack: Optional[Attack] = None
+    given: Tuple[str, ...] = ()
     default = Attack(target='none', random_start=1.)
     __test__ = False  # no test of pytest's
 
@@ -94,22 +132,33 @@ class TestAttack:
         flags['--adv-attack'] = replace(
             flags['--adv-attack'], choices=(_NO_ATTACK, *Attack.declared()['kind'].choices), default=_NO_ATTACK,
             default_help=_NO_ATTACK, help='attack the images, and report adv_top1 and adv_top5 too')
+        flags['--adv-eps'] = replace(flags['--adv-eps'], nargs='+')
         return flags
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> 'TestAttack':
-        """The attack in a mapping from names of flags to values.
+        """The attack in a mapping from names of flags to values."""
+        flags = Attack.names_of_flags()
+        given = {name: values[flag] for name, flag in flags.items() if values.get(flag) is not None}
+        kind, eps_px = given.pop('kind', _NO_ATTACK), given.pop('eps_px', ())
+        asked = kind != _NO_ATTACK
+        attack = replace(cls.default, **given, **(dict(kind=kind) if asked else {}))
+        several = eps_px if isinstance(eps_px, (list, tuple)) else (eps_px,)
+        strengths = tuple(replace(attack, eps_px=strength) for strength in several) or (attack,)
+        names = (*given, 'eps_px') if several else given
+        return cls(strengths, strengths[0] if asked else None, tuple(flags[name] for name in names))
+
+    def check_alone(self) -> None:
+        """Check that it makes sense where nothing but its flags says what is attacked.
 
         Raises:
-            ValueError: There are settings of an attack, but no attack.
+            ValueError: There are settings of an attack, but no attack, or there are several strengths.
         """
-        given = {name: values[flag] for name, flag in Attack.names_of_flags().items() if values.get(flag) is not None}
-        if given.pop('kind', _NO_ATTACK) != _NO_ATTACK:
-            return cls(replace(cls.default, kind=values['adv_attack'], **given))
-        if given:
-            flags = ', '.join(f'--{Attack.names_of_flags()[name].replace("_", "-")}' for name in given)
+        if self.attack is None and self.given:
+            flags = ', '.join(f'--{flag.replace("_", "-")}' for flag in self.given)
             raise ValueError(f'{flags}: these belong to an attack, give --adv-attack pgd.')
-        return cls()
+        if len(self.strengths) > 1:
+            raise ValueError('Several strengths (--adv-eps) are for --suite attacks or autoattack.')
 
 
 @dataclass(frozen=True)
@@ -122,3 +171,17 @@ class EvalSettings(ProgramSettings):
     loader: EvalLoaderSettings
     report: ReportSettings
     attack: TestAttack = field(metadata=dict(title='Attack parameters', flags=TestAttack.flags))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> 'EvalSettings':
+        settings = super().from_values(values)
+        settings.check_attack()
+        return settings
+
+    def check_attack(self) -> None:
+        """Check that the flags of an attack make sense.
+
+        Raises:
+            ValueError: They do not.
+        """
+        self.attack.check_alone()

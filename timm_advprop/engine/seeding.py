@@ -12,7 +12,9 @@ from typing import Any, Callable, Iterator, Sequence, Tuple
 import numpy as np
 import torch
 from timm.data.readers.shared_count import SharedCount
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import IterableDataset, Sampler, get_worker_info
+
+from .wrapped_images import WrappedImages
 
 __all__ = ['SeededErasing', 'SeededImages', 'SeededOrder', 'SeededReader', 'seed_at', 'seed_generators']
 
@@ -61,32 +63,13 @@ class SeededOrder(Sampler):
         return len(self.sampler)
 
 
-class SeededImages(Dataset):
-    """A data set whose images are asked for with a seed, for what is drawn when they are augmented.
-
-    Args:
-        dataset: Maps an index to an image and a label.
-    """
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    @property
-    def transform(self) -> Callable:
-        """What is done to images, of the data set below; timm's loader sets it."""
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Callable) -> None:
-        self.dataset.transform = transform
+class SeededImages(WrappedImages):
+    """A data set whose images are asked for with a seed, for what is drawn when they are augmented."""
 
     def __getitem__(self, place: Tuple[int, int]) -> Sequence[Any]:
         seed, index = place
         seed_generators(seed)
         return self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
 
 class SeededReader:

@@ -1,19 +1,16 @@
-"""A validation run: from settings to timm's results, through a route and under an attack."""
-import importlib.util
+"""A validation run: timm's results of a model, through a route and under an attack."""
 import logging
 from collections import OrderedDict
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn as nn
+from PIL import Image
 from timm.data import RealLabelsImagenet
-from timm.layers import apply_test_time_pool
-from timm.utils import reparameterize_model
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
+from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from ..norms import has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..regimes import Attack
-from ..weights import open_checkpoint, weights_digest
 from .bad_images import explained_data_loss
 from .datasets import (
     DataConfig,
@@ -23,19 +20,17 @@ from .datasets import (
     dataset_name,
     make_loader,
     open_split,
-    resolve_image_config,
 )
-from .eval_settings import EvalDataSettings, EvalModelSettings, EvalSettings
+from .eval_settings import EvalDataSettings, EvalSettings
 from .evaluation import evaluate
-from .open_model import open_model, try_images
-from .placement import Placement, open_placement
+from .results_file import Results
+from .seeding import seed_at, seed_generators
+from .tested_model import TestedModel, open_tested_model
+from .wrapped_images import SampledImages
 
-__all__ = ['validate']
+__all__ = ['measure', 'open_test_images', 'validate']
 
 _logger = logging.getLogger(__name__)
-
-Results = Dict[str, Any]
-
 
 def validate(settings: EvalSettings) -> Results:
     """Validate one model.
@@ -48,119 +43,121 @@ def validate(settings: EvalSettings) -> Results:
     Raises:
         InputError: Settings do not go together, or something they name is missing.
     """
-    _check_settings(settings)
-    check_dataset_root(settings.data, settings.data.split)
-    placement = open_placement(settings.device, settings.loader.seed)
-    model = _open(settings)
-    about = dict(weights=weights_digest(model.state_dict(), settings.model.route))
-    param_count = sum(parameter.numel() for parameter in model.parameters())
-    config = resolve_image_config(
-        settings.image, model, verbose=True, use_test_size=not settings.image.use_train_size)
-    num_classes = model.num_classes
-    attack = _normalised_attack(settings, config, num_classes)
-    model, config = _prepare(model, settings, config, placement)
-    dataset, loader = _open_data(settings, config, num_classes, placement)
-    labels = _Labels(settings.data, dataset, num_classes, placement.device)
+    check_dataset_root(settings.data, settings.data.split)  # before a model is downloaded for it
+    results = measure(open_tested_model(settings), settings.data, attack=settings.attack.attack)
+    _logger.info(' * ' + '  '.join(f'{name} {value:.3f}' for name, value in results.items() if 'top' in name))
+    return results
+
+
+def measure(
+        tested: TestedModel,
+        data: EvalDataSettings,
+        *,
+        attack: Optional[Attack] = None,
+        crop_pct: Optional[float] = None,
+        classes: Optional[Sequence[int]] = None,
+        on_pixels: Optional[Callable[[Image.Image], Image.Image]] = None,
+        log_name: Optional[str] = 'Test',
+) -> Results:
+    """Measure the accuracy of a model on a data set. The same call gives the same results, whatever came before it.
+
+    Args:
+        tested: The model.
+        data: The data set, and what its labels mean.
+        attack: Makes adversarial images, which are evaluated beside the clean ones.
+        crop_pct: Centre crop, the model's own by default.
+        classes: The model's class of each label of the data set, where that has some of the classes alone.
+        on_pixels: What is done to images after they were sized and cropped.
+        log_name: Name in the progress lines, None for no lines.
+
+    Returns:
+        See `validate`.
+
+    Raises:
+        InputError: The data set is missing, cannot be read, or is not of the model's classes.
+    """
+    settings, placement = tested.settings, tested.placement
+    config = tested.config if crop_pct is None else {**tested.config, 'crop_pct': crop_pct}
+    attack = _normalised_attack(attack, settings, config, tested.num_classes)
+    dataset, loader = open_test_images(tested, data, config, classes, on_pixels)
+    labels = _Labels(data, dataset, tested.num_classes, classes, placement.device)
+    seed_generators(seed_at(settings.loader.seed, placement.rank), placement.device)
     with explained_data_loss():
         metrics = evaluate(
-            model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
-            log_interval=settings.report.log_freq)
+            tested.model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
+            log_name=log_name, log_interval=settings.report.log_freq)
     metrics.update(labels.accuracies())
     results = OrderedDict(
-        model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=round(param_count / 1e6, 2),
+        model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=tested.param_count,
         img_size=config['input_size'][-1], crop_pct=config['crop_pct'], interpolation=config['interpolation'],
-        route=settings.model.route, dataset=dataset_name(settings.data), split=settings.data.split, **about)
+        route=settings.model.route, dataset=dataset_name(data), split=data.split, weights=tested.weights)
+    if not isinstance(dataset, IterableDataset):
+        results['num_images'] = len(dataset)
     if getattr(dataset, 'num_bad', 0):
         results['bad_images'] = dataset.num_bad
     if attack is not None:
         results.update({name: round(metrics[name], 4) for name in ('adv_top1', 'adv_top5')})
         results['adv_attack'] = attack.describe()
-    _logger.info(' * ' + '  '.join(f'{name} {value:.3f}' for name, value in results.items() if 'top' in name))
     return results
 
 
-def _check_settings(settings: EvalSettings) -> None:
-    model, num_gpu = settings.model, settings.device.num_gpu
-    attacked = settings.attack.attack is not None
-    for wrong, message in (
-            (model.torchscript and (attacked or model.route != 'main'),
-             '--torchscript has only the main route and takes no attack'),
-            (model.torchscript and model.torchcompile, '--torchscript and --torchcompile exclude each other'),
-            (model.reparam and model.route != 'main', '--reparam folds the main norms only: use --route main'),
-            (num_gpu > torch.cuda.device_count() and num_gpu > 1,
-             f'--num-gpu {num_gpu}, but {torch.cuda.device_count()} are available'),
-            (num_gpu > 1 and attacked, 'an attack runs on one GPU: use --num-gpu 1'),
-            (settings.data.metrics_avg and importlib.util.find_spec('sklearn') is None,
-             '--metrics-avg needs scikit-learn: pip install scikit-learn'),
-    ):
-        if wrong:
-            raise InputError(f'{message}.')
+def open_test_images(
+        tested: TestedModel,
+        data: EvalDataSettings,
+        config: Optional[DataConfig] = None,
+        classes: Optional[Sequence[int]] = None,
+        on_pixels: Optional[Callable[[Image.Image], Image.Image]] = None,
+) -> Tuple[Any, Any]:
+    """The data set and timm's loader of it, for a model. See `measure`."""
+    config, settings = config or tested.config, tested.settings
+    check_dataset_root(data, data.split)
+    dataset = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
+    if not data.valid_labels and not data.real_labels:
+        check_class_count(dataset, len(classes or ()) or tested.num_classes, f'split {data.split!r}')
+    if data.num_samples and not isinstance(dataset, IterableDataset) and data.num_samples < len(dataset):
+        dataset = SampledImages(dataset, data.num_samples)
+    loader = make_loader(
+        dataset, config, tested.placement, settings.loader, settings.loader.batch_size * settings.device.num_gpu,
+        interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
+        crop_border_pixels=settings.image.crop_border_pixels)
+    if on_pixels is not None:
+        dataset.transform.transforms.insert(_num_pixel_stages(dataset.transform), on_pixels)
+    return dataset, loader
 
 
-def _open(settings: EvalSettings) -> nn.Module:
-    model = settings.model
-    checkpoint = open_checkpoint(model.checkpoint, model.use_ema) if model.checkpoint else None
-    opened = open_model(
-        model, settings.image, checkpoint, num_aux=num_aux_in(checkpoint.state_dict) if checkpoint else 0,
-        pretrained=model.pretrained or checkpoint is None, scriptable=model.torchscript or None)
-    if model.route != 'main' and not has_split_norm(opened):
-        raise InputError(f'--route {model.route} needs auxiliary norms, {model.model} has none: '
-                         'give a *_ap model or a checkpoint with auxiliary norms.')
-    return opened
+def _num_pixel_stages(transform: Any) -> int:
+    # Stages of timm's transform that keep a Pillow image: the next one makes an array or a tensor of it.
+    return next(i for i, stage in enumerate(transform.transforms)
+                if isinstance(stage, (MaybePILToTensor, MaybeToTensor, ToNumpy)))
 
 
-def _normalised_attack(settings: EvalSettings, config: DataConfig, num_classes: int) -> Optional[Attack]:
-    if settings.attack.attack is None:
+def _normalised_attack(
+        attack: Optional[Attack],
+        settings: EvalSettings,
+        config: DataConfig,
+        num_classes: int,
+) -> Optional[Attack]:
+    if attack is None:
         return None
-    as_input_error(settings.attack.attack.check_classes, num_classes)
-    attack = settings.attack.attack.normalised_by(*channel_normalisation(config))
+    as_input_error(attack.check_classes, num_classes)
+    attack = attack.normalised_by(*channel_normalisation(config))
     _logger.info(f'Attack through the {settings.model.route} route: {attack.describe()}')
     return attack
 
 
-def _prepare(
-        model: nn.Module,
-        settings: EvalSettings,
-        config: DataConfig,
-        placement: Placement,
-) -> Tuple[nn.Module, DataConfig]:
-    # The model as it is evaluated, and the crop that goes with it.
-    model_settings: EvalModelSettings = settings.model
-    if model_settings.test_pool:
-        model, pooled = apply_test_time_pool(model, config)
-        config = {**config, 'crop_pct': 1.0} if pooled else config
-    if has_split_norm(model):
-        set_norm_route(model, model_settings.route)
-    if model_settings.reparam:
-        model = reparameterize_model(strip_aux(model))
-    model = placement.place(model).eval()
-    try_images(model, config['input_size'], placement)
-    if model_settings.torchscript:
-        model = torch.jit.script(model)
-    if model_settings.torchcompile:
-        model = torch.compile(model, backend=model_settings.torchcompile, mode=model_settings.torchcompile_mode)
-    if settings.device.num_gpu > 1:
-        model = nn.DataParallel(model, device_ids=list(range(settings.device.num_gpu)))
-    return model, config
-
-
-def _open_data(settings: EvalSettings, config: DataConfig, num_classes: int, placement: Placement) -> Tuple[Any, Any]:
-    data = settings.data
-    dataset = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
-    if not data.valid_labels and not data.real_labels:
-        check_class_count(dataset, num_classes, f'split {data.split!r}')
-    loader = make_loader(
-        dataset, config, placement, settings.loader, settings.loader.batch_size * settings.device.num_gpu,
-        interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
-        crop_border_pixels=settings.image.crop_border_pixels)
-    return dataset, loader
-
-
 class _Labels:
     # What the labels of a data set mean, and what is measured by other labels than those of its folders.
-    def __init__(self, settings: EvalDataSettings, dataset: Any, num_classes: int, device: torch.device):
+    def __init__(
+            self,
+            settings: EvalDataSettings,
+            dataset: Any,
+            num_classes: int,
+            classes: Optional[Sequence[int]],
+            device: torch.device,
+    ):
         self.average = settings.metrics_avg
-        self.valid = _read_valid_labels(settings.valid_labels, num_classes, device)
+        classes = _read_valid_labels(settings.valid_labels, num_classes) if settings.valid_labels else classes
+        self.valid = None if classes is None else torch.tensor(classes, device=device)
         # one count for clean images and one for adversarial ones
         self.real = {kind: _read_real_labels(settings.real_labels, dataset)
                      for kind in ('', 'adv_') if settings.real_labels}
@@ -196,15 +193,13 @@ def _rounded(metrics: Dict[str, float]) -> Dict[str, float]:
     return rounded
 
 
-def _read_valid_labels(path: str, num_classes: int, device: torch.device) -> Optional[torch.Tensor]:
-    if not path:
-        return None
+def _read_valid_labels(path: str, num_classes: int) -> List[int]:
     try:
         with open(path, encoding='utf-8') as file:
             labels = [int(line) for line in file if line.strip()]
         if not labels or not 0 <= min(labels) <= max(labels) < num_classes:
             raise ValueError(f'the model has the classes 0 to {num_classes - 1}')
-        return torch.tensor(labels, device=device)
+        return labels
     except (OSError, ValueError) as error:
         raise InputError(f'--valid-labels {path} is not a file with one class index a line: {error}.') from error
 

@@ -146,8 +146,12 @@ def _measured(results: Sequence[Result]) -> str:
         rows.append([
             result.images, result.norms, f'{result.top1:.2f}', top5, result.dataset or '–', result.split,
             result.source])
-    attacked = any(result.images != 'clean' for result in results)
-    note = 'Accuracy in percent.' + (' An attack sees the norms that its images pass.' if attacked else '')
+    note = 'Accuracy in percent.'
+    if any(result.images.startswith('under ') for result in results):
+        note += ' An attack sees the norms that its images pass.'
+    if any(result.images == 'corruptions' for result in results):
+        note += (' Corruptions are those of ImageNet-C (Hendrycks & Dietterich, ICLR 2019), made on the fly: means '
+                 'over 5 severities, and over 15 corruptions or a group of them.')
     return f'## Measured results\n\n{markdown_table(rows)}\n\n{note}'
 
 

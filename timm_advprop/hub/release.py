@@ -1,7 +1,6 @@
 """What is published: a model with the weights of a run, what is known of the run, and what was measured."""
 import csv
 import io
-import json
 import os
 import re
 from copy import deepcopy
@@ -21,10 +20,11 @@ from ..errors import InputError, as_input_error
 from ..models import base_of
 from ..norms import has_split_norm, num_aux_in, num_aux_norms
 from ..regimes import RegimeSettings, regime_of
+from ..robustness.summary import headline
 from ..weights import open_checkpoint, weights_digest
 from ..weights.downloads import redact
 
-__all__ = ['Release', 'Result', 'open_release', 'read_results', 'release_model']
+__all__ = ['Release', 'Result', 'open_release', 'release_model']
 
 # Of one machine, or of one run on it: nobody else can use them.
 _OF_ONE_RUN = (
@@ -39,8 +39,8 @@ class Result(NamedTuple):
     """Accuracy on a kind of images, in percent.
 
     Args:
-        images: `'clean'`, or `'under <attack>'`.
-        norms: `'main'` or `'aux'`: the norms that images passed, and that the attack saw.
+        images: `'clean'`, `'under <attack>'`, or a suite of `timm_advprop.robustness`.
+        norms: `'main'`, `'aux'`, or `'aux <number>'`: the norms that images passed, and that the attack saw.
         top1: Top-1 accuracy.
         top5: Top-5 accuracy, None where there are no more than 5 classes to tell apart.
         dataset: Name of the data set.
@@ -154,26 +154,6 @@ def open_release(
         epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
 
 
-def read_results(paths: Sequence[str]) -> List[Dict[str, Any]]:
-    """Read result files of the validation program, CSV or JSON.
-
-    Raises:
-        InputError: A file is missing or is no such file.
-    """
-    rows: List[Dict[str, Any]] = []
-    for path in paths:
-        try:
-            text = Path(path).read_bytes().decode()
-            content = json.loads(text) if text.lstrip()[:1] in ('[', '{') else list(csv.DictReader(io.StringIO(text)))
-        except (OSError, RecursionError, ValueError, csv.Error) as error:
-            raise InputError(f'Cannot read the results {path}: {error}.') from error
-        content = content if isinstance(content, list) else [content]
-        if not content or not all(isinstance(row, dict) and 'top1' in row and 'model' in row for row in content):
-            raise InputError(f'{path} is not a results file of the validation program (--results-file).')
-        rows += content
-    return rows
-
-
 def _describe(
         model: nn.Module,
         recipe: Mapping[str, Any],
@@ -226,15 +206,27 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
     measured += [(row, 'validate.py') for row in rows]
     results = {}
     for row, source in measured:
-        kinds = {'clean': '', **({f'under {row["adv_attack"]}': 'adv_'} if row.get('adv_attack') else {})}
-        for images, prefix in kinds.items():
+        for images, prefix in _kinds_of_images(row).items():
             result = Result(
-                images, 'aux' if row.get('route') == 'aux' else 'main', *_accuracies(release, row, prefix),
+                images, _norms_of(str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
                 dataset=dataset or str(row.get('dataset') or release.dataset),
                 split=str(row.get('split') or 'validation'), source=source)
             results[result.images, result.norms, result.dataset, result.split] = result
     return sorted(
         results.values(), key=lambda result: (result.images != 'clean', result.images, result.norms != 'main'))
+
+
+def _kinds_of_images(row: Mapping[str, Any]) -> Dict[str, str]:
+    # For each kind of images that a row is of, what begins the names of its figures.
+    attack = f'under {row["adv_attack"]}' if row.get('adv_attack') else None
+    if not row.get('suite'):
+        return {'clean': '', **({attack: 'adv_'} if attack else {})}
+    title = headline(row)  # a card has no room for each severity
+    return {attack or title: ''} if title else {}
+
+
+def _norms_of(route: str) -> str:
+    return route if route in ('main', 'aux') else f'aux {route}'
 
 
 def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:

@@ -1,0 +1,119 @@
+"""The model of a validation run: opened, checked, on its device and its route."""
+import importlib.util
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.layers import apply_test_time_pool
+from timm.utils import reparameterize_model
+
+from ..errors import InputError, as_input_error
+from ..norms import has_split_norm, num_aux_in, set_norm_route, strip_aux
+from ..weights import open_checkpoint, weights_digest
+from .datasets import DataConfig, resolve_image_config
+from .eval_settings import EvalModelSettings, EvalSettings
+from .open_model import open_model, try_images
+from .placement import Placement, open_placement
+
+__all__ = ['TestedModel', 'open_tested_model']
+
+
+@dataclass(frozen=True)
+class TestedModel:
+    """A model as it is evaluated.
+
+    Args:
+        settings: What was asked for.
+        model: The model on its device, on its route, in eval mode.
+        config: How its images are sized, cropped and normalised.
+        placement: Where it is.
+        num_classes: Number of its classes.
+        weights: Name of its weights, see `weights_digest`.
+        param_count: Number of its parameters, in millions.
+    """
+    settings: EvalSettings
+    model: nn.Module
+    config: DataConfig
+    placement: Placement
+    num_classes: int
+    weights: str
+    param_count: float
+    __test__ = False  # no test of pytest's
+
+
+def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -> TestedModel:
+    """Open the model of a validation run.
+
+    Args:
+        settings: The run's settings.
+        attacked: It will be attacked; by default where the settings have an attack.
+
+    Raises:
+        InputError: Settings do not go together, or something they name is missing.
+    """
+    _check_settings(settings, settings.attack.attack is not None if attacked is None else attacked)
+    placement = open_placement(settings.device, settings.loader.seed)
+    model = _open(settings)
+    weights = weights_digest(model.state_dict(), settings.model.route)
+    param_count = sum(parameter.numel() for parameter in model.parameters())
+    config = resolve_image_config(
+        settings.image, model, verbose=True, use_test_size=not settings.image.use_train_size)
+    num_classes = model.num_classes
+    model, config = _prepare(model, settings, config, placement)
+    return TestedModel(settings, model, config, placement, num_classes, weights, round(param_count / 1e6, 2))
+
+
+def _check_settings(settings: EvalSettings, attacked: bool) -> None:
+    model, num_gpu = settings.model, settings.device.num_gpu
+    for wrong, message in (
+            (model.torchscript and (attacked or model.route != 'main'),
+             '--torchscript has only the main route and takes no attack'),
+            (model.torchscript and model.torchcompile, '--torchscript and --torchcompile exclude each other'),
+            (model.reparam and model.route != 'main', '--reparam folds the main norms only: use --route main'),
+            (num_gpu > torch.cuda.device_count() and num_gpu > 1,
+             f'--num-gpu {num_gpu}, but {torch.cuda.device_count()} are available'),
+            (num_gpu > 1 and attacked, 'an attack runs on one GPU: use --num-gpu 1'),
+            (settings.data.metrics_avg and importlib.util.find_spec('sklearn') is None,
+             '--metrics-avg needs scikit-learn: pip install scikit-learn'),
+    ):
+        if wrong:
+            raise InputError(f'{message}.')
+
+
+def _open(settings: EvalSettings) -> nn.Module:
+    model = settings.model
+    checkpoint = open_checkpoint(model.checkpoint, model.use_ema) if model.checkpoint else None
+    opened = open_model(
+        model, settings.image, checkpoint, num_aux=num_aux_in(checkpoint.state_dict) if checkpoint else 0,
+        pretrained=model.pretrained or checkpoint is None, scriptable=model.torchscript or None)
+    if model.route != 'main' and not has_split_norm(opened):
+        raise InputError(f'--route {model.route} needs auxiliary norms, {model.model} has none: '
+                         'give a *_ap model or a checkpoint with auxiliary norms.')
+    return opened
+
+
+def _prepare(
+        model: nn.Module,
+        settings: EvalSettings,
+        config: DataConfig,
+        placement: Placement,
+) -> Tuple[nn.Module, DataConfig]:
+    # The model as it is evaluated, and the crop that goes with it.
+    model_settings: EvalModelSettings = settings.model
+    if model_settings.test_pool:
+        model, pooled = apply_test_time_pool(model, config)
+        config = {**config, 'crop_pct': 1.0} if pooled else config
+    if has_split_norm(model):
+        as_input_error(set_norm_route, model, model_settings.norm_route)
+    if model_settings.reparam:
+        model = reparameterize_model(strip_aux(model))
+    model = placement.place(model).eval()
+    try_images(model, config['input_size'], placement)
+    if model_settings.torchscript:
+        model = torch.jit.script(model)
+    if model_settings.torchcompile:
+        model = torch.compile(model, backend=model_settings.torchcompile, mode=model_settings.torchcompile_mode)
+    if settings.device.num_gpu > 1:
+        model = nn.DataParallel(model, device_ids=list(range(settings.device.num_gpu)))
+    return model, config

@@ -1,0 +1,63 @@
+"""Suites of attacks on the validation split, through the route that is evaluated."""
+from dataclasses import replace
+from functools import partial
+from typing import Iterator, List
+
+import torch
+
+from ..engine.datasets import channel_normalisation
+from ..engine.eval_settings import EvalSettings
+from ..engine.tested_model import TestedModel
+from ..engine.validation import measure, open_test_images
+from ..regimes import Attack
+from .autoattack import Batch, autoattack, check_library
+from .cells import Cell, Measured
+from .routed import routed
+
+__all__ = ['attack_cells', 'autoattack_cells']
+
+# Rows of AutoAttack: what is left after each attack, on what withstood those before it.
+_AFTER = {'apgd-ce': 'apgd_ce_top1', 'apgd-t': 'apgd_t_top1', 'fab-t': 'fab_t_top1', 'square': 'square_top1',
+          'total': 'aa_top1'}
+STRENGTHS = (1, 2, 4, 8)  # of a curve, in pixels, where none are given
+
+
+def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
+    """The attack of the flags at several strengths."""
+    strengths = settings.attack.strengths
+    if 'adv_eps' not in settings.attack.given:
+        strengths = [replace(strengths[0], eps_px=eps_px) for eps_px in STRENGTHS]
+    return [Cell('attacks', partial(_measure_attack, attack=attack), attack.kind, attack.eps_px, about=repr(attack))
+            for attack in strengths]
+
+
+def autoattack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
+    """AutoAttack (Croce & Hein, ICML 2020), its standard version."""
+    check_library()
+    return [Cell('autoattack', partial(_measure_autoattack, attack=attack), '', attack.eps_px, about=attack.norm)
+            for attack in settings.attack.strengths]
+
+
+def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
+    results = measure(tested, tested.settings.data, attack=attack, log_name=None)
+    accuracies = {name: results.pop(f'adv_{name}') for name in ('top1', 'top5')}
+    errors = {f'{name}_err': round(100 - value, 4) for name, value in accuracies.items()}
+    return [{**results, **accuracies, **errors}]
+
+
+def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
+    mean, std = channel_normalisation(tested.config)
+    model = routed(tested.model, tested.settings.model.norm_route, mean, std)
+    found = autoattack(
+        model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)
+    of_set = dict(adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'])
+    return [dict(condition=condition, top1=round(found[name], 4), top1_err=round(100 - found[name], 4), **of_set)
+            for condition, name in _AFTER.items()]
+
+
+def _pixel_batches(tested: TestedModel) -> Iterator[Batch]:
+    # Images of the split in 0–1, as the loader delivers them but not normalised.
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(tested.config))
+    _, loader = open_test_images(tested, tested.settings.data)
+    for images, target in loader:
+        yield (images.float().cpu() * std + mean).clamp(0, 1), target

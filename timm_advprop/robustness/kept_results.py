@@ -1,0 +1,50 @@
+"""The results file of a robustness run, which holds what is finished at any moment."""
+import os
+from typing import List, Set
+
+from ..engine.results_file import Results, read_results, write_results
+from ..errors import InputError
+from .summary import summary_rows
+
+__all__ = ['KeptResults']
+
+
+class KeptResults:
+    """Rows of finished cells, on disk as soon as they are measured; what is there already is not measured again.
+
+    Args:
+        path: The results file.
+        format: `'csv'` or `'json'`.
+
+    Raises:
+        InputError: The file is there and is none of a robustness run.
+    """
+
+    def __init__(self, path: str, format: str = 'csv'):
+        self.path, self.format = path, format
+        self.rows: List[Results] = []
+        if os.path.exists(path):
+            rows = read_results(path)
+            if not all(row.get('suite') for row in rows):
+                raise InputError(f'{path} has results that are not of --suite: give another --results-file.')
+            self.rows = [row for row in rows if row.get('cell')]  # without summaries
+
+    @property
+    def cells(self) -> Set[str]:
+        """Names of the finished cells."""
+        return {row['cell'] for row in self.rows}
+
+    def add(self, rows: List[Results]) -> None:
+        """Keep the rows of a cell."""
+        self.rows += [{name: value if self.format == 'json' else str(value) for name, value in row.items()}
+                      for row in rows]
+        self.write(self.rows)
+
+    def write(self, rows: List[Results]) -> None:
+        write_results(self.path, rows, self.format)
+
+    def finish(self) -> List[Results]:
+        """Write summaries behind the rows of each suite; returns them all."""
+        rows = [*self.rows, *summary_rows(self.rows)]
+        self.write(rows)
+        return rows

@@ -1,0 +1,122 @@
+"""What is shown of a robustness run: tables, in Markdown, and pictures."""
+import logging
+import os
+from statistics import fmean
+from typing import Any, Dict, List, Sequence, Tuple
+
+from ..engine.results_file import Results
+from ..errors import InputError
+from ..output import markdown_table, replacing
+from .charts import draw_attacks, draw_corruptions
+from .severities import ALL_CORRUPTIONS, SEVERITIES
+from .summary import evaluated, headline, is_summary, number
+
+__all__ = ['names_of_evaluated', 'overview', 'write_report']
+
+_logger = logging.getLogger(__name__)
+
+_NOTES = {
+    'corruptions': '`corruptions` are made of the validation split on the fly, after resizing and cropping. They '
+                   'follow the definitions of ImageNet-C (Hendrycks & Dietterich, ICLR 2019) and are not its files. '
+                   'The column `corruptions` is the mean over 15 corruptions and 5 severities, 100 minus the '
+                   'unnormalised mean corruption error; `extra` are 4 more corruptions, which it leaves out.',
+    'imagenet-c': '`imagenet-c` are the published files.',
+    'attacks': 'An attack sees the norms that its images pass.',
+    'autoattack': 'AutoAttack is the standard version (Croce & Hein, ICML 2020).',
+}
+_MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
+
+
+def write_report(rows: Sequence[Results], path: str) -> str:
+    """Write tables and pictures beside a results file.
+
+    Args:
+        rows: Rows of the results file, summaries among them.
+        path: The results file: `results.md`, `results_corruptions.png` and `results_attacks.png` lie beside
+            `results.csv`.
+
+    Returns:
+        The overview and the names of the files, to print.
+    """
+    base = os.path.splitext(path)[0]
+    text = overview(rows)
+    details = [_details(rows, suite) for suite in ('corruptions', 'imagenet-c')]
+    files = [path, f'{base}.md', *_draw(rows, base)]
+    with replacing(f'{base}.md') as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        file.write('\n\n'.join(filter(None, (f'# Robustness\n\n{text}', *details))) + '\n')
+    return f'{text}\n\nWritten: {", ".join(files)}'
+
+
+def overview(rows: Sequence[Results]) -> str:
+    """A Markdown table of accuracies, a model on a route a row and a kind of images a column, with notes below."""
+    named = [(evaluated(row), headline(row), row) for row in rows]
+    titles = list(dict.fromkeys(title for _, title, _ in named if title))
+    cells = {(key, title): f'{number(row, "top1"):.1f}' for key, title, row in named if title}
+    relative = {(key, f'{row["suite"]} mCE'): f'{number(row, "mce"):.1f}' for key, _, row in named if row.get('mce')}
+    columns = [*titles, *dict.fromkeys(title for _, title in relative)]
+    cells.update(relative)
+    table = [('top-1 (%)', *columns)]
+    table += [(name, *(cells.get((key, column), '–') for column in columns))
+              for key, name in names_of_evaluated(rows).items()]
+    notes = [note for suite, note in _NOTES.items() if any(row['suite'] == suite for row in rows)]
+    return '\n\n'.join([markdown_table(table), ' '.join([*notes, *([_MCE] if relative else [])])]).rstrip()
+
+
+def names_of_evaluated(rows: Sequence[Results]) -> Dict[Tuple[str, ...], str]:
+    """A short name for each model on a route."""
+    keys = list(dict.fromkeys(map(evaluated, rows)))
+    files = _shortest([checkpoint for _, checkpoint, _ in keys])
+    names = {}
+    for key in keys:
+        model, checkpoint, route = key
+        of_file = f' {files[checkpoint]}' if checkpoint else ''
+        names[key] = f'{os.path.basename(os.path.normpath(model))}{of_file}' + (f', {route}' if route != 'main' else '')
+    return names
+
+
+def _shortest(paths: Sequence[str]) -> Dict[str, str]:
+    # The last parts of each path that tell it from the others: `vanilla/model_best.pth.tar`.
+    different = list(dict.fromkeys(paths))
+    length = 1
+    while len({_last(path, length) for path in different}) < len(different):
+        length += 1
+    return {path: _last(path, length) for path in different}
+
+
+def _last(path: str, length: int) -> str:
+    return '/'.join(os.path.normpath(path).split(os.sep)[-length:])
+
+
+def _details(rows: Sequence[Results], suite: str) -> str:
+    # Corruptions by severity, a table for each model on a route.
+    names = names_of_evaluated(rows)
+    tables = []
+    for key, name in names.items():
+        top1 = {(row['condition'], int(row['severity'])): number(row, 'top1') for row in rows
+                if evaluated(row) == key and row['suite'] == suite and not is_summary(row)}
+        if top1:
+            tables.append(f'## {suite}: {name}\n\n{markdown_table(_by_severity(top1))}')
+    return '\n\n'.join(tables)
+
+
+def _by_severity(top1: Dict[Tuple[str, int], float]) -> List[Sequence[Any]]:
+    table: List[Sequence[Any]] = [('top-1 (%) at severity', *SEVERITIES, 'mean')]
+    for corruption in ALL_CORRUPTIONS:
+        values = [top1[corruption, severity] for severity in SEVERITIES if (corruption, severity) in top1]
+        if len(values) == len(SEVERITIES):
+            table.append((corruption, *(f'{value:.1f}' for value in values), f'{fmean(values):.1f}'))
+    return table
+
+
+def _draw(rows: Sequence[Results], base: str) -> List[str]:
+    names, files = names_of_evaluated(rows), []
+    try:
+        for suite, draw in (('corruptions', draw_corruptions), ('imagenet-c', draw_corruptions),
+                            ('attacks', draw_attacks)):
+            of_suite = [row for row in rows if row['suite'] in (suite, 'clean') and not is_summary(row)]
+            if any(row['suite'] == suite for row in of_suite):
+                files.append(f'{base}_{suite.replace("-", "_")}.png')
+                draw(files[-1], of_suite, names)
+    except InputError as error:
+        _logger.warning(f'Pictures are left out: {error}')
+    return files

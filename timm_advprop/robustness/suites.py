@@ -1,0 +1,87 @@
+"""The suites by name, and what a command line asks for of them."""
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+from ..engine.eval_settings import EvalSettings
+from ..errors import InputError, near_matches
+from ..settings import Settings, setting
+from .attack_suites import attack_cells, autoattack_cells
+from .cells import Cell
+from .image_suites import clean_cells, corruption_cells, imagenet_c_cells, published_cells, real_cells
+from .published_sets import PUBLISHED_SETS
+
+__all__ = ['SUITES', 'Suite', 'SuiteSettings', 'is_attacked', 'suite_cells']
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A kind of evaluation.
+
+    Args:
+        cells: Makes its cells from the settings of a run and the suite's folder. What is missing is told here, before a
+            model is opened.
+        has_folder: It has a data set of its own; others take the split of `--data-dir`.
+        attacks: It attacks the model.
+    """
+    cells: Callable[[EvalSettings, str], List[Cell]]
+    has_folder: bool = False
+    attacks: bool = False
+
+
+SUITES: Dict[str, Suite] = {
+    'corruptions': Suite(corruption_cells),
+    'imagenet-c': Suite(imagenet_c_cells, has_folder=True),
+    **{name: Suite(partial(published_cells, name=name), has_folder=True) for name in PUBLISHED_SETS},
+    'imagenet-real': Suite(real_cells),
+    'attacks': Suite(attack_cells, attacks=True),
+    'autoattack': Suite(autoattack_cells, attacks=True),
+}
+
+
+def _suite_problem(value: str) -> Optional[str]:
+    name, _, folder = value.partition('=')
+    if name not in SUITES:
+        return f'must be one of {", ".join(SUITES)}{near_matches(name, list(SUITES))}'
+    if folder and not SUITES[name].has_folder:
+        return f'must be {name} alone: it takes the data set of --data-dir'
+    return None
+
+
+@dataclass(frozen=True)
+class SuiteSettings(Settings):
+    """Which suites."""
+    title = 'Robustness suites'
+    suite: Tuple[str, ...] = setting(
+        (), f'evaluate beyond the clean test set: {", ".join(SUITES)}; =DIR is the folder of a set of its own',
+        nargs='+', metavar='NAME[=DIR]', check=_suite_problem)
+
+
+def suite_cells(settings: EvalSettings, suites: Sequence[str]) -> List[Cell]:
+    """The cells of a run, clean images first where there is a validation split.
+
+    Args:
+        settings: Settings of the run.
+        suites: Suites as `--suite` takes them, `NAME` or `NAME=DIR`.
+
+    Raises:
+        InputError: A folder or a library is missing.
+    """
+    asked = dict(value.partition('=')[::2] for value in suites)
+    cells = [] if all(SUITES[name].has_folder for name in asked) else clean_cells(settings)
+    for name, folder in asked.items():
+        cells += SUITES[name].cells(settings, _folder(name, folder, settings, alone=len(asked) == 1))
+    return cells
+
+
+def is_attacked(suites: Sequence[str]) -> bool:
+    """Whether one of the suites attacks the model."""
+    return any(SUITES[value.partition('=')[0]].attacks for value in suites)
+
+
+def _folder(name: str, folder: str, settings: EvalSettings, alone: bool) -> str:
+    if not SUITES[name].has_folder or folder:
+        return folder
+    if alone and settings.data.data_dir:
+        return settings.data.data_dir
+    raise InputError(f'Suite {name} needs the folder of its images: --suite {name}=DIR.')

@@ -1,0 +1,72 @@
+"""What rows of results come to: means over corruptions, and the words for each column of a table."""
+from statistics import fmean
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ..engine.results_file import Results
+from .severities import ALEXNET_ERRORS, GROUPS, SEVERITIES
+
+__all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'number', 'summary_rows']
+
+EVALUATED = ('model', 'checkpoint', 'route')  # columns that say what was evaluated
+_OF_CORRUPTIONS = ('corruptions', 'imagenet-c')
+_MEAN = 'mean'
+_PAPERS = tuple(name for group in ('noise', 'blur', 'weather', 'digital') for name in GROUPS[group])
+
+
+def evaluated(row: Mapping[str, Any]) -> Tuple[str, ...]:
+    """What a row's figures are of: a model on a route."""
+    return tuple(str(row[name]) for name in EVALUATED)
+
+
+def number(row: Mapping[str, Any], column: str) -> float:
+    """A number of a row, which is text where the row was read from a CSV file."""
+    return float(row[column])
+
+
+def is_summary(row: Mapping[str, Any]) -> bool:
+    """Whether a row was made of others."""
+    return str(row['condition']).startswith(_MEAN)
+
+
+def summary_rows(rows: Sequence[Results]) -> List[Results]:
+    """Means over corruptions, for each model on a route whose corruptions are complete.
+
+    `top1_err` of condition `mean` is the mean corruption error over the paper's 15 corruptions (Hendrycks & Dietterich,
+    ICLR 2019), unnormalised; `mce` is the mean of their errors relative to AlexNet's, in percent, for ImageNet's
+    classes; `mean-noise` … are means of a group.
+    """
+    summaries = []
+    for key in dict.fromkeys((evaluated(row), row['suite']) for row in rows if row['suite'] in _OF_CORRUPTIONS):
+        of_key = [row for row in rows if (evaluated(row), row['suite']) == key]
+        means = {_MEAN: _PAPERS, **{f'{_MEAN}-{group}': names for group, names in GROUPS.items()}}
+        summaries += filter(None, (_mean_row(of_key, condition, names) for condition, names in means.items()))
+    return summaries
+
+
+def _mean_row(rows: Sequence[Results], condition: str, names: Sequence[str]) -> Optional[Results]:
+    of_names = [row for row in rows if row['condition'] in names]
+    if len({(row['condition'], str(row['severity'])) for row in of_names}) < len(names) * len(SEVERITIES):
+        return None
+    row: Dict[str, Any] = {**of_names[0], 'condition': condition, 'severity': '', 'cell': ''}
+    for column in ('top1', 'top1_err', 'top5', 'top5_err'):
+        row[column] = round(fmean(number(each, column) for each in of_names), 4)
+    if condition == _MEAN and row.get('imagenet_classes') in (True, 'True'):
+        row['mce'] = round(fmean(_relative_error(of_names, name) for name in names), 4)
+    return row
+
+
+def _relative_error(rows: Sequence[Results], name: str) -> float:
+    return fmean(number(row, 'top1_err') for row in rows if row['condition'] == name) / ALEXNET_ERRORS[name]
+
+
+def headline(row: Mapping[str, Any]) -> Optional[str]:
+    """The words for a row's images in a table that has one column for each kind; None for what is shown in detail."""
+    suite, condition, severity = row['suite'], str(row['condition']), row['severity']
+    if suite in _OF_CORRUPTIONS:
+        of = suite if condition == _MEAN else condition.removeprefix(f'{_MEAN}-')
+        return (of if suite == 'corruptions' or condition == _MEAN else f'{suite} {of}') if is_summary(row) else None
+    if suite == 'attacks':
+        return f'{condition.upper()} {number(row, "severity"):g}/255'
+    if suite == 'autoattack':
+        return f'AutoAttack {float(severity):g}/255' if condition == 'total' else None
+    return suite
