@@ -7,7 +7,8 @@ import pytest
 
 from tests.cli.programs import MODEL, run_validate
 from timm_advprop.cli import validate as program
-from timm_advprop.cli.validate import main, parse_args, write_results
+from timm_advprop.cli.validate import list_runs, main, parse_args
+from timm_advprop.engine.results_file import write_results
 from timm_advprop.engine.validation import validate
 from timm_advprop.errors import InputError
 from timm_advprop.regimes import Attack
@@ -41,17 +42,19 @@ def test_the_results_are_those_of_the_engine(few_digits, checkpoint, capsys):
     flags = [*checkpoint, '--route', 'aux', '--adv-attack', 'pgd', '--adv-eps', '2', '--adv-steps', '1', '--split',
              'train']
     results = run_validate(few_digits, capsys, *flags)
-    assert results == validate(parse_args(['--data-dir', few_digits, *MODEL, *flags]))
+    (run,), several = list_runs(parse_args(['--data-dir', few_digits, *MODEL, *flags]))
+    assert not several and results == validate(run)
     assert results['adv_attack'].startswith('PGD-1, eps 2/255')
 
 
 def test_flags_reach_the_settings():
     settings = parse_args(['--adv-attack', 'ifgsm', '--adv-eps', '2', '--adv-norm-stats', 'train', '--route', 'clean',
                            '--batch-size', '7', '--mean', '.5', '--metrics-avg', 'macro'])
-    assert settings.attack.attack == Attack(
+    (run,), _ = list_runs(settings)
+    assert run.attack.attack == Attack(
         kind='ifgsm', eps_px=2., norm_stats='train', target='none', random_start=1.)
-    assert (settings.model.route, settings.loader.batch_size, settings.image.mean) == ('main', 7, (.5,))
-    assert settings.data.metrics_avg == 'macro'
+    assert (run.model.route, run.loader.batch_size, run.image.mean) == ('main', 7, (.5,))
+    assert run.data.metrics_avg == 'macro'
 
 
 @pytest.mark.parametrize('format', ['csv', 'json'])
@@ -135,6 +138,40 @@ def test_an_interrupt_ends_the_list_with_what_there_is(validated, tmp_path, caps
     (tmp_path / 'names').write_text('one\ntwo\nthree\n')
     main(['--model', str(tmp_path / 'names')])
     assert [result['model'] for result in results_of(capsys)] == ['one']
+
+
+def asked(runs):
+    return [(run.model.model, Path(run.model.checkpoint).name, run.model.route) for run in runs]
+
+
+@pytest.mark.parametrize('flags, expected', [
+    (['--model', 'a', 'b', '--route', 'main', 'aux'], [('a', '', 'main'), ('a', '', 'aux'), ('b', '', 'main'),
+                                                     ('b', '', 'aux')]),
+    (['--model', 'a', '--checkpoint', 'x.pth', 'y.pth'], [('a', 'x.pth', 'main'), ('a', 'y.pth', 'main')]),
+    (['--model', 'a', 'b', '--checkpoint', 'x.pth', 'y.pth'], [('a', 'x.pth', 'main'), ('b', 'y.pth', 'main')]),
+    (['--model', 'a', '--route', '0', '1', '2'], [('a', '', 'main'), ('a', '', 'aux'), ('a', '', '2')]),
+    (['--model', 'hf-hub:me/a', 'local-dir:b', '--route', 'clean'], [('hf-hub:me/a', '', 'main'),
+                                                                    ('local-dir:b', '', 'main')]),
+], ids=str)
+def test_models_checkpoints_and_routes_are_validated_one_by_one(validated, capsys, flags, expected):
+    main(flags)
+    assert asked(validated) == expected
+    assert len(results_of(capsys)) == len(expected)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--model', 'a', 'b', '--checkpoint', 'x', 'y', 'z'], '3 checkpoints (--checkpoint) are not one for each of 2'),
+    (['--route', 'sideways'], 'must be main, aux, or the number'),
+    (['--route', '-1'], '--route'),
+    (['--adv-eps', '4'], '--adv-eps: these belong to an attack'),
+    (['--adv-attack', 'pgd', '--adv-eps', '2', '4'], 'Several strengths'),
+], ids=str)
+def test_flags_that_do_not_go_together_are_one_line(validated, capsys, flags, words):
+    with pytest.raises(SystemExit) as error:
+        main(flags)
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and not validated
+    assert words in said and said.count('\n') == 1
 
 
 def out_of_memory_above(size, sizes):

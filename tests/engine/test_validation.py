@@ -91,7 +91,7 @@ def test_results(run, few_digits, model, checkpoint):
         top5=accuracy(model, few_digits, k=5), top5_err=pytest.approx(100 - accuracy(model, few_digits, k=5)),
         param_count=round(sum(value.numel() for value in model.parameters()) / 1e6, 2), img_size=32, crop_pct=1.,
         interpolation='bicubic', route='main', dataset=Path(few_digits).name, split='validation',
-        weights=weights_digest(model.state_dict(), 'main'))
+        weights=weights_digest(model.state_dict(), 'main'), num_images=len(images_of(few_digits)[1]))
     assert list(results)[:9] == ['model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size',
                                  'crop_pct', 'interpolation']
 
@@ -120,6 +120,32 @@ def test_lower_precision_is_that_of_the_model(run, few_digits, model, values):
 
 def test_the_split_is_the_one_asked_for(run, few_digits, model):
     assert run(split='train')['top1'] == accuracy(model, few_digits, split='train') != run()['top1']
+
+
+@pytest.mark.parametrize('num_samples', [1, 17, 10 ** 6])
+def test_some_images_of_a_split(run, few_digits, model, num_samples):
+    images, labels = images_of(few_digits)
+    indices = [i * len(labels) // num_samples for i in range(num_samples)] if num_samples < len(labels) else slice(None)
+    with torch.no_grad():
+        right = model(images[indices]).argmax(1) == labels[indices]
+    results = run(num_samples=num_samples)
+    assert results['num_images'] == len(right)
+    assert results['top1'] == round(100 * right.double().mean().item(), 4)
+    if num_samples == 17:
+        assert len(set(labels[indices].tolist())) == 10  # not the first ones, which are of two classes
+
+
+def test_the_number_of_a_route_is_its_norms(run, few_digits):
+    assert run(route='1') == run(route='aux') != run(route='0') == run(route='clean') == run()
+    with pytest.raises(InputError, match='Route 2 needs 2 auxiliary norms, the model has 1'):
+        run(route='2')
+
+
+@pytest.mark.parametrize('values', [dict(batch_size=7), dict(workers=2)], ids=str)
+def test_random_starts_do_not_follow_batches_and_workers(run, few_digits, values):
+    settings = dict(adv_attack='pgd', adv_eps=8., adv_steps=2)
+    torch.rand(7)  # nor what was drawn before
+    assert run(**settings, **values) == run(**settings)
 
 
 def test_images_are_of_the_size_asked_for(run, few_digits, model):
