@@ -13,7 +13,9 @@ from timm_advprop.output import markdown_table, replacing
 
 from .trained import check_root
 
-__all__ = ['COMPARED', 'Gain', 'Model', 'TEST_SETS', 'draw_gains', 'gain', 'main', 'page_with_tables', 'read_models']
+__all__ = [
+    'COMPARED', 'EvalSet', 'Gain', 'Model', 'TEST_SETS', 'draw_gains', 'gain', 'main', 'page_with_tables', 'read_models',
+]
 
 RESULTS, PAGE = 'results/imagenet_published.csv', 'docs/imagenet_published.md'
 PICTURE = 'results/imagenet_published_gain.png'

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from studies import imagenet_published
-from studies.imagenet_published import COMPARED, TEST_SETS, draw_gains, gain, page_with_tables, read_models
+from studies.imagenet_published import COMPARED, TEST_SETS, Gain, draw_gains, gain, page_with_tables, read_models
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / imagenet_published.PAGE).read_text(encoding='utf-8')
@@ -73,6 +73,11 @@ def test_the_standard_error_is_that_of_two_shares(models):
     assert gain(models, 'B7', 'aa', 'a').is_clear
 
 
+@pytest.mark.parametrize('points, clear', [(2.1, True), (1.9, False), (-1.9, False), (-2.1, True)])
+def test_two_standard_errors_are_clear_either_way(points, clear):
+    assert Gain(points, error=1.).is_clear is clear
+
+
 def test_figures_are_hits_of_so_many_images(models):
     """Of another number of images most of them could not be: that the numbers of images are right."""
     for name, test_set in TEST_SETS.items():
@@ -108,6 +113,11 @@ def test_claims_of_the_text_hold(models):
     assert [value.is_clear for value in gains('aa', 'a', range(8))] == [False, True, False, False, False] + [True] * 3
     assert [value.is_clear for value in gains('aa', 'v2', range(8))] == [False] * 6 + [True] * 2
     assert not any(value.is_clear for value in gains('ra', 'imagenet', (5, 7, 8)))
+
+
+def test_labels_do_not_lie_on_each_other():
+    places = imagenet_published._apart(dict(a=1., b=-2., c=1.1, d=0.9), gap=0.5)
+    assert places == pytest.approx(dict(a=1.4, b=-2., c=1.9, d=0.9))
 
 
 def test_the_picture_is_drawn(models, tmp_path):
