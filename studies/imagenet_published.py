@@ -14,7 +14,8 @@ from timm_advprop.output import markdown_table, replacing
 from .trained import check_root
 
 __all__ = [
-    'COMPARED', 'EvalSet', 'Gain', 'Model', 'TEST_SETS', 'draw_gains', 'gain', 'main', 'page_with_tables', 'read_models',
+    'COMPARED', 'EvalSet', 'Gain', 'Model', 'TEST_SETS', 'draw_gains', 'gain', 'main', 'page_with_tables',
+    'read_models',
 ]
 
 RESULTS, PAGE = 'results/imagenet_published.csv', 'docs/imagenet_published.md'
