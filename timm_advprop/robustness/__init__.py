@@ -1,0 +1,1 @@
+"""Evaluation beyond the clean test set: corruptions, shifted test sets, strong attacks."""
