@@ -167,7 +167,7 @@ class _Forward:
     def progress(self, num_images: int, attack: '_Attack') -> Iterator[tqdm]:
         self.max_passes = attack.max_passes
         with tqdm(
-                total=num_images, desc=attack.title, unit=' images', unit_scale=True, leave=False,
+                total=num_images, desc=attack.title, unit=' images', unit_scale=True, leave=False, mininterval=1,
                 delay=_PROGRESS_SECONDS, disable=not self.show_progress,
         ) as self.bar:
             yield self.bar

@@ -73,9 +73,8 @@ class _Routed(nn.Module):
 
     @torch.compiler.disable(recursive=False)
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        images = (images - per_channel(self.mean, images)) / per_channel(self.std, images)
         with _on_route(self.model, self.route):
-            output = self.model(images)
+            output = self.model(_normalised(images, self.mean, self.std))
         output = output[0] if isinstance(output, (tuple, list)) else output
         if self.output_indices is not None:
             output = output[:, self.output_indices]
@@ -83,6 +82,11 @@ class _Routed(nn.Module):
 
     def extra_repr(self) -> str:
         return f'route={self.route!r}, mean={self.mean}, std={self.std}'
+
+
+@torch.compiler.disable
+def _normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    return (images - per_channel(mean, images)) / per_channel(std, images)
 
 
 def _check_route(model: nn.Module, route: Route) -> None:
