@@ -1,4 +1,5 @@
 """AutoAttack on models whose robust accuracy is known: linear ones, and ones that hide their gradients."""
+import copy
 import importlib
 import logging
 import sys
@@ -23,26 +24,36 @@ STAGES = ('top1', 'apgd_ce_top1', 'apgd_t_top1', 'fab_t_top1', 'square_top1')
 DUAL = {'linf': 1, 'l2': 2}
 
 
+def shorten(monkeypatch, kind, setting, value):
+    """Let an attack of the library take fewer steps, which are most of a test's time."""
+    run = kind.attack_single_run
+
+    def shorter(self, *args, **settings):
+        usual = getattr(self, setting)
+        assert usual == {'n_iter': 100, 'n_queries': 5000}[setting]
+        setattr(self, setting, value)
+        try:
+            return run(self, *args, **settings)
+        finally:
+            setattr(self, setting, usual)
+    monkeypatch.setattr(kind, 'attack_single_run', shorter)
+
+
 @pytest.fixture(autouse=True)
 def few_queries(request, monkeypatch):
-    """Square gives up after 100 queries, in slow tests after all: it takes longest on images that withstand it."""
-    if request.node.get_closest_marker('slow'):
-        return
-    run = SquareAttack.attack_single_run
+    if not request.node.get_closest_marker('slow'):
+        shorten(monkeypatch, SquareAttack, 'n_queries', 100)
 
-    def shorter(self, images, labels):
-        assert self.n_queries == 5000
-        self.n_queries = 100
-        try:
-            return run(self, images, labels)
-        finally:
-            self.n_queries = 5000
-    monkeypatch.setattr(SquareAttack, 'attack_single_run', shorter)
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    shorten(monkeypatch, APGDAttack, 'n_iter', 5)
+    shorten(monkeypatch, FABAttack, 'n_iter', 5)
 
 
 @pytest.fixture
 def attacks_return(monkeypatch):
-    """A function that lets all attacks return what another one of (images) returns."""
+    """A function that replaces what all attacks of the library return by a function of the images."""
     def replace(attack):
         for kind in (APGDAttack, APGDAttack_targeted, FABAttack, SquareAttack):
             monkeypatch.setattr(kind, 'perturb', lambda self, images, labels: attack(images))
@@ -180,10 +191,10 @@ def test_square_alone_fools_a_model_without_defence(caplog):
 @pytest.mark.parametrize('norm, eps', [('linf', .02), ('l2', .2)])
 def test_result_is_that_of_the_library_itself(norm, eps):
     from pyautoattack import AutoAttack
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 10)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 5)).eval()
     images = torch.rand(12, 3, 6, 6)
     labels = model(images).argmax(1)
-    labels[0] += 1
+    labels[0] = (labels[0] + 1) % 5
     adv, _ = AutoAttack(model, eps=eps, norm=MODULE._NORMS[norm], seed=0).run_standard_evaluation(images, labels)
     expected = 100 * (model(adv).argmax(1) == labels).double().mean().item()
     results = autoattack(model, [(images, labels)], eps=eps, norm=norm)
@@ -257,7 +268,7 @@ def split_model(randomize_norms):
     return randomize_norms(timm.create_model('test_resnet_ap', num_classes=5))
 
 
-def test_routes_differ_and_the_model_is_as_it_was(split_model):
+def test_routes_differ_and_the_model_is_as_it_was(split_model, few_steps):
     images = torch.rand(6, 3, 16, 16)
     split_model.train()
     split_model.layer1.eval()
@@ -268,7 +279,7 @@ def test_routes_differ_and_the_model_is_as_it_was(split_model):
     modes = [module.training for module in split_model.modules()]
     state = {name: value.clone() for name, value in split_model.state_dict().items()}
     trained = [parameter.requires_grad for parameter in split_model.parameters()]
-    labels = routed(copy_in_eval(split_model), 'main')(images).argmax(1)
+    labels = routed(copy.deepcopy(split_model).eval(), 'clean')(images).argmax(1)
     results = [autoattack(routed(split_model, route), [(images, labels)], eps=1e-4) for route in ('main', 'aux')]
     assert results[0]['top1'] == 100 and results[1]['top1'] < 100
     assert [module.training for module in split_model.modules()] == modes
@@ -278,12 +289,7 @@ def test_routes_differ_and_the_model_is_as_it_was(split_model):
     assert {norm.route for norm in split_norms(split_model)} == {1}
 
 
-def copy_in_eval(model):
-    import copy
-    return copy.deepcopy(model).eval()
-
-
-def test_random_generators_and_traces_are_as_they_were():
+def test_random_generators_and_traces_are_as_they_were(few_steps):
     images, trace = grey_images(3), lambda *args: None
     model = linear()
     states = torch.get_rng_state(), np.random.get_state()[1]
@@ -297,7 +303,7 @@ def test_random_generators_and_traces_are_as_they_were():
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
 
 
-def test_seed_decides_the_attacks():
+def test_seed_decides_the_attacks(few_steps):
     images, sums = grey_images(3), []
     model = linear()
     labels = model(images).argmax(1)
@@ -311,7 +317,7 @@ def test_seed_decides_the_attacks():
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_reduced_precision_is_off():
+def test_reduced_precision_is_off(few_steps):
     images, seen = grey_images(2), set()
     model = linear()
     labels = model(images).argmax(1)
@@ -331,8 +337,12 @@ def test_too_few_classes(num_classes):
 @pytest.mark.parametrize('num_classes, targets', [(4, 3), (9, 8), (10, 9), (12, 9)])
 def test_number_of_targets(monkeypatch, num_classes, targets):
     seen = []
+
+    def note_targets(self, images, labels):
+        seen.append(self.n_target_classes)
+        return images
     for kind in (APGDAttack_targeted, FABAttack):
-        monkeypatch.setattr(kind, 'perturb', lambda self, images, labels: (seen.append(self.n_target_classes), images)[1])
+        monkeypatch.setattr(kind, 'perturb', note_targets)
     images = grey_images(1)
     model = linear(num_classes)
     autoattack(model, [(images, model(images).argmax(1))], eps=1e-4)
@@ -341,7 +351,7 @@ def test_number_of_targets(monkeypatch, num_classes, targets):
 
 # what is said
 
-def test_warnings_of_a_kind_come_once(caplog):
+def test_warnings_of_a_kind_come_once(caplog, few_steps):
     model, images = Stairs().eval(), grey_images(7)
     autoattack(model, zip(images.split(2), model(images).argmax(1).split(2)), eps=.01)
     said = [text for text in caplog.messages if 'points with zero gradient' in text]
@@ -349,7 +359,7 @@ def test_warnings_of_a_kind_come_once(caplog):
     assert 'https://github.com/fra31/auto-attack/blob/master/flags_doc.md' in said[0]
 
 
-def test_probabilities_and_noise_are_warned_of_once(caplog):
+def test_probabilities_and_noise_are_warned_of_once(caplog, few_steps):
     class Noisy(nn.Softmax):
         def forward(self, images):
             return super().forward(images.flatten(1)[:, :5] + torch.rand(len(images), 5))
@@ -360,7 +370,7 @@ def test_probabilities_and_noise_are_warned_of_once(caplog):
         assert sum(kind in text for text in caplog.messages) == 1
 
 
-def test_gradients_inside_of_a_model_are_warned_of_for_that_model(caplog):
+def test_gradients_inside_of_a_model_are_warned_of_for_that_model(caplog, few_steps):
     class Dynamic(nn.Sequential):
         def forward(self, images):
             with torch.enable_grad():
@@ -373,7 +383,7 @@ def test_gradients_inside_of_a_model_are_warned_of_for_that_model(caplog):
         assert sum('dynamic defense' in text for text in caplog.messages) == times
 
 
-def test_log_and_progress(caplog, monkeypatch):
+def test_log_and_progress(caplog, monkeypatch, few_steps):
     bars = []
 
     class Bar(MODULE.tqdm):
@@ -392,7 +402,7 @@ def test_log_and_progress(caplog, monkeypatch):
     assert len(said) == 4 and said[0].startswith('AutoAttack: 100.00% of 5 images withstood APGD-CE, 0:0')
 
 
-def test_no_progress(monkeypatch, capfd):
+def test_no_progress(monkeypatch, capfd, few_steps):
     monkeypatch.setattr(MODULE, '_PROGRESS_SECONDS', 0)
     model, images = linear(), grey_images(1)
     for show in (True, False):
@@ -460,7 +470,7 @@ def test_no_images(batches):
         autoattack(linear(), batches, eps=.1)
 
 
-def test_images_too_small_for_square_in_l2():
+def test_images_too_small_for_square_in_l2(few_steps):
     images = grey_images(2, size=4)
     with pytest.raises(InputError, match='in L2 needs images of at least 5 × 5 pixels, got 4 × 4'):
         autoattack(linear(size=4), [(images, torch.zeros(2).long())], eps=.1, norm='l2')
