@@ -23,6 +23,7 @@ from .norms import (
     strip_aux,
 )
 from .regimes import AdvPropTask, Attack, FastAdvPropTask, JointTask, MadryTask, VanillaTask
+from .robustness import routed
 from .version import __version__
 from .weights import load_checkpoint
 
@@ -31,5 +32,5 @@ __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
     'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
     'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint',
-    'models', 'norm_route', 'pgd', 'push_to_hub', 'set_norm_route', 'split_state_dict', 'strip_aux',
+    'models', 'norm_route', 'pgd', 'push_to_hub', 'routed', 'set_norm_route', 'split_state_dict', 'strip_aux',
 ]
