@@ -1,0 +1,1 @@
+"""Evaluation beyond the clean test set: corruptions, other test sets, strong attacks."""
