@@ -1,0 +1,173 @@
+"""Corruptions of ImageNet-C that blur. What is common to all corruptions stands in `corruptions`."""
+import math
+from functools import lru_cache
+from typing import List, Tuple
+
+import cv2
+import numpy as np
+
+__all__ = [
+    'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared', 'zoom_blur',
+]
+
+_NUM_DIRECT_TAPS = 11  # OpenCV takes a Fourier transform, slow for few taps, from kernels of 130 places on
+_LEAST_WEIGHT = 1e-4  # of a tap: less than a tenth of a grey level all together
+
+
+def gaussian_blur(x: np.ndarray, rng: np.random.Generator, scale: float, sigma: float) -> np.ndarray:
+    """A Gaussian filter."""
+    return gaussian(x, sigma * scale)
+
+
+def gaussian(x: np.ndarray, sigma: float, truncate: float = 4., border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """A Gaussian filter as scipy has it: its radius is `truncate` times sigma, rounded."""
+    radius = int(truncate * sigma + .5)
+    if radius == 0:
+        return x
+    return cv2.GaussianBlur(x, (2 * radius + 1, 2 * radius + 1), sigma, borderType=border).reshape(x.shape)
+
+
+def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, rim: float) -> np.ndarray:
+    """The mean over a disc of a soft rim, a lens out of focus."""
+    return cv2.filter2D(x, -1, _disc(radius, rim, scale)).reshape(x.shape)
+
+
+@lru_cache(maxsize=64)
+def _disc(radius: float, rim: float, scale: float) -> np.ndarray:
+    # The authors' disc is the pixels within its radius. Another has scale² times as many, the nearest ones, and of the
+    # last ones at the same distance each an equal part: a disc of few pixels would change in leaps otherwise.
+    reach = max(8, math.ceil(radius * max(1., scale)) + 1)
+    line = np.arange(-reach, reach + 1)
+    distances, place, counts = np.unique(
+        np.add.outer(line ** 2, line ** 2), return_inverse=True, return_counts=True)
+    left = scale ** 2 * counts[distances <= radius ** 2].sum() - (np.cumsum(counts) - counts)
+    disc = np.clip(left / counts, 0, 1)[place].reshape(len(line), len(line)).astype(np.float32)
+    size = 3 if radius <= 8 else 5
+    return _trimmed(cv2.GaussianBlur(disc / disc.sum(), (size, size), rim * scale))
+
+
+def _trimmed(kernel: np.ndarray) -> np.ndarray:
+    # without the empty border
+    reach = np.abs(np.argwhere(kernel) - len(kernel) // 2).max()
+    margin = len(kernel) // 2 - reach
+    return np.ascontiguousarray(kernel[margin:len(kernel) - margin, margin:len(kernel) - margin])
+
+
+def glass_blur(
+        x: np.ndarray,
+        rng: np.random.Generator,
+        scale: float,
+        sigma: float,
+        reach: int,
+        rounds: int,
+) -> np.ndarray:
+    """Each pixel, from the last to the first, takes the value of one up to `reach` pixels away, between two blurs.
+
+    The original seems to exchange the two, but its names for them are views of one array: what it does is a copy.
+    """
+    reach = max(1, round(reach * scale))
+    height, width = x.shape[:2]
+    pixels = (gaussian(x, sigma * scale) * 255 + 1e-3).astype(np.uint8).reshape(height * width, -1)
+    rows, columns = (np.arange(side - reach, reach, -1) for side in (height, width))
+    target = np.add.outer(rows * width, columns).ravel()
+    for _ in range(rounds):
+        right, down = rng.integers(-reach, reach, size=(len(target), 2)).T
+        pixels = pixels[_after_copies(target, target + down * width + right, len(pixels))]
+    return gaussian(pixels.reshape(x.shape).astype(np.float32) / 255, sigma * scale)
+
+
+def _after_copies(target: np.ndarray, source: np.ndarray, size: int) -> np.ndarray:
+    # Where the value of each of `size` pixels comes from after x[target] = x[source], one after another, of falling
+    # targets. A source above its target was a target itself before: follow it, all pixels at once, twice as far at a
+    # time. Entries from `size` on stand for pixels as they were.
+    origin = np.arange(size, 2 * size)
+    origin = np.concatenate([origin, origin])
+    written = np.zeros(size, dtype=bool)
+    written[target] = True
+    origin[target] = np.where((source > target) & written[source], source, source + size)
+    while origin[:size].min() < size:
+        origin = origin[origin]
+    return origin[:size] - size
+
+
+def motion_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, sigma: float) -> np.ndarray:
+    """A smear at up to 45 degrees to the horizontal; to whole grey levels, as ImageMagick gives them."""
+    blurred = smeared(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
+    return np.rint(blurred * 255) / np.float32(255)
+
+
+def smeared(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
+    """ImageMagick's motion blur: a mean of the pixels along a ray from each pixel, weighted by half a Gaussian.
+
+    Args:
+        x: Image [H, W, C], float32.
+        radius: Length of the ray, half of it, in pixels.
+        sigma: Of the Gaussian, in pixels.
+        angle: Direction of the ray in degrees, clockwise from the right.
+
+    Returns:
+        Image [H, W, C].
+    """
+    taps = _taps(radius, sigma, angle)
+    reach = max(max(abs(down), abs(right)) for _, down, right in taps) + 1
+    height, width = x.shape[:2]
+    padded = cv2.copyMakeBorder(x, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
+    total = 0.
+    for first in range(0, len(taps), _NUM_DIRECT_TAPS):
+        kernel, top, left = _kernel(taps[first:first + _NUM_DIRECT_TAPS])
+        shifted = padded[reach + top:, reach + left:][:height + len(kernel), :width + kernel.shape[1]]
+        total = total + cv2.filter2D(shifted, -1, kernel, anchor=(0, 0))[:height, :width]
+    return total.reshape(x.shape)
+
+
+def _taps(radius: float, sigma: float, angle: float) -> List[Tuple[float, int, int]]:
+    # weight, rows down, columns to the right
+    weights = np.exp(-np.arange(2 * math.ceil(radius) + 1) ** 2 / (2 * sigma ** 2))
+    weights = weights[weights > _LEAST_WEIGHT]
+    down, right = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    return [(weight, math.ceil(i * down - .5), math.ceil(i * right - .5))
+            for i, weight in enumerate(weights / weights.sum())]
+
+
+def _kernel(taps: List[Tuple[float, int, int]]) -> Tuple[np.ndarray, int, int]:
+    # And the place of its first row and column.
+    top, left = min(tap[1] for tap in taps), min(tap[2] for tap in taps)
+    kernel = np.zeros((max(tap[1] for tap in taps) - top + 1, max(tap[2] for tap in taps) - left + 1), np.float32)
+    for weight, down, right in taps:
+        kernel[down - top, right - left] += weight
+    return kernel, top, left
+
+
+def zoom_blur(x: np.ndarray, rng: np.random.Generator, scale: float, stop: float, step: float) -> np.ndarray:
+    """The mean of the image and of the image zoomed in by the factors from 1 to `stop`."""
+    factors = np.arange(1, stop, step)
+    total = x.copy()
+    for factor in factors:
+        total += clipped_zoom(x, factor)
+    return total / np.float32(len(factors) + 1)
+
+
+def clipped_zoom(x: np.ndarray, factor: float) -> np.ndarray:
+    """The middle of an image at its size: enlarged bilinearly, corners on corners, and cut.
+
+    Args:
+        x: Image [H, W, C], float32.
+        factor: Of the enlargement, at least 1.
+
+    Returns:
+        Image [H, W, C].
+    """
+    if factor == 1:
+        return x
+    rows, columns = (_zoomed_line(side, factor) for side in x.shape[:2])
+    grid = np.array([[columns[1], 0, columns[0]], [0, rows[1], rows[0]]])
+    return cv2.warpAffine(x, grid, x.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                          borderMode=cv2.BORDER_REPLICATE).reshape(x.shape)
+
+
+def _zoomed_line(side: int, factor: float) -> Tuple[float, float]:
+    # where the first pixel of a line lies in the image, and the distance of two
+    part = math.ceil(side / factor)
+    enlarged = round(part * factor)
+    step = (part - 1) / max(1, enlarged - 1)
+    return (side - part) // 2 + (enlarged - side) // 2 * step, step

@@ -1,0 +1,83 @@
+"""Corruptions as transforms of images, which can be repeated: the same image gets the same pixels in every run."""
+import copy
+import hashlib
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+from PIL import Image
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
+from torchvision import transforms
+
+from ..engine.seeding import seed_at
+from ..errors import InputError
+from .corruptions import check_libraries, corrupt
+from .severities import check_corruption
+
+__all__ = ['Corruption', 'check_libraries', 'insert_before_tensor']
+
+_MODES = ('L', 'RGB')
+_TO_TENSOR = (MaybePILToTensor, MaybeToTensor, ToNumpy, transforms.PILToTensor, transforms.ToTensor)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corruption of ImageNet-C, for images as they come out of resizing and cropping.
+
+    What is drawn follows from the seed, the name and the pixels of the image. So workers, batches, order and a run that
+    goes on later make no difference, models of the same input size see the same pixels, and the severities of an image
+    share their chance.
+
+    Args:
+        name: One of `severities.ALL_CORRUPTIONS`.
+        severity: 1 to 5.
+        seed: Seed of the run.
+
+    Raises:
+        InputError: There is no such corruption or severity.
+    """
+    name: str
+    severity: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_corruption(self.name, self.severity)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Corrupt an image of mode L or RGB; the result is of its mode and size.
+
+        Raises:
+            InputError: The image is of another mode, or the extra `robustness` is not installed.
+        """
+        if image.mode not in _MODES:
+            raise InputError(f'Corruptions take images of mode L or RGB, got {image.mode}: convert them first.')
+        pixels = np.asarray(image)
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+        rng = np.random.default_rng(seed_at(self.seed, self.name, pixels.shape, digest))
+        return Image.fromarray(corrupt(pixels, self.name, self.severity, rng))
+
+
+def insert_before_tensor(
+        transform: transforms.Compose,
+        corruption: Callable[[Image.Image], Image.Image],
+) -> transforms.Compose:
+    """Put a corruption into an evaluation transform of timm, after resizing and cropping.
+
+    Args:
+        transform: What `timm.data.create_transform` returns, with or without the prefetcher; it stays as it is.
+        corruption: Maps images to images.
+
+    Returns:
+        The new transform.
+
+    Raises:
+        InputError: The transform has no stage that makes a tensor or an array of an image.
+    """
+    stages = list(getattr(transform, 'transforms', ()))
+    place = next((i for i, stage in enumerate(stages) if isinstance(stage, _TO_TENSOR)), None)
+    if place is None:
+        raise InputError(f'No stage of {" ".join(str(transform).split())} makes a tensor of an image: a corruption has '
+                         'no place in it.')
+    corrupting = copy.copy(transform)
+    corrupting.transforms = [*stages[:place], corruption, *stages[place:]]
+    return corrupting
