@@ -139,7 +139,10 @@ def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], sever
         _run_each(evaluation, runs)
     else:
         _run(evaluation, runs[0])
-    print(write_report(kept, path))
+    rows = kept.finish()
+    if not rows:
+        raise InputError('Nothing was evaluated: each model was left out.')
+    print(write_report(rows, path))
 
 
 def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings]) -> List[Any]:

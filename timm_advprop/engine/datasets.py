@@ -1,13 +1,16 @@
 """Opens data sets and makes timm's loaders for them, for every program the same way. Failures are one line."""
+import copy
 import os
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
+from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch.utils.data import Dataset
+from torchvision import transforms
 
 from ..errors import InputError, as_input_error, one_line
 from .bad_images import CheckedImages
@@ -17,10 +20,11 @@ from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
 __all__ = [
     'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'class_names', 'dataset_name',
-    'image_transform', 'make_loader', 'open_split', 'resolve_image_config',
+    'image_transform', 'insert_before_tensor', 'make_loader', 'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
+_TO_TENSOR = (MaybePILToTensor, MaybeToTensor, ToNumpy, transforms.PILToTensor, transforms.ToTensor)
 _TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
 _SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -53,6 +57,32 @@ def image_transform(config: DataConfig, normalise: bool = True) -> Any:
     return create_transform(
         config['input_size'], interpolation=config['interpolation'], crop_pct=config['crop_pct'],
         crop_mode=config['crop_mode'], mean=mean, std=std)
+
+
+def insert_before_tensor(
+        transform: transforms.Compose,
+        stage: Callable[[Image.Image], Image.Image],
+) -> transforms.Compose:
+    """Put a stage into an evaluation transform of timm, after resizing and cropping.
+
+    Args:
+        transform: What `timm.data.create_transform` returns, with or without the prefetcher; it stays as it is.
+        stage: Maps images to images.
+
+    Returns:
+        The new transform.
+
+    Raises:
+        InputError: The transform has no stage that makes a tensor or an array of an image.
+    """
+    stages = list(getattr(transform, 'transforms', ()))
+    place = next((i for i, each in enumerate(stages) if isinstance(each, _TO_TENSOR)), None)
+    if place is None:
+        raise InputError(f'No stage of {" ".join(str(transform).split())} makes a tensor of an image: nothing can be '
+                         'done before it.')
+    longer = copy.copy(transform)
+    longer.transforms = [*stages[:place], stage, *stages[place:]]
+    return longer
 
 
 def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any) -> Dataset:

@@ -6,7 +6,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from PIL import Image
 from timm.data import RealLabelsImagenet
-from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
@@ -18,6 +17,7 @@ from .datasets import (
     check_class_count,
     check_dataset_root,
     dataset_name,
+    insert_before_tensor,
     make_loader,
     open_split,
 )
@@ -121,14 +121,8 @@ def open_test_images(
         interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         crop_border_pixels=settings.image.crop_border_pixels)
     if on_pixels is not None:
-        dataset.transform.transforms.insert(_num_pixel_stages(dataset.transform), on_pixels)
+        dataset.transform = insert_before_tensor(dataset.transform, on_pixels)
     return dataset, loader
-
-
-def _num_pixel_stages(transform: Any) -> int:
-    # Stages of timm's transform that keep a Pillow image: the next one makes an array or a tensor of it.
-    return next(i for i, stage in enumerate(transform.transforms)
-                if isinstance(stage, (MaybePILToTensor, MaybeToTensor, ToNumpy)))
 
 
 def _normalised_attack(

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..output import duration
 from ..regimes import frozen
 
-__all__ = ['autoattack']
+__all__ = ['Batch', 'autoattack', 'check_library']
 
 _logger = logging.getLogger(__name__)
 
@@ -98,6 +98,15 @@ def _check_settings(eps: float, norm: str) -> None:
         raise InputError(f'Unknown norm {norm!r}: give one of {", ".join(_NORMS)}.')
     if not 0 < eps < float('inf') or norm == 'linf' and eps > 1:
         raise InputError(f'eps is in the units of images in 0–1 and above 0, such as 4/255; got {eps}.')
+
+
+def check_library() -> None:
+    """Check that AutoAttack can be run.
+
+    Raises:
+        InputError: `pyautoattack` is missing.
+    """
+    _library()
 
 
 def _library() -> ModuleType:

@@ -1,23 +1,18 @@
 """Corruptions as transforms of images, which can be repeated: the same image gets the same pixels in every run."""
-import copy
 import hashlib
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 from PIL import Image
-from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
-from torchvision import transforms
 
 from ..engine.seeding import seed_at
 from ..errors import InputError
 from .corruptions import check_libraries, corrupt
 from .severities import check_corruption
 
-__all__ = ['Corruption', 'check_libraries', 'insert_before_tensor']
+__all__ = ['Corruption', 'check_libraries']
 
 _MODES = ('L', 'RGB')
-_TO_TENSOR = (MaybePILToTensor, MaybeToTensor, ToNumpy, transforms.PILToTensor, transforms.ToTensor)
 
 
 @dataclass(frozen=True)
@@ -55,29 +50,3 @@ class Corruption:
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
         rng = np.random.default_rng(seed_at(self.seed, self.name, pixels.shape, digest))
         return Image.fromarray(corrupt(pixels, self.name, self.severity, rng))
-
-
-def insert_before_tensor(
-        transform: transforms.Compose,
-        corruption: Callable[[Image.Image], Image.Image],
-) -> transforms.Compose:
-    """Put a corruption into an evaluation transform of timm, after resizing and cropping.
-
-    Args:
-        transform: What `timm.data.create_transform` returns, with or without the prefetcher; it stays as it is.
-        corruption: Maps images to images.
-
-    Returns:
-        The new transform.
-
-    Raises:
-        InputError: The transform has no stage that makes a tensor or an array of an image.
-    """
-    stages = list(getattr(transform, 'transforms', ()))
-    place = next((i for i, stage in enumerate(stages) if isinstance(stage, _TO_TENSOR)), None)
-    if place is None:
-        raise InputError(f'No stage of {" ".join(str(transform).split())} makes a tensor of an image: a corruption has '
-                         'no place in it.')
-    corrupting = copy.copy(transform)
-    corrupting.transforms = [*stages[:place], corruption, *stages[place:]]
-    return corrupting

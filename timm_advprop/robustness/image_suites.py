@@ -1,4 +1,5 @@
 """Suites of other images than those of the validation split: corrupted ones, and test sets that others published."""
+import logging
 import os
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -12,10 +13,19 @@ from ..engine.tested_model import TestedModel
 from ..engine.validation import measure
 from .cells import Cell, Measured
 from .corrupted_images import Corruption, check_libraries
-from .published_sets import IMAGENET_C, NUM_CLASSES, PUBLISHED_SETS, check_num_classes, corruption_folders
-from .severities import CORRUPTIONS, SEVERITIES
+from .published_sets import (
+    IMAGENET_C,
+    NUM_CLASSES,
+    PUBLISHED_SETS,
+    check_num_classes,
+    corruption_folders,
+    missing_corruptions,
+)
+from .severities import ALL_CORRUPTIONS, SEVERITIES
 
 __all__ = ['clean_cells', 'corruption_cells', 'imagenet_c_cells', 'published_cells', 'real_cells']
+
+_logger = logging.getLogger(__name__)
 
 
 def clean_cells(settings: EvalSettings) -> List[Cell]:
@@ -30,16 +40,18 @@ def corruption_cells(settings: EvalSettings, folder: str) -> List[Cell]:
     check_libraries()
     return [
         Cell('corruptions', partial(_measure_corruption, corruption=Corruption(name, severity, settings.loader.seed)),
-             name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+             name, severity) for name in ALL_CORRUPTIONS for severity in SEVERITIES]
 
 
 def imagenet_c_cells(settings: EvalSettings, folder: str) -> List[Cell]:
     """ImageNet-C as its authors published it. Its images are cropped: they are resized where a model takes others."""
-    crop_pct = settings.image.crop_pct or 1.
+    folders, crop_pct = corruption_folders(folder), settings.image.crop_pct or 1.
+    missing = missing_corruptions(corruption for corruption, _ in folders)
+    if missing:
+        _logger.warning(f'{folder} has no {", ".join(missing)}: there will be no mean over corruptions.')
     return [
         Cell('imagenet-c', partial(_measure_folder, name='imagenet-c', root=root, crop_pct=crop_pct), corruption,
-             severity, about=os.path.abspath(root))
-        for (corruption, severity), root in corruption_folders(folder).items()]
+             severity, about=os.path.abspath(root)) for (corruption, severity), root in folders.items()]
 
 
 def published_cells(settings: EvalSettings, folder: str, name: str) -> List[Cell]:
@@ -61,7 +73,9 @@ def _measure(tested: TestedModel, data: EvalDataSettings, **kwargs) -> Results:
 def _measure_corruption(tested: TestedModel, corruption: Corruption) -> Measured:
     data = tested.settings.data
     row, channels = _measure(tested, data, on_pixels=corruption), tested.config['input_size'][0]
-    return [{**row, 'imagenet_classes': tested.num_classes == NUM_CLASSES and _has_imagenet_classes(data, channels)}]
+    if tested.num_classes == NUM_CLASSES and _has_imagenet_classes(data, channels):
+        row['imagenet_classes'] = True
+    return [row]
 
 
 @lru_cache(maxsize=1)

@@ -13,24 +13,14 @@ from timm.data import ImageNetInfo, is_img_extension
 from timm.utils import natural_key
 
 from ..errors import InputError
+from .severities import CORRUPTIONS, GROUPS, SEVERITIES
 
 __all__ = [
-    'CORRUPTION_GROUPS', 'CORRUPTIONS', 'EXTRA_CORRUPTIONS', 'IMAGENET_C', 'PUBLISHED_SETS', 'PublishedSet',
-    'SEVERITIES', 'check_num_classes', 'corruption_folders', 'missing_corruptions',
+    'IMAGENET_C', 'NUM_CLASSES', 'PUBLISHED_SETS', 'PublishedSet', 'check_num_classes', 'corruption_folders',
+    'missing_corruptions',
 ]
 
 NUM_CLASSES = 1000
-SEVERITIES = (1, 2, 3, 4, 5)
-# The tar files of ImageNet-C and what is in them
-CORRUPTION_GROUPS: Dict[str, Tuple[str, ...]] = {
-    'noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
-    'blur': ('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
-    'weather': ('snow', 'frost', 'fog', 'brightness'),
-    'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
-    'extra': ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate'),
-}
-EXTRA_CORRUPTIONS = CORRUPTION_GROUPS['extra']
-CORRUPTIONS = tuple(name for group, names in CORRUPTION_GROUPS.items() if group != 'extra' for name in names)
 
 
 @dataclass(frozen=True)
@@ -177,7 +167,7 @@ def check_num_classes(name: str, num_classes: int) -> None:
 def _corruption_places(folder: str) -> Dict[str, str]:
     # Folders of the corruptions that are there.
     places = {}
-    for group, names in CORRUPTION_GROUPS.items():
+    for group, names in GROUPS.items():
         for name in names:
             candidates = os.path.join(folder, name), os.path.join(folder, group, name)
             places[name] = next(filter(os.path.isdir, candidates), None)

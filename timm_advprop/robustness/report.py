@@ -50,7 +50,9 @@ def write_report(rows: Sequence[Results], path: str) -> str:
 def overview(rows: Sequence[Results]) -> str:
     """A Markdown table of accuracies, a model on a route a row and a kind of images a column, with notes below."""
     named = [(evaluated(row), headline(row), row) for row in rows]
-    titles = list(dict.fromkeys(title for _, title, _ in named if title))
+    suites = list(dict.fromkeys(row['suite'] for row in rows))  # summaries come behind all suites
+    titles = list(dict.fromkeys(
+        title for _, title, _ in sorted(named, key=lambda each: suites.index(each[2]['suite'])) if title))
     cells = {(key, title): f'{number(row, "top1"):.1f}' for key, title, row in named if title}
     relative = {(key, f'{row["suite"]} mCE'): f'{number(row, "mce"):.1f}' for key, _, row in named if row.get('mce')}
     columns = [*titles, *dict.fromkeys(title for _, title in relative)]
@@ -75,16 +77,20 @@ def names_of_evaluated(rows: Sequence[Results]) -> Dict[Tuple[str, ...], str]:
 
 
 def _shortest(paths: Sequence[str]) -> Dict[str, str]:
-    # The last parts of each path that tell it from the others: `vanilla/model_best.pth.tar`.
-    different = list(dict.fromkeys(paths))
+    # The part of each path that tells it from the others: `vanilla`, `advprop` of two files `last.pth.tar`.
+    parts = {path: os.path.normpath(path).split(os.sep) for path in paths}
+    of_all = list(parts.values())
+    same = 0
+    while len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
+        same += 1
     length = 1
-    while len({_last(path, length) for path in different}) < len(different):
+    while len({_last(each, same, length) for each in of_all}) < len(parts):
         length += 1
-    return {path: _last(path, length) for path in different}
+    return {path: _last(each, same, length) for path, each in parts.items()}
 
 
-def _last(path: str, length: int) -> str:
-    return '/'.join(os.path.normpath(path).split(os.sep)[-length:])
+def _last(parts: Sequence[str], same: int, length: int) -> str:
+    return '/'.join(parts[:len(parts) - same][-length:])
 
 
 def _details(rows: Sequence[Results], suite: str) -> str:

@@ -3,14 +3,13 @@ from statistics import fmean
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..engine.results_file import Results
-from .severities import ALEXNET_ERRORS, GROUPS, SEVERITIES
+from .severities import ALEXNET_ERRORS, CORRUPTIONS, GROUPS, SEVERITIES
 
 __all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'number', 'summary_rows']
 
 EVALUATED = ('model', 'checkpoint', 'route')  # columns that say what was evaluated
 _OF_CORRUPTIONS = ('corruptions', 'imagenet-c')
 _MEAN = 'mean'
-_PAPERS = tuple(name for group in ('noise', 'blur', 'weather', 'digital') for name in GROUPS[group])
 
 
 def evaluated(row: Mapping[str, Any]) -> Tuple[str, ...]:
@@ -38,7 +37,7 @@ def summary_rows(rows: Sequence[Results]) -> List[Results]:
     summaries = []
     for key in dict.fromkeys((evaluated(row), row['suite']) for row in rows if row['suite'] in _OF_CORRUPTIONS):
         of_key = [row for row in rows if (evaluated(row), row['suite']) == key]
-        means = {_MEAN: _PAPERS, **{f'{_MEAN}-{group}': names for group, names in GROUPS.items()}}
+        means = {_MEAN: CORRUPTIONS, **{f'{_MEAN}-{group}': names for group, names in GROUPS.items()}}
         summaries += filter(None, (_mean_row(of_key, condition, names) for condition, names in means.items()))
     return summaries
 
