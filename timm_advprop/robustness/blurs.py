@@ -36,7 +36,7 @@ def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: 
 def _disc(radius: float, rim: float, scale: float) -> np.ndarray:
     # The authors' disc is the pixels within its radius. Another has scale² times as many, the nearest ones, and of the
     # last ones at the same distance each an equal part: a disc of few pixels would change in leaps otherwise.
-    reach = max(8, math.ceil(radius * max(1., scale)) + 1)
+    reach = max(8, math.ceil(radius * scale))  # the blur below does not get beyond, as with the authors
     line = np.arange(-reach, reach + 1)
     distances, place, counts = np.unique(
         np.add.outer(line ** 2, line ** 2), return_inverse=True, return_counts=True)
@@ -70,30 +70,30 @@ def glass_blur(
     pixels = (gaussian(x, sigma * scale) * 255 + 1e-3).astype(np.uint8).reshape(height * width, -1)
     rows, columns = (np.arange(side - reach, reach, -1) for side in (height, width))
     target = np.add.outer(rows * width, columns).ravel()
+    origin = np.arange(height * width)
     for _ in range(rounds):
         right, down = rng.integers(-reach, reach, size=(len(target), 2)).T
-        pixels = pixels[_after_copies(target, target + down * width + right, len(pixels))]
-    return gaussian(pixels.reshape(x.shape).astype(np.float32) / 255, sigma * scale)
+        origin = origin[_after_copies(target, target + down * width + right, len(origin))]
+    return gaussian(pixels[origin].reshape(x.shape).astype(np.float32) / 255, sigma * scale)
 
 
 def _after_copies(target: np.ndarray, source: np.ndarray, size: int) -> np.ndarray:
     # Where the value of each of `size` pixels comes from after x[target] = x[source], one after another, of falling
-    # targets. A source above its target was a target itself before: follow it, all pixels at once, twice as far at a
-    # time. Entries from `size` on stand for pixels as they were.
-    origin = np.arange(size, 2 * size)
-    origin = np.concatenate([origin, origin])
-    written = np.zeros(size, dtype=bool)
-    written[target] = True
-    origin[target] = np.where((source > target) & written[source], source, source + size)
-    while origin[:size].min() < size:
-        origin = origin[origin]
-    return origin[:size] - size
+    # targets. A source above its target has been a target itself before: it is followed to where its value came from.
+    source_of = np.arange(size)
+    source_of[target] = source
+    origin = source_of.copy()
+    followed = np.flatnonzero(source_of > np.arange(size))
+    while len(followed):
+        reached = origin[followed]
+        origin[followed] = source_of[reached]
+        followed = followed[source_of[reached] > reached]
+    return origin
 
 
 def motion_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, sigma: float) -> np.ndarray:
-    """A smear at up to 45 degrees to the horizontal; to whole grey levels, as ImageMagick gives them."""
-    blurred = smeared(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
-    return np.rint(blurred * 255) / np.float32(255)
+    """A smear at up to 45 degrees to the horizontal."""
+    return smeared(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
 
 
 def smeared(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
