@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 __all__ = [
-    'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared', 'zoom_blur',
+    'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared',
+    'std_after_gaussian', 'zoom_blur',
 ]
 
 _NUM_DIRECT_TAPS = 11  # OpenCV takes a Fourier transform, slow for few taps, from kernels of 130 places on
@@ -27,6 +28,12 @@ def gaussian(x: np.ndarray, sigma: float, truncate: float = 4., border: int = cv
     return cv2.GaussianBlur(x, (2 * radius + 1, 2 * radius + 1), sigma, borderType=border).reshape(x.shape)
 
 
+def std_after_gaussian(sigma: float, truncate: float = 4.) -> float:
+    """Standard deviation of independent noise, 1 before, after the filter."""
+    kernel = cv2.getGaussianKernel(2 * int(truncate * sigma + .5) + 1, max(sigma, 1e-3))
+    return float(np.square(kernel).sum())
+
+
 def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, rim: float) -> np.ndarray:
     """The mean over a disc of a soft rim, a lens out of focus."""
     return cv2.filter2D(x, -1, _disc(radius, rim, scale)).reshape(x.shape)
@@ -36,7 +43,8 @@ def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: 
 def _disc(radius: float, rim: float, scale: float) -> np.ndarray:
     # The authors' disc is the pixels within its radius. Another has scale² times as many, the nearest ones, and of the
     # last ones at the same distance each an equal part: a disc of few pixels would change in leaps otherwise.
-    reach = max(8, math.ceil(radius * scale))  # the blur below does not get beyond, as with the authors
+    # The authors' kernel ends at the disc's rim, and its sum is not quite 1 for radii of 8 and 10.
+    reach = max(8, radius) if scale == 1 else max(8, math.ceil(radius * scale) + 3)
     line = np.arange(-reach, reach + 1)
     distances, place, counts = np.unique(
         np.add.outer(line ** 2, line ** 2), return_inverse=True, return_counts=True)

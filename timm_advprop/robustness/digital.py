@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .blurs import gaussian
+from .blurs import gaussian, std_after_gaussian
 
 __all__ = [
     'SMALLEST_VALUE', 'contrast', 'elastic_transform', 'jpeg_compression', 'pixelate', 'planes_of', 'saturate',
@@ -75,7 +75,8 @@ def elastic_transform(
     if amplitude == 0:
         return x
     right, down = (_smooth(2 * rng.random((height, width), dtype=np.float32) - 1, sigma * scale) for _ in range(2))
-    right, down = (side * np.float32(amplitude * scale) for side in (right, down))
+    amplitude *= scale * std_after_gaussian(sigma) / std_after_gaussian(sigma * scale)
+    right, down = (side * np.float32(amplitude) for side in (right, down))
     return cv2.remap(x, right + np.arange(width, dtype=np.float32), down + np.arange(height, dtype=np.float32)[:, None],
                      cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).reshape(x.shape)
 

@@ -8,7 +8,7 @@ from typing import Tuple
 import cv2
 import numpy as np
 
-from .blurs import clipped_zoom, gaussian, smeared
+from .blurs import clipped_zoom, gaussian, smeared, std_after_gaussian
 from .digital import SMALLEST_VALUE, planes_of
 
 __all__ = ['brightness', 'fog', 'frost', 'frost_textures', 'snow', 'spatter']
@@ -143,6 +143,7 @@ def spatter(
         liquid: str,
 ) -> np.ndarray:
     """Drops of water or of mud where smooth noise is above a threshold."""
+    std *= std_after_gaussian(sigma) / std_after_gaussian(sigma * scale)  # as many drops at every scale
     layer = rng.standard_normal(x.shape[:2], dtype=np.float32) * np.float32(std) + np.float32(mean)
     layer = gaussian(layer, sigma * scale)
     layer[layer < threshold] = 0
