@@ -1,9 +1,12 @@
 """Images for tests that are drawn by formulas: smooth shades, edges and texture, as photographs have them."""
+from functools import lru_cache
+
 import numpy as np
 
 
+@lru_cache(maxsize=64)
 def drawn_image(height, width=None, seed=0):
-    """An image uint8 [H, W, 3], the same with every version of numpy."""
+    """An image uint8 [H, W, 3], the same with every version of numpy, that is not to be written to."""
     width = width or height
     random = np.random.RandomState(seed)
     down, right = np.mgrid[:height, :width]
@@ -14,7 +17,9 @@ def drawn_image(height, width=None, seed=0):
         image[np.hypot(down - center[0], right - center[1]) < radius] = color
     grain = random.uniform(-.06, .06, (height, width, 1)) * (right > .5)[..., None]
     stripes = .1 * (np.sin(40 * down) > 0)[..., None] * (down > .7)[..., None]
-    return np.uint8(np.rint(255 * np.clip(image + grain + stripes, 0, 1)))
+    image = np.uint8(np.rint(255 * np.clip(image + grain + stripes, 0, 1)))
+    image.flags.writeable = False
+    return image
 
 
 def _shades(random, down, right):

@@ -48,7 +48,8 @@ def checksum(image):
 def _functions_of(script):
     # what stands between the authors' headings, without the programs around it
     source = script.read_text()
-    source = source[source.index('# /////////////// Distortion Helpers'):source.index('# /////////////// End Distortions')]
+    first, last = (source.index(f'# /////////////// {name}') for name in ('Distortion Helpers', 'End Distortions'))
+    source = source[first:last]
     names = {'np': np}
     exec(compile(source, str(script), 'exec'), names)
     return names

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 __all__ = [
-    'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared', 'zoom_blur',
+    'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared',
+    'std_after_gaussian', 'zoom_blur',
 ]
 
 _NUM_DIRECT_TAPS = 11  # OpenCV takes a Fourier transform, slow for few taps, from kernels of 130 places on
@@ -27,6 +28,12 @@ def gaussian(x: np.ndarray, sigma: float, truncate: float = 4., border: int = cv
     return cv2.GaussianBlur(x, (2 * radius + 1, 2 * radius + 1), sigma, borderType=border).reshape(x.shape)
 
 
+def std_after_gaussian(sigma: float, truncate: float = 4.) -> float:
+    """Standard deviation of independent noise, 1 before, after the filter."""
+    kernel = cv2.getGaussianKernel(2 * int(truncate * sigma + .5) + 1, max(sigma, 1e-3))
+    return float(np.square(kernel).sum())
+
+
 def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, rim: float) -> np.ndarray:
     """The mean over a disc of a soft rim, a lens out of focus."""
     return cv2.filter2D(x, -1, _disc(radius, rim, scale)).reshape(x.shape)
@@ -36,7 +43,8 @@ def defocus_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: 
 def _disc(radius: float, rim: float, scale: float) -> np.ndarray:
     # The authors' disc is the pixels within its radius. Another has scale² times as many, the nearest ones, and of the
     # last ones at the same distance each an equal part: a disc of few pixels would change in leaps otherwise.
-    reach = max(8, math.ceil(radius * max(1., scale)) + 1)
+    # The authors' kernel ends at the disc's rim, and its sum is not quite 1 for radii of 8 and 10.
+    reach = max(8, radius) if scale == 1 else max(8, math.ceil(radius * scale) + 3)
     line = np.arange(-reach, reach + 1)
     distances, place, counts = np.unique(
         np.add.outer(line ** 2, line ** 2), return_inverse=True, return_counts=True)
@@ -70,30 +78,30 @@ def glass_blur(
     pixels = (gaussian(x, sigma * scale) * 255 + 1e-3).astype(np.uint8).reshape(height * width, -1)
     rows, columns = (np.arange(side - reach, reach, -1) for side in (height, width))
     target = np.add.outer(rows * width, columns).ravel()
+    origin = np.arange(height * width)
     for _ in range(rounds):
         right, down = rng.integers(-reach, reach, size=(len(target), 2)).T
-        pixels = pixels[_after_copies(target, target + down * width + right, len(pixels))]
-    return gaussian(pixels.reshape(x.shape).astype(np.float32) / 255, sigma * scale)
+        origin = origin[_after_copies(target, target + down * width + right, len(origin))]
+    return gaussian(pixels[origin].reshape(x.shape).astype(np.float32) / 255, sigma * scale)
 
 
 def _after_copies(target: np.ndarray, source: np.ndarray, size: int) -> np.ndarray:
     # Where the value of each of `size` pixels comes from after x[target] = x[source], one after another, of falling
-    # targets. A source above its target was a target itself before: follow it, all pixels at once, twice as far at a
-    # time. Entries from `size` on stand for pixels as they were.
-    origin = np.arange(size, 2 * size)
-    origin = np.concatenate([origin, origin])
-    written = np.zeros(size, dtype=bool)
-    written[target] = True
-    origin[target] = np.where((source > target) & written[source], source, source + size)
-    while origin[:size].min() < size:
-        origin = origin[origin]
-    return origin[:size] - size
+    # targets. A source above its target has been a target itself before: it is followed to where its value came from.
+    source_of = np.arange(size)
+    source_of[target] = source
+    origin = source_of.copy()
+    followed = np.flatnonzero(source_of > np.arange(size))
+    while len(followed):
+        reached = origin[followed]
+        origin[followed] = source_of[reached]
+        followed = followed[source_of[reached] > reached]
+    return origin
 
 
 def motion_blur(x: np.ndarray, rng: np.random.Generator, scale: float, radius: float, sigma: float) -> np.ndarray:
-    """A smear at up to 45 degrees to the horizontal; to whole grey levels, as ImageMagick gives them."""
-    blurred = smeared(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
-    return np.rint(blurred * 255) / np.float32(255)
+    """A smear at up to 45 degrees to the horizontal."""
+    return smeared(x, radius * scale, sigma * scale, rng.uniform(-45, 45))
 
 
 def smeared(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:

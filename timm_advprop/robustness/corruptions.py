@@ -46,14 +46,14 @@ def corrupt(image: np.ndarray, name: str, severity: int, rng: np.random.Generato
     Raises:
         InputError: An unknown name or severity, an image of another kind, or the extra `robustness` is not installed.
     """
-    channels = _num_channels(image)
+    channels, function = _num_channels(image), _functions().get(name)
     scale, parameters = parameters_for(name, severity, *image.shape[:2])
     x = image.reshape(*image.shape[:2], channels).astype(np.float32)
     x /= 255
     if channels == 1 and name in _COLOURED:
         x = np.repeat(x, 3, axis=2)
     with _one_thread():
-        x = _functions()[name](x, rng, scale, *parameters)
+        x = function(x, rng, scale, *parameters)
     if x.shape[2] != channels:
         x = np.clip(x, 0, 1) @ _LUMA
     return _to_uint8(x).reshape(image.shape)

@@ -128,7 +128,7 @@ def check_corruption(name: str, severity: int) -> None:
     if name not in ALL_CORRUPTIONS:
         raise InputError(f'There is no corruption {name!r}{near_matches(str(name), ALL_CORRUPTIONS)}: choose from '
                          f'{", ".join(ALL_CORRUPTIONS)}.')
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if type(severity) is not int or severity not in SEVERITIES:
         raise InputError(f'The severity of {name} must be 1, 2, 3, 4 or 5, got {severity!r}.')
 
 

@@ -8,7 +8,8 @@ from typing import Tuple
 import cv2
 import numpy as np
 
-from .blurs import clipped_zoom, gaussian, smeared
+from .blurs import clipped_zoom, gaussian, smeared, std_after_gaussian
+from .digital import SMALLEST_VALUE, planes_of
 
 __all__ = ['brightness', 'fog', 'frost', 'frost_textures', 'snow', 'spatter']
 
@@ -18,9 +19,10 @@ _WATER, _MUD = (np.array(color, dtype=np.float32) / 255 for color in ((175, 238,
 
 def brightness(x: np.ndarray, rng: np.random.Generator, scale: float, added: float) -> np.ndarray:
     """A higher value in HSV space, at the same hue and saturation: all channels times the same factor."""
-    value = x.max(axis=2, keepdims=True)
+    planes = planes_of(x)
+    value = planes.max(axis=0)
     brighter = np.minimum(value + np.float32(added), 1)
-    return np.where(value > 0, x * (brighter / np.maximum(value, 1e-6)), brighter)
+    return np.where(value > 0, planes * (brighter / np.maximum(value, SMALLEST_VALUE)), brighter).transpose(1, 2, 0)
 
 
 def fog(x: np.ndarray, rng: np.random.Generator, scale: float, strength: float, decay: float, span: int) -> np.ndarray:
@@ -32,7 +34,12 @@ def fog(x: np.ndarray, rng: np.random.Generator, scale: float, strength: float, 
     if size != span:
         layer = cv2.resize(layer, (span, span), interpolation=cv2.INTER_AREA)
     brightest = x.max()
-    return (x + strength * layer[:height, :width, None]) * (brightest / (brightest + np.float32(strength)))
+    return (x + _grey(strength * layer[:height, :width], x.shape[2])) * (brightest / (brightest + np.float32(strength)))
+
+
+def _grey(plane: np.ndarray, channels: int = 3) -> np.ndarray:
+    # [H, W] in all channels of an image: faster to compute with than to broadcast
+    return cv2.merge([plane] * channels).reshape(*plane.shape, channels)
 
 
 def _plasma(rng: np.random.Generator, size: int, decay: float) -> np.ndarray:
@@ -115,12 +122,13 @@ def snow(
         kept: float,
 ) -> np.ndarray:
     """Flakes, which are enlarged normal noise above a threshold, smeared downwards, on a whitened image."""
-    layer = rng.standard_normal(x.shape[:2], dtype=np.float32)[..., None]
-    layer = clipped_zoom(layer * std + mean, max(1., zoom * scale))
-    layer = np.where(layer < threshold, 0, np.minimum(layer, 1) * 255).astype(np.uint8).astype(np.float32)
-    layer = np.rint(smeared(layer, radius * scale, sigma * scale, rng.uniform(-135, -45))) / np.float32(255)
-    whitened = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None] * np.float32(1.5) + np.float32(.5)
-    return x * kept + np.maximum(x, whitened) * (1 - kept) + (layer + layer[::-1, ::-1])
+    layer = rng.standard_normal(x.shape[:2], dtype=np.float32) * np.float32(std) + np.float32(mean)
+    layer = clipped_zoom(layer, max(1., zoom * scale))
+    layer = np.floor(np.where(layer < threshold, 0, np.minimum(layer, 1) * np.float32(255)))
+    layer = smeared(layer, radius * scale, sigma * scale, rng.uniform(-135, -45))
+    layer = np.floor(layer + np.float32(1e-3)) / np.float32(255)  # an image of whole levels, with the authors
+    whitened = _grey(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) * np.float32(1.5) + np.float32(.5))
+    return x * np.float32(kept) + np.maximum(x, whitened) * np.float32(1 - kept) + _grey(layer + layer[::-1, ::-1])
 
 
 def spatter(
@@ -135,13 +143,16 @@ def spatter(
         liquid: str,
 ) -> np.ndarray:
     """Drops of water or of mud where smooth noise is above a threshold."""
-    layer = gaussian(rng.standard_normal(x.shape[:2], dtype=np.float32) * std + mean, sigma * scale)
+    std *= std_after_gaussian(sigma) / std_after_gaussian(sigma * scale)  # as many drops at every scale
+    layer = rng.standard_normal(x.shape[:2], dtype=np.float32) * np.float32(std) + np.float32(mean)
+    layer = gaussian(layer, sigma * scale)
     layer[layer < threshold] = 0
     if liquid == 'water':
-        return x + (_refraction(layer) * amount)[..., None] * _WATER
+        light = _refraction(layer) * np.float32(amount)
+        return x + cv2.merge([light * value for value in _WATER])
     cover = gaussian((layer > threshold).astype(np.float32), amount * scale)
     cover[cover < .8] = 0
-    return x + cover[..., None] * (_MUD - x)
+    return x * _grey(1 - cover) + cv2.merge([cover * value for value in _MUD])
 
 
 def _refraction(layer: np.ndarray) -> np.ndarray:
