@@ -140,8 +140,8 @@ def test_square_alone_fools_a_model_without_defence(caplog):
     assert not [text for text in caplog.messages if 'Square Attack' in text]
 
 
-@pytest.mark.parametrize('norm, eps', [('linf', .02), pytest.param('l2', .2, marks=pytest.mark.slow)])
-def test_result_is_that_of_the_library_itself(norm, eps):
+@pytest.mark.parametrize('norm, eps', [('linf', .02), ('l2', .2)])
+def test_result_is_that_of_the_library_itself(norm, eps, few_steps):
     from pyautoattack import AutoAttack
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 10)).eval()
     images = torch.rand(12, 3, 6, 6)
@@ -301,14 +301,14 @@ def test_number_of_targets(monkeypatch, num_classes, targets):
     seen = []
 
     def note_targets(self, images, labels):
-        seen.append(self.n_target_classes)
+        seen.append((self.n_target_classes, getattr(self, 'targeted', True)))
         return images
     for kind in (APGDAttack_targeted, FABAttack):
         monkeypatch.setattr(kind, 'perturb', note_targets)
     images = grey_images(1)
     model = linear(num_classes)
     autoattack(model, [(images, model(images).argmax(1))], eps=1e-4)
-    assert seen == [targets, targets]
+    assert seen == [(targets, True), (targets, True)]
 
 
 # what is said
