@@ -10,6 +10,16 @@ import timm
 import torch
 import torch.nn as nn
 
+from tests.robustness.known_models import (
+    Mirrored,
+    Stairs,
+    eps_between,
+    first_pixel_decides,
+    grey_images,
+    linear,
+    margins,
+    one_pixel_changes,
+)
 from timm_advprop import InputError
 from timm_advprop.norms import split_norms
 from timm_advprop.robustness import autoattack, routed
@@ -21,7 +31,6 @@ from pyautoattack.square import SquareAttack  # noqa: E402
 
 MODULE = importlib.import_module('timm_advprop.robustness.autoattack')
 STAGES = ('top1', 'apgd_ce_top1', 'apgd_t_top1', 'fab_t_top1', 'square_top1')
-DUAL = {'linf': 1, 'l2': 2}
 
 
 def shorten(monkeypatch, kind, setting, value):
@@ -58,53 +67,6 @@ def attacks_return(monkeypatch):
         for kind in (APGDAttack, APGDAttack_targeted, FABAttack, SquareAttack):
             monkeypatch.setattr(kind, 'perturb', lambda self, images, labels: attack(images))
     return replace
-
-
-def linear(num_classes=5, size=6):
-    """A linear model of images whose pixels are about 0.5."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, num_classes))
-    with torch.no_grad():
-        model[1].bias.copy_(-model[1].weight.sum(1) / 2)
-    return model.eval()
-
-
-def grey_images(num_images, size=6):
-    return torch.empty(num_images, 3, size, size).uniform_(.4, .6)
-
-
-@torch.no_grad()
-def margins(model, images, norm):
-    """Labels, and the size of the smallest perturbation that changes them, by the dual norm of the weights."""
-    logits, weight = model(images), model[1].weight
-    labels = logits.argmax(1)
-    distances = (logits.gather(1, labels.unsqueeze(1)) - logits) / (
-        weight[labels].unsqueeze(1) - weight).norm(dim=2, p=DUAL[norm])
-    return labels, distances.nan_to_num(torch.inf).amin(1)
-
-
-def eps_between(distances):
-    """A strength that some images withstand and others do not, at least 2% away from each of them."""
-    ordered = distances.sort().values
-    lower, upper = ordered[:-1], ordered[1:]
-    gaps = torch.where(torch.arange(len(lower)) < len(lower) // 3, 0., upper / lower)
-    index = gaps.argmax()
-    assert gaps[index] > 1.04
-    return (lower[index] * upper[index]).sqrt().item()
-
-
-def one_pixel_changes(images, size):
-    adv = images.clone()
-    adv[:, 0, 0, 0] += size
-    return adv
-
-
-def first_pixel_decides(threshold):
-    """A model of 4 classes that says 1 where the first pixel is above a threshold, and 0 elsewhere."""
-    class Model(nn.Flatten):
-        def forward(self, images):
-            score = (images[:, 0, 0, 0] - threshold).unsqueeze(1)
-            return torch.cat([-score, score, torch.full_like(score, -2), torch.full_like(score, -3)], 1)
-    return Model()
 
 
 # what is found
@@ -160,16 +122,6 @@ def test_an_image_on_the_boundary_has_the_class_that_argmax_says(label, top1):
     assert (results['top1'], results['aa_top1']) == (top1, 0)
 
 
-class Stairs(nn.Module):
-    """A linear model of rounded pixels: its gradient is 0 nearly everywhere."""
-    def __init__(self):
-        super().__init__()
-        self.linear = linear()
-
-    def forward(self, images):
-        return self.linear((images * 40).round() / 40)
-
-
 def test_square_finds_what_has_no_gradient_and_a_warning_says_so(caplog):
     model, labels = Stairs().eval(), torch.arange(4)
     images = .5 + .05 * model.linear[1].weight[labels].sign().view(4, 3, 6, 6)
@@ -188,8 +140,8 @@ def test_square_alone_fools_a_model_without_defence(caplog):
     assert not [text for text in caplog.messages if 'Square Attack' in text]
 
 
-@pytest.mark.parametrize('norm, eps', [('linf', .02), pytest.param('l2', .2, marks=pytest.mark.slow)])
-def test_result_is_that_of_the_library_itself(norm, eps):
+@pytest.mark.parametrize('norm, eps', [('linf', .02), ('l2', .2)])
+def test_result_is_that_of_the_library_itself(norm, eps, few_steps):
     from pyautoattack import AutoAttack
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 16), nn.Tanh(), nn.Linear(16, 10)).eval()
     images = torch.rand(12, 3, 6, 6)
@@ -217,11 +169,21 @@ def test_images_outside_of_the_ball_do_not_count(attacks_return, caplog, norm, s
     assert len(said) == (4 if size > .1 + 1e-6 else 0)
 
 
-@pytest.mark.parametrize('value, withstanding', [(1., 0), (1.001, 100)])
+@pytest.mark.parametrize('size, withstanding', [(3 + 2e-6, 0), (3 + 1e-5, 100)])
+def test_large_l2_balls_are_rounded_more(attacks_return, size, withstanding):
+    attacks_return(lambda images: (images.double() + size / 108 ** .5).float())
+    images, labels = torch.full((3, 3, 6, 6), .5), torch.zeros(3, dtype=torch.long)
+    results = autoattack(first_pixel_decides(.55), [(images, labels)], eps=3, norm='l2')
+    assert results['aa_top1'] == withstanding
+
+
+@pytest.mark.parametrize('value, withstanding', [(1., 0), (1.001, 100), (0., 0), (-.001, 100)])
 def test_images_outside_of_0_to_1_do_not_count(attacks_return, value, withstanding):
-    attacks_return(lambda images: one_pixel_changes(images, value - .95))
-    images, labels = torch.full((3, 3, 6, 6), .95), torch.zeros(3, dtype=torch.long)
-    assert autoattack(first_pixel_decides(.97), [(images, labels)], eps=.1)['aa_top1'] == withstanding
+    side = 1 if value > .5 else -1
+    images, labels = torch.full((3, 3, 6, 6), value - side * .05).clamp(0, 1), torch.zeros(3, dtype=torch.long)
+    attacks_return(lambda images: one_pixel_changes(images, side * .05))
+    model = nn.Sequential(Mirrored(side < 0), first_pixel_decides(.97))
+    assert autoattack(model, [(images, labels)], eps=.1)['aa_top1'] == withstanding
 
 
 def test_images_of_the_right_class_do_not_count(attacks_return):
@@ -339,14 +301,14 @@ def test_number_of_targets(monkeypatch, num_classes, targets):
     seen = []
 
     def note_targets(self, images, labels):
-        seen.append(self.n_target_classes)
+        seen.append((self.n_target_classes, getattr(self, 'targeted', True)))
         return images
     for kind in (APGDAttack_targeted, FABAttack):
         monkeypatch.setattr(kind, 'perturb', note_targets)
     images = grey_images(1)
     model = linear(num_classes)
     autoattack(model, [(images, model(images).argmax(1))], eps=1e-4)
-    assert seen == [targets, targets]
+    assert seen == [(targets, True), (targets, True)]
 
 
 # what is said

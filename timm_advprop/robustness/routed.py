@@ -71,7 +71,7 @@ class _Routed(nn.Module):
     def training(self, mode: bool) -> None:
         pass  # train() goes on to the model itself
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)  # routes are set on modules, which is not for a graph
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with _on_route(self.model, self.route):
             output = self.model(_normalised(images, self.mean, self.std))
