@@ -169,6 +169,13 @@ def test_images_outside_of_the_ball_do_not_count(attacks_return, caplog, norm, s
     assert len(said) == (4 if size > .1 + 1e-6 else 0)
 
 
+def test_an_attack_that_changes_its_images_does_not_move_the_ball(attacks_return):
+    attacks_return(lambda images: images.add_(.2))
+    images, labels = torch.full((3, 3, 6, 6), .5), torch.zeros(3, dtype=torch.long)
+    assert autoattack(first_pixel_decides(.55), [(images, labels)], eps=.1)['aa_top1'] == 100
+    assert (images == .5).all()
+
+
 @pytest.mark.parametrize('size, withstanding', [(3 + 2e-6, 0), (3 + 1e-5, 100)])
 def test_large_l2_balls_are_rounded_more(attacks_return, size, withstanding):
     attacks_return(lambda images: (images.double() + size / 108 ** .5).float())
