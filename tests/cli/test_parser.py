@@ -118,7 +118,7 @@ def test_adversarial_defaults():
     assert given['regime'] is None
     assert {value for name, value in given.items() if name.startswith('adv_')} == {None}  # the regime has its own
     validation = parse_validate_args([])
-    assert validation.model.route == 'main' and validation.attack.attack is None
+    assert validation.model.route == ('main',) and validation.attack.attack is None
     attack = parse_validate_args(['--adv-attack', 'pgd']).attack.attack
     assert (attack.target, attack.random_start, attack.eps_px) == ('none', 1., 4.)
 

@@ -10,14 +10,13 @@ from timm.data import ImageNetInfo, create_dataset
 
 from timm_advprop.errors import InputError
 from timm_advprop.robustness.published_sets import (
-    CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
     IMAGENET_C,
     PUBLISHED_SETS,
     check_num_classes,
     corruption_folders,
     missing_corruptions,
 )
+from timm_advprop.robustness.severities import CORRUPTIONS, GROUPS
 
 SYNSETS = ImageNetInfo().label_names()
 NUMBERS = [str(index) for index in range(1000)]
@@ -187,8 +186,8 @@ def make_corruptions(root, places, severities='12345'):
 
 
 def test_corruptions_and_severities_of_imagenet_c(tmp_path):
-    folders = corruption_folders(make_corruptions(tmp_path, [*reversed(CORRUPTIONS), *EXTRA_CORRUPTIONS, 'other']))
-    assert list(folders) == [(name, severity) for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
+    folders = corruption_folders(make_corruptions(tmp_path, [*reversed(CORRUPTIONS), *GROUPS['extra'], 'other']))
+    assert list(folders) == [(name, severity) for name in (*CORRUPTIONS, *GROUPS['extra'])
                              for severity in range(1, 6)]
     assert len(folders) == 95
     assert folders['fog', 3] == str(tmp_path / 'fog' / '3')

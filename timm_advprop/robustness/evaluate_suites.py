@@ -8,7 +8,7 @@ from ..engine.tested_model import TestedModel, open_tested_model
 from ..output import duration
 from .cells import Cell, Measured, cell_name, complete_rows
 from .kept_results import KeptResults
-from .suites import is_attacked, suite_cells
+from .suites import check_model, is_attacked, suite_cells
 
 __all__ = ['SuiteEvaluation']
 
@@ -30,7 +30,7 @@ class SuiteEvaluation:
 
     def __init__(self, suites: Sequence[str], settings: EvalSettings, kept: KeptResults, num_runs: int = 1):
         self.cells, self.kept = suite_cells(settings, suites), kept
-        self.attacked = is_attacked(suites)
+        self.suites = suites
         self.left, self.measured, self.start = num_runs * len(self.cells), 0, time.monotonic()
 
     def __call__(self, settings: EvalSettings) -> None:
@@ -39,7 +39,8 @@ class SuiteEvaluation:
         Raises:
             InputError: Settings do not go together, or something they name is missing.
         """
-        tested = open_tested_model(settings, self.attacked)
+        tested = open_tested_model(settings, is_attacked(self.suites))
+        check_model(self.suites, tested.num_classes)
         for cell in self.cells:
             if cell_name(tested, cell) not in self.kept.cells:
                 rows = complete_rows(tested, cell, cell.measure(tested))

@@ -9,9 +9,9 @@ from ..settings import Settings, setting
 from .attack_suites import attack_cells, autoattack_cells
 from .cells import Cell
 from .image_suites import clean_cells, corruption_cells, imagenet_c_cells, published_cells, real_cells
-from .published_sets import PUBLISHED_SETS
+from .published_sets import PUBLISHED_SETS, check_num_classes
 
-__all__ = ['SUITES', 'Suite', 'SuiteSettings', 'is_attacked', 'suite_cells']
+__all__ = ['SUITES', 'Suite', 'SuiteSettings', 'check_model', 'is_attacked', 'suite_cells']
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,19 @@ class Suite:
             model is opened.
         has_folder: It has a data set of its own; others take the split of `--data-dir`.
         attacks: It attacks the model.
+        of_imagenet: It is for models of the 1,000 ImageNet classes.
     """
     cells: Callable[[EvalSettings, str], List[Cell]]
     has_folder: bool = False
     attacks: bool = False
+    of_imagenet: bool = False
 
 
 SUITES: Dict[str, Suite] = {
     'corruptions': Suite(corruption_cells),
-    'imagenet-c': Suite(imagenet_c_cells, has_folder=True),
-    **{name: Suite(partial(published_cells, name=name), has_folder=True) for name in PUBLISHED_SETS},
-    'imagenet-real': Suite(real_cells),
+    'imagenet-c': Suite(imagenet_c_cells, has_folder=True, of_imagenet=True),
+    **{name: Suite(partial(published_cells, name=name), has_folder=True, of_imagenet=True) for name in PUBLISHED_SETS},
+    'imagenet-real': Suite(real_cells, of_imagenet=True),
     'attacks': Suite(attack_cells, attacks=True),
     'autoattack': Suite(autoattack_cells, attacks=True),
 }
@@ -67,7 +69,7 @@ def suite_cells(settings: EvalSettings, suites: Sequence[str]) -> List[Cell]:
     Raises:
         InputError: A folder or a library is missing.
     """
-    asked = dict(value.partition('=')[::2] for value in suites)
+    asked = _folders_by_name(suites)
     cells = [] if all(SUITES[name].has_folder for name in asked) else clean_cells(settings)
     for name, folder in asked.items():
         cells += SUITES[name].cells(settings, _folder(name, folder, settings, alone=len(asked) == 1))
@@ -76,7 +78,22 @@ def suite_cells(settings: EvalSettings, suites: Sequence[str]) -> List[Cell]:
 
 def is_attacked(suites: Sequence[str]) -> bool:
     """Whether one of the suites attacks the model."""
-    return any(SUITES[value.partition('=')[0]].attacks for value in suites)
+    return any(SUITES[name].attacks for name in _folders_by_name(suites))
+
+
+def check_model(suites: Sequence[str], num_classes: int) -> None:
+    """Check that a model can be evaluated on suites.
+
+    Raises:
+        InputError: A suite is of other classes.
+    """
+    for name in _folders_by_name(suites):
+        if SUITES[name].of_imagenet:
+            check_num_classes(name, num_classes)
+
+
+def _folders_by_name(suites: Sequence[str]) -> Dict[str, str]:
+    return dict(value.partition('=')[::2] for value in suites)
 
 
 def _folder(name: str, folder: str, settings: EvalSettings, alone: bool) -> str:
