@@ -115,6 +115,12 @@ def test_lengths_are_multiplied_by_the_scale(function, parameters, doubled):
     assert np.abs(result - function(x, rng(), 1., *parameters)).max() > .05
 
 
+def test_flakes_are_not_smaller_than_a_pixel():
+    x, others = drawn_image(60).astype(np.float32) / 255, (.5, 5, 2., .8)
+    result = weather.snow(x, rng(), .5, .3, .3, 1, *others)
+    assert np.array_equal(result, weather.snow(x, rng(), .5, .3, .3, 2, *others))
+
+
 @pytest.mark.parametrize('sigma', [.1, .4, .65, 2.])
 def test_gaussian_filter_is_that_of_scipy(sigma):
     x = rng().random((20, 24, 3), dtype=np.float32)
