@@ -5,6 +5,8 @@ from typing import List, Tuple
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 __all__ = [
     'clipped_zoom', 'defocus_blur', 'gaussian', 'gaussian_blur', 'glass_blur', 'motion_blur', 'smeared',
@@ -149,33 +151,46 @@ def _kernel(taps: List[Tuple[float, int, int]]) -> Tuple[np.ndarray, int, int]:
 def zoom_blur(x: np.ndarray, rng: np.random.Generator, scale: float, stop: float, step: float) -> np.ndarray:
     """The mean of the image and of the image zoomed in by the factors from 1 to `stop`."""
     factors = np.arange(1, stop, step)
-    total = x.copy()
-    for factor in factors:
-        total += clipped_zoom(x, factor)
+    total = 2 * x  # a factor of 1 is among them
+    for factor in factors[1:]:
+        (down, row), (right, column) = (_line_of_zoom(side, factor) for side in x.shape[:2])
+        grid = np.array([[right, 0, column], [0, down, row]])
+        total += cv2.warpAffine(
+            x, grid, x.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+        ).reshape(x.shape)
     return total / np.float32(len(factors) + 1)
 
 
+def _line_of_zoom(side: int, factor: float) -> Tuple[float, float]:
+    # how far two pixels of a line are apart in the image, and where the first is
+    part, enlarged = _sizes_of_zoom(side, factor)
+    step = (part - 1) / max(1, enlarged - 1)
+    return step, (side - part) // 2 + (enlarged - side) // 2 * step
+
+
+def _sizes_of_zoom(side: int, factor: float) -> Tuple[int, int]:
+    part = math.ceil(side / factor)
+    return part, round(part * factor)
+
+
 def clipped_zoom(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of an image at its size: enlarged bilinearly, corners on corners, and cut.
+    """The middle of a grey image at its size: enlarged bilinearly, corners on corners, and cut.
+
+    It is exact, for what is compared with a threshold afterwards: some versions of OpenCV round places to 1/32 pixel.
 
     Args:
-        x: Image [H, W, C], float32.
+        x: Image [H, W], float32.
         factor: Of the enlargement, at least 1.
 
     Returns:
-        Image [H, W, C].
+        Image [H, W].
     """
-    if factor == 1:
-        return x
-    rows, columns = (_zoomed_line(side, factor) for side in x.shape[:2])
-    grid = np.array([[columns[1], 0, columns[0]], [0, rows[1], rows[0]]])
-    return cv2.warpAffine(x, grid, x.shape[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_REPLICATE).reshape(x.shape)
+    parts, enlarged = zip(*(_sizes_of_zoom(side, factor) for side in x.shape))
+    part = torch.from_numpy(np.ascontiguousarray(_middle(x, *parts)))
+    large = F.interpolate(part[None, None], size=enlarged, mode='bilinear', align_corners=True)
+    return _middle(large[0, 0].numpy(), *x.shape)
 
 
-def _zoomed_line(side: int, factor: float) -> Tuple[float, float]:
-    # where the first pixel of a line lies in the image, and the distance of two
-    part = math.ceil(side / factor)
-    enlarged = round(part * factor)
-    step = (part - 1) / max(1, enlarged - 1)
-    return (side - part) // 2 + (enlarged - side) // 2 * step, step
+def _middle(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
+    return x[top:top + height, left:left + width]

@@ -27,6 +27,7 @@ __all__ = ['main']
 
 _SIZES = {28: (28, 28), 224: (500, 375)}  # of a model's images: of the files, width and height
 _NUM_FILES = 50
+_GRAIN = 3
 _NUM_WORKERS = (1, 2)
 
 
@@ -50,14 +51,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def _write_files(folder: Path, size: Sequence[int]) -> List[Path]:
-    # shades, edges and grain, so that they take as long to decode as photographs
+    # Shades, edges and grain. The large ones are as ImageNet's: about 100 kB, at quality 96 with chroma at full size.
     rng, files = np.random.default_rng(0), []
     for i in range(_NUM_FILES):
         shades = sum(np.asarray(Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(
             size, Image.Resampling.BICUBIC), dtype=np.float32) / side for side in (2, 4, 8, 16, 64))
         shades[size[1] // 3:, size[0] // 2:] *= .5
+        shades += rng.normal(0, _GRAIN, shades.shape)
         files.append(folder / f'{i}.jpg')
-        Image.fromarray(np.clip(shades, 0, 255).astype(np.uint8)).save(files[-1], quality=90)
+        Image.fromarray(np.clip(shades, 0, 255).astype(np.uint8)).save(files[-1], quality=96, subsampling=0)
     return files
 
 
