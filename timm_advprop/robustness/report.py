@@ -67,23 +67,19 @@ def overview(rows: Sequence[Results]) -> str:
 def names_of_evaluated(rows: Sequence[Results]) -> Dict[Tuple[str, ...], str]:
     """A short name for each model on a route."""
     keys = list(dict.fromkeys(map(evaluated, rows)))
-    files = _shortest([checkpoint for _, checkpoint, _ in keys])
-    names = {}
-    for key in keys:
-        model, checkpoint, route = key
-        of_file = f' {files[checkpoint]}' if checkpoint else ''
-        names[key] = f'{os.path.basename(os.path.normpath(model))}{of_file}' + (f', {route}' if route != 'main' else '')
-    return names
+    models = _shortest(sorted({model for model, _, _ in keys}), drop_common=False)
+    files = _shortest(sorted({checkpoint for _, checkpoint, _ in keys}))
+    return {(model, checkpoint, route): ' '.join(filter(None, [
+        models[model], checkpoint and files[checkpoint]])) + (f', {route}' if route != 'main' else '')
+        for model, checkpoint, route in keys}
 
 
-def _shortest(paths: Sequence[str]) -> Dict[str, str]:
+def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
     # The part of each path that tells it from the others: `vanilla`, `advprop` of two files `last.pth.tar`.
     parts = {path: os.path.normpath(path).split(os.sep) for path in paths}
-    of_all = list(parts.values())
-    same = 0
-    while len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
+    of_all, same, length = list(parts.values()), 0, 1
+    while drop_common and len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
         same += 1
-    length = 1
     while len({_last(each, same, length) for each in of_all}) < len(parts):
         length += 1
     return {path: _last(each, same, length) for path, each in parts.items()}

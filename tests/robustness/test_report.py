@@ -1,0 +1,79 @@
+"""The overview, tables by severity, and pictures."""
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.robustness.test_summary import corrupted, row
+from timm_advprop.robustness.report import names_of_evaluated, overview, write_report
+from timm_advprop.robustness.summary import summary_rows
+
+
+def rows_of_a_run():
+    rows = [row('clean', top1=90.04), row('clean', top1=88., route='aux'), *corrupted(),
+            row('attacks', 'pgd', '2.0', top1=60.), row('attacks', 'pgd', '8.0', top1=30.),
+            row('attacks', 'pgd', '2.0', top1=70., route='aux')]
+    return rows + summary_rows(rows)
+
+
+def table_of(text):
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:1] == '|']
+    return lines[0], {line[0]: line[1:] for line in lines[2:]}
+
+
+def test_an_overview_has_a_row_for_each_model_and_route_and_a_column_for_each_kind_of_images():
+    head, rows = table_of(overview(rows_of_a_run()))
+    assert head == ['top-1 (%)', 'clean', 'corruptions', 'noise', 'blur', 'weather', 'digital', 'extra', 'PGD 2/255',
+                    'PGD 8/255']
+    assert rows == {'m': ['90.0', '70.0', *['70.0'] * 5, '60.0', '30.0'],
+                    'm, aux': ['88.0', *['–'] * 6, '70.0', '–']}
+
+
+def test_an_overview_says_what_corruptions_are_and_are_not():
+    text = overview(rows_of_a_run())
+    assert 'are not its files' in text and 'on the fly' in text
+    assert 'AutoAttack' not in text and 'mCE' not in text
+    assert overview([row('clean')]).splitlines() == ['| top-1 (%) | clean |', '|---|---|', '| m | 50.0 |']
+
+
+def test_an_overview_has_the_normalised_error_of_imagenet_classes():
+    rows = corrupted(imagenet_classes=True)
+    text = overview(rows + summary_rows(rows))
+    head, table = table_of(text)
+    assert head[-1] == 'corruptions mCE' and table['m'][-1] == f'{summary_rows(rows)[0]["mce"]:.1f}'
+    assert 'AlexNet' in text
+
+
+@pytest.mark.parametrize('evaluated, names', [
+    ([('a', '', 'main'), ('b', '', '2')], ['a', 'b, 2']),
+    ([('a', '/x/vanilla/last.pth', 'main'), ('a', '/x/advprop/last.pth', 'aux')], ['a vanilla', 'a advprop, aux']),
+    ([('a', '/x/1/best/last.pth', 'main'), ('a', '/y/1/best/last.pth', 'main')], ['a x', 'a y']),
+    ([('a', 'one.pth', 'main'), ('a', 'two.pth', 'main')], ['a one.pth', 'a two.pth']),
+    ([('a', '/x/last.pth', 'main'), ('a', '/x/last.pth', 'aux')], ['a last.pth', 'a last.pth, aux']),
+    ([('local-dir:/home/me/net', '', 'main')], ['net']),
+    ([('local-dir:/home/me/net', '', 'main'), ('hf-hub:you/net', '', 'main')], ['me/net', 'hf-hub:you/net']),
+    ([('a', '', 'main'), ('a', '/x/last.pth', 'main')], ['a', 'a last.pth']),
+], ids=str)
+def test_names_are_short_and_differ(evaluated, names):
+    rows = [dict(zip(('model', 'checkpoint', 'route'), each)) for each in evaluated]
+    assert list(names_of_evaluated(rows).values()) == names
+
+
+def test_tables_and_pictures_lie_beside_the_results(tmp_path):
+    said = write_report(rows_of_a_run(), str(tmp_path / 'r.csv'))
+    assert {file.name for file in tmp_path.iterdir()} == {'r.md', 'r_corruptions.png', 'r_attacks.png'}
+    text = (tmp_path / 'r.md').read_text()
+    assert text.startswith('# Robustness\n\n| top-1')
+    assert '## corruptions: m\n' in text and '| fog | 90.0 | 80.0 | 70.0 | 60.0 | 50.0 | 70.0 |' in text
+    assert '## corruptions: m, aux' not in text and 'mean |' in text
+    assert 'r.md' in said and '| m, aux | 88.0 |' in said
+    for name in ('r_corruptions.png', 'r_attacks.png'):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > 500 and len(picture.convert('RGB').resize((64, 64)).getcolors(4096)) > 20
+
+
+def test_a_run_goes_without_pictures_where_matplotlib_is_missing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    write_report(rows_of_a_run(), str(tmp_path / 'r.csv'))
+    assert {file.name for file in tmp_path.iterdir()} == {'r.md'}
+    assert 'Pictures are left out' in caplog.text
