@@ -1,7 +1,7 @@
 """What corruptions cost, beside reading images: `python -m timm_advprop.robustness.corruption_speed`.
 
 For 28 and 224 px, JPEG files are read, sized and cropped as timm does for evaluation, and corrupted, on one thread;
-then through timm's transform in one and two workers of a data loader, where each image gets another corruption.
+then in one and two workers of a data loader, by timm's transform with all corruptions in turn.
 """
 import argparse
 import time
@@ -115,17 +115,18 @@ def _corrupt_in_turn(corruptions: Sequence[Corruption], images: Sequence[Image.I
 
 
 class _Files(Dataset):
-    # Through timm's transform, if `corrupted` with another corruption for each.
+    # Through timm's transform; if `corrupted`, a part of them with each corruption, as an evaluation has it.
     def __init__(self, files: List[Path], size: int, corrupted: bool):
-        self.files = files
+        self.files, self.names = files, ALL_CORRUPTIONS if corrupted else ('',)
         plain = create_transform(size, is_training=False, use_prefetcher=True)
-        self.transforms = [
-            insert_before_tensor(plain, Corruption(name, severity))
-            for severity, name in product(SEVERITIES, ALL_CORRUPTIONS)] if corrupted else [plain]
+        self.transforms = {
+            (name, severity): insert_before_tensor(plain, Corruption(name, severity)) if name else plain
+            for name, severity in product(self.names, SEVERITIES)}
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = Image.open(self.files[index]).convert('RGB')
-        return self.transforms[index % len(self.transforms)](image)
+        name = self.names[index * len(self.names) // len(self.files)]
+        return self.transforms[name, SEVERITIES[index % len(SEVERITIES)]](image)
 
     def __len__(self) -> int:
         return len(self.files)
