@@ -61,6 +61,34 @@ def test_card_shows_what_was_measured(hub, checkpoint):
     }
 
 
+def test_card_shows_suites_of_the_published_weights_alone(hub, checkpoint):
+    path, model = checkpoint()
+    of = dict(model='test_resnet_ap', route='main', weights=weights_digest(model.state_dict()), condition='',
+              severity='', dataset='photos', split='validation', top5='')
+    rows = [
+        dict(of, suite='clean', top1='71.5'),
+        dict(of, suite='corruptions', condition='fog', severity='3', top1='11'),
+        dict(of, suite='corruptions', condition='mean', top1='61'),
+        dict(of, suite='imagenet-a', top1='6', dataset='imagenet-a', split=''),
+        dict(of, suite='attacks', condition='pgd', severity='4.0', top1='41', adv_attack='PGD-20, eps 4/255'),
+        dict(of, suite='autoattack', condition='apgd-ce', top1='39', adv_attack='AutoAttack, eps 4/255'),
+        dict(of, suite='autoattack', condition='total', severity='4.0', top1='37', adv_attack='AutoAttack, eps 4/255'),
+        dict(of, suite='clean', top1='99', model='resnet50', weights='0' * 16),
+    ]
+    push_to_hub(path, REPO, results=rows, dataset='digits')
+    text = published(hub)['README.md'].decode()
+    for line in ('| clean | main | 71.50 | – | digits | validation | validate.py |',
+                 '| corruptions | main | 61.00 | – | digits | validation | validate.py |',
+                 '| imagenet-a | main | 6.00 | – | imagenet-a | validation | validate.py |',
+                 '| under PGD-20, eps 4/255 | main | 41.00 | – | digits | validation | validate.py |',
+                 '| under AutoAttack, eps 4/255 | main | 37.00 | – | digits | validation | validate.py |'):
+        assert line in text
+    assert 'Corruptions are those of ImageNet-C' in text and 'the norms that its images pass' in text
+    assert all(f'| {other}.00 |' not in text for other in ('11', '39', '99'))
+    with pytest.raises(InputError, match='results are of resnet50'):
+        push_to_hub(path, REPO, results=rows[-1:])
+
+
 def test_card_of_a_model_alone_has_no_numbers_that_were_not_measured(hub, split_model):
     push_to_hub(split_model, REPO)
     text = published(hub)['README.md'].decode()

@@ -1,4 +1,5 @@
 """A validation run: timm's results of a model, through a route and under an attack."""
+import json
 import logging
 from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -201,7 +202,14 @@ def _read_valid_labels(path: str, num_classes: int) -> List[int]:
 def _read_real_labels(path: str, dataset: Any) -> Optional[RealLabelsImagenet]:
     if not path:
         return None
+    names = dataset.filenames(basename=True)
     try:
-        return RealLabelsImagenet(dataset.filenames(basename=True), real_json=path)
-    except (OSError, ValueError) as error:
+        with open(path, encoding='utf-8') as file:
+            known = {f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, len(json.load(file)) + 1)}
+        # timm wants a name for each label: those of images that are not evaluated come last
+        return RealLabelsImagenet([*names, *sorted(known.difference(names))], real_json=path)
+    except AssertionError as error:
+        raise InputError(f'--real-labels {path} has labels of {len(known)} images of ImageNet\'s validation set, named '
+                         f'ILSVRC2012_val_00000001.JPEG and so on; {names[0]} is none of them.') from error
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(f'Cannot read --real-labels {path}: {error}.') from error

@@ -199,6 +199,7 @@ def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Opt
 
 
 def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:
+    rows = _of_published_weights(release, rows)
     for row in rows:
         _check_row(release, row)
     own = _row_of_run(release)
@@ -209,11 +210,27 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
         for images, prefix in _kinds_of_images(row).items():
             result = Result(
                 images, _norms_of(str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
-                dataset=dataset or str(row.get('dataset') or release.dataset),
+                dataset=_dataset_of(row) or dataset or str(row.get('dataset') or release.dataset),
                 split=str(row.get('split') or 'validation'), source=source)
             results[result.images, result.norms, result.dataset, result.split] = result
     return sorted(
         results.values(), key=lambda result: (result.images != 'clean', result.images, result.norms != 'main'))
+
+
+def _of_published_weights(release: Release, rows: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+    # Suites compare models: a file of theirs has rows of others, too.
+    of_suites = [row for row in rows if row.get('suite')]
+    own = [row for row in of_suites if row.get('weights') == _weights_of(release, row)]
+    return [row for row in rows if not row.get('suite')] + (own or of_suites[:1])  # which is refused
+
+
+def _weights_of(release: Release, row: Mapping[str, Any]) -> str:
+    return weights_digest(release.model.state_dict(), row.get('route') or 'main')
+
+
+def _dataset_of(row: Mapping[str, Any]) -> Optional[str]:
+    # of a suite that is a data set of its own, whatever people call the model's
+    return row['dataset'] if row.get('suite') and row['suite'] == row.get('dataset') else None
 
 
 def _kinds_of_images(row: Mapping[str, Any]) -> Dict[str, str]:
@@ -247,7 +264,7 @@ def _check_row(release: Release, row: Mapping[str, Any]) -> None:
     if not row.get('weights'):
         raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
                          'this version.')
-    if row['weights'] != weights_digest(release.model.state_dict(), row.get('route') or 'main'):
+    if row['weights'] != _weights_of(release, row):
         also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
         raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
 

@@ -80,7 +80,7 @@ def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
     of_all, same, length = list(parts.values()), 0, 1
     while drop_common and len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
         same += 1
-    while len({_last(each, same, length) for each in of_all}) < len(parts):
+    while len({_last(each, same, length) for each in of_all}) < len(parts) and length < max(map(len, of_all)):
         length += 1
     return {path: _last(each, same, length) for path, each in parts.items()}
 
