@@ -11,6 +11,7 @@ __all__ = ['draw_attacks', 'draw_corruptions']
 
 _COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 _SIZE = 8
+_LINES, _HATCHES = ('-', '--', ':'), ('', '//////', '......')  # of the routes of a model
 Names = Mapping[Tuple[str, ...], str]
 
 
@@ -30,14 +31,14 @@ def draw_corruptions(path: str, rows: Sequence[Results], names: Names) -> None:
     present = [name for name in ALL_CORRUPTIONS if any(row['condition'] == name for row in rows)]
     places = _places(present)
     width = 0.8 / len(names)
-    for i, (key, name) in enumerate(names.items()):
+    for i, (key, (color, of_route)) in enumerate(_styles(names).items()):
         of_key = [row for row in rows if evaluated(row) == key]
-        means = _means(of_key, present)
-        color, offset = _COLORS[i % len(_COLORS)], (i - (len(names) - 1) / 2) * width
-        axis.bar([places[each] + offset for each in means], list(means.values()), width, color=color, label=name)
+        means, offset = _means(of_key, present), (i - (len(names) - 1) / 2) * width
+        axis.bar([places[each] + offset for each in means], list(means.values()), width, label=names[key], color=color,
+                 hatch=_HATCHES[of_route], edgecolor='white', linewidth=0)
         for row in of_key:
             if row['suite'] == 'clean':
-                axis.axhline(number(row, 'top1'), color=color, linewidth=0.8, linestyle='--')
+                axis.axhline(number(row, 'top1'), color=color, linewidth=0.8, linestyle=_LINES[of_route])
     axis.set_xticks(list(places.values()), [name.replace('_', ' ') for name in places], rotation=35, ha='right')
     _name_groups(axis, places)
     _finish(axis, 'top-1 (%), mean of 5 severities', len(names))
@@ -57,18 +58,26 @@ def draw_attacks(path: str, rows: Sequence[Results], names: Names) -> None:
     """
     figure = new_figure((5.2, 3.4))
     axis = figure.subplots()
-    for i, (key, name) in enumerate(names.items()):
+    for key, (color, of_route) in _styles(names).items():
         points = sorted((number(row, 'severity') if row['suite'] == 'attacks' else 0., number(row, 'top1'))
                         for row in rows if evaluated(row) == key)
         if points:
-            color = _COLORS[i % len(_COLORS)]
-            axis.plot(*zip(*points), marker='o', markersize=4, color=color, label=name, clip_on=False)
+            axis.plot(*zip(*points), _LINES[of_route], marker='o', markersize=4, color=color, label=names[key],
+                      clip_on=False)
     strengths = sorted({number(row, 'severity') for row in rows if row['suite'] == 'attacks'})
     axis.set_xticks([0., *strengths], ['clean', *(f'{strength:g}' for strength in strengths)])
     axis.set_xlabel(f'strength of {_attacks_of(rows)}, in 0–255 pixels', fontsize=_SIZE)
     axis.set_xlim(left=0)
     _finish(axis, 'top-1 (%)', len(names))
     figure.savefig(path)
+
+
+def _styles(names: Names) -> Dict[Tuple[str, ...], Tuple[str, int]]:
+    # A colour for each model, and a number for each of its routes.
+    models = list(dict.fromkeys(key[:-1] for key in names))
+    routes = {model: [key[-1] for key in names if key[:-1] == model] for model in models}
+    return {key: (_COLORS[models.index(key[:-1]) % len(_COLORS)], routes[key[:-1]].index(key[-1]) % len(_LINES))
+            for key in names}
 
 
 def _attacks_of(rows: Sequence[Results]) -> str:
