@@ -83,6 +83,14 @@ def test_corruptions_are_of_the_images_that_are_evaluated(few_digits, checkpoint
     assert float(row['top1']) == pytest.approx(100 * right.double().mean().item(), abs=1e-3)
 
 
+def test_severity_orders_accuracy(few_digits, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_suites, 'ALL_CORRUPTIONS', ('contrast', 'fog', 'snow'))
+    rows = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'corruptions')
+    clean, *means = [sum(float(row['top1']) for row in only(rows, severity=severity)) / divisor
+                     for severity, divisor in (('', 1), *((str(severity), 3) for severity in range(1, 6)))]
+    assert clean >= means[0] > means[2] > means[4] and means == sorted(means, reverse=True)
+
+
 @pytest.mark.parametrize('flags', [[], ['--batch-size', '1'], ['--workers', '2'], ['--no-prefetcher']], ids=str)
 def test_the_same_file_whatever_the_batches_and_workers(few_digits, checkpoint, tmp_path, few_corruptions, flags):
     flags = ['--batch-size', '16', *flags]
