@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import set_fast_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.hub.loopback_hub import LoopbackHub
@@ -28,6 +29,13 @@ def restore_logging():
     yield
     root.handlers[:] = handlers
     root.setLevel(LOG_LEVEL)  # that of the start: a fixture of a module may have run a program before this one
+
+
+@pytest.fixture(autouse=True)
+def restore_fast_norm():
+    """timm's fast norms, which a run may ask for, stay on in a process."""
+    yield
+    set_fast_norm(False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.models.zoo_models import OTHERS, SMALLEST, ZOO, make_images
+from tests.models.zoo_models import BUILT, OTHERS, SMALLEST, make_images
 from timm_advprop import convert_split_norm, set_norm_route, split_state_dict
 from timm_advprop.models import builder
 from timm_advprop.models.skeleton import create_skeleton
@@ -39,7 +39,7 @@ def forward(model, images):
     return output if isinstance(output, torch.Tensor) else torch.cat(list(output))
 
 
-@pytest.mark.parametrize('variant', ZOO)
+@pytest.mark.parametrize('variant', BUILT)
 def test_every_norm_of_a_variant_is_split_and_no_key_changes(variant, monkeypatch):
     plain = Observer(monkeypatch)
     model = create_skeleton(variant)

@@ -24,6 +24,9 @@ LARGE = [name for name in (
     'tresnet_m', 'vgg11_bn', 'volo_d1_224', 'legacy_xception', 'xception41p', 'xcit_nano_12_p8_224',
 ) if f'{name}_ap' in ZOO]
 SMALLEST = [f'{name}_ap' for name in SMALL] + [pytest.param(f'{name}_ap', marks=pytest.mark.slow) for name in LARGE]
+# All of them are built; by default a third, with those above among them.
+BUILT = [name if name.removesuffix('_ap') in (*SMALL, *LARGE) or place % 3 == 0 else
+         pytest.param(name, marks=pytest.mark.slow) for place, name in enumerate(ZOO)]
 OTHERS = sorted(set(ZOO) - {f'{name}_ap' for name in (*SMALL, *LARGE)})
 
 

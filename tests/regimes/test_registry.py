@@ -189,13 +189,16 @@ def test_a_wrong_value_of_training_ends_with_status_2_and_names_the_flag(flag, v
     assert f'argument {flag}' in capsys.readouterr().err
 
 
-def test_validation_takes_one_strength_and_the_attack_that_is_worst_by_default():
+def test_validation_alone_takes_one_strength_and_the_attack_that_is_worst_by_default():
     values = vars(parser_of(TestAttack.flags()).parse_args(['--adv-attack', 'pgd']))
     assert TestAttack.from_values(values).attack == Attack(target='none', random_start=1.)
     values = vars(parser_of(TestAttack.flags()).parse_args(['--adv-attack', 'gd', '--adv-eps', '2']))
     assert TestAttack.from_values(values).attack == Attack(kind='gd', eps_px=2, target='none', random_start=1.)
-    with pytest.raises(SystemExit):
-        parser_of(TestAttack.flags()).parse_args(['--adv-eps', '1', '2'])
+    several = TestAttack.from_values(
+        vars(parser_of(TestAttack.flags()).parse_args(['--adv-attack', 'pgd', '--adv-eps', '1', '2'])))
+    assert [attack.eps_px for attack in several.strengths] == [1, 2]
+    with pytest.raises(ValueError, match='Several strengths'):
+        several.check_alone()
     assert TestAttack.from_values(vars(parser_of(TestAttack.flags()).parse_args([]))).attack is None
 
 
