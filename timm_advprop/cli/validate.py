@@ -33,7 +33,7 @@ _REFUSED = {
 }
 _NOT_FOR_IMAGENET = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
-_SUITE_RESULTS = 'robustness.csv'
+_SUITE_RESULTS = 'robustness'
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,9 @@ def _pairs(models: List[str], checkpoints: List[str]) -> List[Tuple[str, str]]:
 
 
 def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], several: bool) -> None:
-    path = settings.report.results_file or _SUITE_RESULTS
-    kept = KeptResults(path, settings.report.results_format)
+    format = settings.report.results_format
+    path = settings.report.results_file or f'{_SUITE_RESULTS}.{format}'
+    kept = KeptResults(path, format)
     evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
     if several:
         _run_each(evaluation, runs)

@@ -8,6 +8,8 @@ from .summary import summary_rows
 
 __all__ = ['KeptResults']
 
+_COLUMNS = {'model', 'checkpoint', 'route', 'suite', 'condition', 'severity', 'top1', 'cell'}  # of every row
+
 
 class KeptResults:
     """Rows of finished cells, on disk as soon as they are measured; what is there already is not measured again.
@@ -17,17 +19,21 @@ class KeptResults:
         format: `'csv'` or `'json'`.
 
     Raises:
-        InputError: The file is there and is none of a robustness run.
+        InputError: The file is there and is none of a robustness run, or nothing can be kept in it.
     """
 
     def __init__(self, path: str, format: str = 'csv'):
         self.path, self.format = path, format
         self.rows: List[Results] = []
+        if path.endswith('.md'):
+            raise InputError(f'The tables are written to {path}: give a --results-file of another ending.')
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its own end
+            raise InputError(f'{path} is no file: finished cells are kept in a --results-file.')
         if os.path.exists(path):
             rows = read_results(path)
-            if not all(row.get('suite') for row in rows):
+            if not all(_COLUMNS <= row.keys() and row['suite'] for row in rows):
                 raise InputError(f'{path} has results that are not of --suite: give another --results-file.')
-            self.rows = [row for row in rows if row.get('cell')]  # without summaries
+            self.rows = [row for row in rows if row['cell']]  # without summaries
 
     @property
     def cells(self) -> Set[str]:
