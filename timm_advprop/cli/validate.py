@@ -15,7 +15,7 @@ from ..engine.results_file import Results, write_results
 from ..engine.validation import validate
 from ..errors import InputError, exits_on_input_error
 from ..robustness.evaluate_suites import SuiteEvaluation
-from ..robustness.kept_results import KeptResults
+from ..robustness.kept_results import open_results
 from ..robustness.report import write_report
 from ..robustness.suites import SuiteSettings, is_attacked
 from .parser import ProgramParser, parse_settings, settings_parser, setup_logging
@@ -134,16 +134,16 @@ def _pairs(models: List[str], checkpoints: List[str]) -> List[Tuple[str, str]]:
 def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], several: bool) -> None:
     format = settings.report.results_format
     path = settings.report.results_file or f'{_SUITE_RESULTS}.{format}'
-    kept = KeptResults(path, format)
-    evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
-    if several:
-        _run_each(evaluation, runs)
-    else:
-        _run(evaluation, runs[0])
-    rows = kept.finish()
-    if not rows:
-        raise InputError('Nothing was evaluated: each model was left out.')
-    print(write_report(rows, path))
+    with open_results(path, format) as kept:
+        evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
+        if several:
+            _run_each(evaluation, runs)
+        else:
+            _run(evaluation, runs[0])
+        rows = kept.finish()
+        if not rows:
+            raise InputError('Nothing was evaluated: each model was left out.')
+        print(write_report(rows, path))
 
 
 def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings]) -> List[Any]:

@@ -1,14 +1,40 @@
 """The results file of a robustness run, which holds what is finished at any moment."""
 import os
-from typing import List, Set
+from contextlib import ExitStack, contextmanager
+from typing import Iterator, List, Set
 
+from ..engine.locks import locked
 from ..engine.results_file import Results, read_results, write_results
 from ..errors import InputError
 from .summary import summary_rows
 
-__all__ = ['KeptResults']
+__all__ = ['KeptResults', 'open_results']
 
 _COLUMNS = {'model', 'checkpoint', 'route', 'suite', 'condition', 'severity', 'top1', 'cell'}  # of every row
+
+
+@contextmanager
+def open_results(path: str, format: str = 'csv') -> Iterator['KeptResults']:
+    """Open a results file, for this process alone while the block runs. See `KeptResults`.
+
+    Raises:
+        InputError: The file is none of a robustness run, cannot be written, or another process is writing it.
+    """
+    if path.endswith('.md'):
+        raise InputError(f'The tables are written to {path}: give a --results-file of another ending.')
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its own end
+        raise InputError(f'{path} is no file: finished cells are kept in a --results-file.')
+    lock = f'{os.path.realpath(path)}.lock'
+    with ExitStack() as until_end:
+        try:
+            until_end.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise InputError(f'Another run is writing {path}: give another --results-file, or wait for its end.'
+                             ) from error
+        except OSError as error:
+            raise InputError(f'Cannot write {path}: {error.strerror}.') from error
+        until_end.callback(os.remove, lock)
+        yield KeptResults(path, format)
 
 
 class KeptResults:
@@ -19,16 +45,12 @@ class KeptResults:
         format: `'csv'` or `'json'`.
 
     Raises:
-        InputError: The file is there and is none of a robustness run, or nothing can be kept in it.
+        InputError: The file is there and is none of a robustness run.
     """
 
     def __init__(self, path: str, format: str = 'csv'):
         self.path, self.format = path, format
         self.rows: List[Results] = []
-        if path.endswith('.md'):
-            raise InputError(f'The tables are written to {path}: give a --results-file of another ending.')
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its own end
-            raise InputError(f'{path} is no file: finished cells are kept in a --results-file.')
         if os.path.exists(path):
             rows = read_results(path)
             if not all(_COLUMNS <= row.keys() and row['suite'] for row in rows):
