@@ -64,6 +64,9 @@ def test_clean_and_attacked_accuracy_are_those_without_suites(few_digits, checkp
 def test_strengths_of_a_curve_where_none_are_given(few_digits, checkpoint, tmp_path):
     rows = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1')
     assert [float(row['severity']) for row in only(rows, suite='attacks')] == list(attack_suites.STRENGTHS)
+    given = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1',
+                       '--adv-eps', *map('{:g}'.format, attack_suites.STRENGTHS))
+    assert given == rows  # none is measured again
 
 
 def test_corruptions_are_of_the_images_that_are_evaluated(few_digits, checkpoint, tmp_path, few_corruptions):
@@ -183,7 +186,10 @@ def test_smaller_batches_go_on_with_the_cells_that_are_there(few_digits, checkpo
 @pytest.mark.parametrize('flags, words', [
     (['--suite', 'corruption'], 'must be one of corruptions, imagenet-c'),
     (['--suite', 'corruptions=here'], 'must be corruptions alone'),
+    (['--suite', 'corruptions='], 'must be corruptions alone'),
+    (['--suite', 'imagenet-a='], 'must have a folder behind imagenet-a='),
     (['--suite', 'imagenet-a=nowhere'], 'imagenet-a: no folder nowhere.'),
+    (['--suite', 'imagenet-v2=one', 'imagenet-v2=other'], 'Suite imagenet-v2 has two folders'),
     (['--suite', 'imagenet-a', 'corruptions'], '--suite imagenet-a=DIR'),
     (['--suite', 'imagenet-a'], 'imagenet-a: no class folders such as'),
     (['--suite', 'imagenet-real'], 'imagenet-real evaluates models of the 1,000 ImageNet classes, this one has 10.'),

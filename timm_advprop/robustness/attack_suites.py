@@ -19,7 +19,7 @@ __all__ = ['attack_cells', 'autoattack_cells']
 # Rows of AutoAttack: what is left after each attack, on what withstood those before it.
 _AFTER = {'apgd-ce': 'apgd_ce_top1', 'apgd-t': 'apgd_t_top1', 'fab-t': 'fab_t_top1', 'square': 'square_top1',
           'total': 'aa_top1'}
-STRENGTHS = (1, 2, 4, 8)  # of a curve, in pixels, where none are given
+STRENGTHS = (1., 2., 4., 8.)  # of a curve, in pixels, where none are given
 
 
 def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
