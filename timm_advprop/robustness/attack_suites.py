@@ -8,7 +8,7 @@ import torch
 from ..engine.datasets import channel_normalisation
 from ..engine.eval_settings import EvalSettings
 from ..engine.tested_model import TestedModel
-from ..engine.validation import measure, open_test_images
+from ..engine.validation import measure, open_test_images, read_valid_labels
 from ..regimes import Attack
 from .autoattack import Batch, autoattack, check_library
 from .cells import Cell, Measured
@@ -47,7 +47,10 @@ def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
 
 def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
     mean, std = channel_normalisation(tested.config)
-    model = routed(tested.model, tested.settings.model.norm_route, mean, std)
+    classes = read_valid_labels(tested.settings.data, tested.num_classes)
+    model = routed(
+        tested.model, tested.settings.model.norm_route, mean, std,
+        output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
         model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)
     of_set = dict(adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'])
