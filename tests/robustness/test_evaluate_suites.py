@@ -195,6 +195,8 @@ def test_smaller_batches_go_on_with_the_cells_that_are_there(few_digits, checkpo
     (['--suite', 'imagenet-real'], 'imagenet-real evaluates models of the 1,000 ImageNet classes, this one has 10.'),
     (['--suite', 'corruptions', '--data-dir', 'nowhere'], 'nowhere'),
     (['--suite', 'corruptions', '--adv-eps', '4'], 'belong to a suite that attacks'),
+    (['--suite', 'autoattack', '--model-dtype', 'bfloat16'], 'autoattack needs --model-dtype float32'),
+    (['--suite', 'autoattack', '--real-labels', 'real.json'], 'leave out --real-labels'),
     (['--suite', 'attacks', '--torchscript'], '--torchscript has only the main route and takes no attack'),
     (['--suite', 'attacks', '--split', 'nope'], "No split 'nope'"),
     (['--suite', 'attacks', '--input-img-mode', 'L'], 'Images of mode L (--input-img-mode) have 1 channels'),

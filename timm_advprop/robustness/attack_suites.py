@@ -9,6 +9,7 @@ from ..engine.datasets import channel_normalisation
 from ..engine.eval_settings import EvalSettings
 from ..engine.tested_model import TestedModel
 from ..engine.validation import measure, open_test_images, read_valid_labels
+from ..errors import InputError
 from ..regimes import Attack
 from .autoattack import Batch, autoattack, check_library
 from .cells import Cell, Measured
@@ -32,8 +33,16 @@ def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
 
 
 def autoattack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
-    """AutoAttack (Croce & Hein, ICML 2020), its standard version."""
+    """AutoAttack (Croce & Hein, ICML 2020), its standard version.
+
+    Raises:
+        InputError: `pyautoattack` is missing, or settings do not go with it.
+    """
     check_library()
+    if settings.device.model_dtype not in (None, 'float32'):
+        raise InputError('Suite autoattack needs --model-dtype float32: reduced precision hides gradients.')
+    if settings.data.real_labels:
+        raise InputError('Suite autoattack goes by the labels of the data set: leave out --real-labels.')
     return [Cell('autoattack', partial(_measure_autoattack, attack=attack), '', attack.eps_px, about=attack.norm)
             for attack in settings.attack.strengths]
 
