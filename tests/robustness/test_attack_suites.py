@@ -37,3 +37,28 @@ def test_autoattack_goes_by_the_classes_that_labels_stand_for(few_digits, checkp
     clean, *rows = run_suites(
         data, checkpoint, tmp_path / 'r.csv', '--suite', 'autoattack', '--valid-labels', str(tmp_path / 'classes.txt'))
     assert {row['top1'] for row in rows} == {clean['top1']} and float(clean['top1']) > 60
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_rows_of_autoattack_say_what_they_are_of(few_digits, checkpoint, tmp_path, no_attack, split):
+    clean, *rows = run_suites(
+        few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'autoattack', '--split', split, '--num-samples', '20')
+    for name in ('dataset', 'split', 'num_images', 'weights'):
+        assert {row[name] for row in rows} == {clean[name]} != {''}
+
+
+def test_scores_of_clean_images_are_not_those_of_an_attack(few_digits, checkpoint, tmp_path):
+    clean, attacked = run_suites(
+        few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1', '--adv-eps', '8',
+        '--metrics-avg', 'macro')
+    assert float(clean['macro_f1_score']) and not attacked['macro_f1_score']
+
+
+def test_an_image_that_cannot_be_read_is_one_line(few_digits, checkpoint, tmp_path, no_attack, monkeypatch, capsys):
+    data = some_classes(few_digits, tmp_path / 'data', '0123456789')
+    (data / 'validation' / '0' / 'bad.png').write_bytes(b'no image')
+    monkeypatch.setattr('timm_advprop.robustness.suites.clean_cells', lambda settings: [])
+    with pytest.raises(SystemExit) as error:
+        run_suites(data, checkpoint, tmp_path / 'r.csv', '--suite', 'autoattack', '--workers', '1')
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and 'bad.png' in said and 'Traceback' not in said

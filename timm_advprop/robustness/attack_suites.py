@@ -5,7 +5,8 @@ from typing import Iterator, List
 
 import torch
 
-from ..engine.datasets import channel_normalisation
+from ..engine.bad_images import explained_data_loss
+from ..engine.datasets import channel_normalisation, dataset_name
 from ..engine.eval_settings import EvalSettings
 from ..engine.tested_model import TestedModel
 from ..engine.validation import measure, open_test_images, read_valid_labels
@@ -48,7 +49,8 @@ def autoattack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
 
 
 def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
-    results = measure(tested, tested.settings.data, attack=attack, log_name=None)
+    data = replace(tested.settings.data, metrics_avg=None)  # whose scores are of clean images
+    results = measure(tested, data, attack=attack, log_name=None)
     accuracies = {name: results.pop(f'adv_{name}') for name in ('top1', 'top5')}
     errors = {f'{name}_err': round(100 - value, 4) for name, value in accuracies.items()}
     return [{**results, **accuracies, **errors}]
@@ -62,7 +64,10 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
         output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
         model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)
-    of_set = dict(adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'])
+    data = tested.settings.data
+    of_set = dict(
+        adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'],
+        dataset=dataset_name(data), split=data.split)
     return [dict(condition=condition, top1=round(found[name], 4), top1_err=round(100 - found[name], 4), **of_set)
             for condition, name in _AFTER.items()]
 
@@ -71,5 +76,6 @@ def _pixel_batches(tested: TestedModel) -> Iterator[Batch]:
     # Images of the split in 0–1, as the loader delivers them but not normalised.
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(tested.config))
     _, loader = open_test_images(tested, tested.settings.data)
-    for images, target in loader:
-        yield (images.float().cpu() * std + mean).clamp(0, 1), target
+    with explained_data_loss():
+        for images, target in loader:
+            yield (images.float().cpu() * std + mean).clamp(0, 1), target
