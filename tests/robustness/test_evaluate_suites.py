@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.cli.programs import MODEL, run_validate
 from tests.robustness.suite_runs import FLAGS, digit_images, run_suites, train_digits
@@ -151,6 +152,28 @@ def test_other_weights_are_measured_again(few_digits, checkpoint, tmp_path, meas
     torch.save(content, other)
     rows = run_suites(few_digits, other, tmp_path / 'r.csv', '--suite', 'attacks', *ATTACK)
     assert len(measured) == 6 and len({row['weights'] for row in rows}) == 2
+
+
+def test_reports_show_what_was_asked_for_last(few_digits, checkpoint, tmp_path, few_corruptions, measured):
+    path, tables = tmp_path / 'r.csv', []
+    for num_samples in ('40', '23', '40'):
+        run_suites(few_digits, checkpoint, path, '--suite', 'corruptions', 'attacks', *ATTACK, '--num-samples',
+                   num_samples)
+        tables.append(path.with_suffix('.md').read_text())
+    assert tables[0] == tables[2] != tables[1] and len(measured) == 26
+
+
+def test_how_images_are_normalised_may_come_with_the_model(few_digits, checkpoint, tmp_path, measured):
+    path, folder = tmp_path / 'r.csv', tmp_path / 'model'
+    folder.mkdir()
+    model = timm.create_model('test_resnet', num_classes=10)
+    save_file(model.state_dict(), folder / 'model.safetensors')
+    for mean in (.5, .4):
+        (folder / 'config.json').write_text(json.dumps(dict(
+            architecture='test_resnet', num_classes=10, pretrained_cfg=dict(mean=[mean] * 3, input_size=[3, 32, 32]))))
+        main(['--data-dir', str(few_digits), '--model', f'local-dir:{folder}', '--suite', 'attacks', '--adv-steps', '1',
+              '--adv-eps', '8', '--workers', '0', '--device', 'cpu', '--results-file', str(path)])
+    assert len(measured) == 4
 
 
 def test_several_models_and_what_fails_is_left_out(few_digits, checkpoint, tmp_path, capsys, caplog):

@@ -62,6 +62,11 @@ class KeptResults:
         """Names of the finished cells."""
         return {row['cell'] for row in self.rows}
 
+    def ask_for(self, name: str) -> bool:
+        """Whether a cell is finished. Its rows become the last: reports show them where there are several alike."""
+        self.rows.sort(key=lambda row: row['cell'] == name)
+        return name in self.cells
+
     def add(self, rows: List[Results]) -> None:
         """Keep the rows of a cell."""
         self.rows += [{name: value if self.format == 'json' else str(value) for name, value in row.items()}

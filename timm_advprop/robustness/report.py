@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..output import markdown_table, replacing
 from .charts import draw_attacks, draw_corruptions
 from .severities import ALL_CORRUPTIONS, SEVERITIES
-from .summary import evaluated, headline, is_summary, number
+from .summary import evaluated, headline, is_summary, newest, number
 
 __all__ = ['names_of_evaluated', 'overview', 'write_report']
 
@@ -28,7 +28,7 @@ _MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
 
 
 def write_report(rows: Sequence[Results], path: str) -> str:
-    """Write tables and pictures beside a results file.
+    """Write tables and pictures beside a results file. Of a model under several settings they show the last.
 
     Args:
         rows: Rows of the results file, summaries among them.
@@ -38,7 +38,7 @@ def write_report(rows: Sequence[Results], path: str) -> str:
     Returns:
         The overview and the names of the files, to print.
     """
-    base = os.path.splitext(path)[0]
+    base, rows = os.path.splitext(path)[0], newest(rows)
     text = overview(rows)
     details = [_details(rows, suite) for suite in ('corruptions', 'imagenet-c')]
     files = [path, f'{base}.md', *_draw(rows, base)]
