@@ -78,7 +78,8 @@ def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
     # The part of each path that tells it from the others: `vanilla`, `advprop` of two files `last.pth.tar`.
     parts = {path: os.path.normpath(path).split(os.sep) for path in paths}
     of_all, same, length = list(parts.values()), 0, 1
-    while drop_common and len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
+    shortest = min(map(len, of_all))  # the same path may be spelt in two ways
+    while drop_common and len(parts) > 1 and same < shortest and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
         same += 1
     while len({_last(each, same, length) for each in of_all}) < len(parts) and length < max(map(len, of_all)):
         length += 1
@@ -86,7 +87,7 @@ def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
 
 
 def _last(parts: Sequence[str], same: int, length: int) -> str:
-    return '/'.join(parts[:len(parts) - same][-length:])
+    return '/'.join((parts[:len(parts) - same] or parts)[-length:])
 
 
 def _details(rows: Sequence[Results], suite: str) -> str:
