@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.cli.programs import MODEL, run_validate
-from tests.robustness.suite_runs import FLAGS, digit_images, run_suites, train_digits
+from tests.robustness.suite_runs import FLAGS, digit_images, read_rows, run_suites, train_digits
 from timm_advprop.cli.validate import main
 from timm_advprop.robustness import attack_suites, corruptions, evaluate_suites, image_suites
 from timm_advprop.robustness.corrupted_images import Corruption
@@ -182,6 +182,24 @@ def test_several_models_and_what_fails_is_left_out(few_digits, checkpoint, tmp_p
     assert {row['route'] for row in rows} == {'main'} and len(rows) == 3
     assert '(3) left out: Route 3 needs 3 auxiliary norms' in caplog.text
     assert '| test_resnet_ap last |' in capsys.readouterr().out.replace('last.pth', 'last')
+
+
+def test_ctrl_c_among_several_models_is_no_finished_evaluation(few_digits, checkpoint, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(attack_suites, 'measure', interrupted)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--route', 'main', 'aux', '--suite', 'attacks')
+    assert error.value.code == 130 and capsys.readouterr().err.endswith('Interrupted.\n')
+    assert [row['suite'] for row in read_rows(tmp_path / 'r.csv')] == ['clean']
+
+
+def test_each_model_left_out_is_an_error_whatever_the_file_has(few_digits, checkpoint, tmp_path, capsys):
+    path = tmp_path / 'r.csv'
+    run_suites(few_digits, checkpoint, path, '--suite', 'attacks', *ATTACK)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, path, '--suite', 'attacks', *ATTACK, '--route', '3', '4')
+    assert error.value.code == 2 and 'each model was left out' in capsys.readouterr().err
 
 
 def test_results_as_json(few_digits, checkpoint, tmp_path):

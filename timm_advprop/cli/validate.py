@@ -136,17 +136,15 @@ def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], sever
     path = settings.report.results_file or f'{_SUITE_RESULTS}.{format}'
     with open_results(path, format) as kept:
         evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
-        if several:
-            _run_each(evaluation, runs)
-        else:
-            _run(evaluation, runs[0])
-        rows = kept.finish()
-        if not rows:
+        if several and not _run_each(evaluation, runs, stops=True):
             raise InputError('Nothing was evaluated: each model was left out.')
-        print(write_report(rows, path))
+        if not several:
+            _run(evaluation, runs[0])
+        print(write_report(kept.finish(), path))
 
 
-def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings]) -> List[Any]:
+def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings], stops: bool = False) -> List[Any]:
+    # Ctrl-C ends it with the results that are there; with `stops` it ends the program.
     _logger.info(f'Validating {len(runs)} models: {", ".join(map(_title, runs))}')
     results = []
     for run in runs:
@@ -155,6 +153,8 @@ def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings])
         except (InputError, RuntimeError) as error:
             _logger.error(f'{_title(run)} left out: {error}')
         except KeyboardInterrupt:
+            if stops:
+                raise
             break
     return results
 
