@@ -79,6 +79,15 @@ def test_other_settings_have_a_mean_of_their_own():
     assert last['top1'] == pytest.approx(100 * 14 / 15, abs=1e-3)
 
 
+@pytest.mark.parametrize('values, text, title', [
+    (('attacks', 'pgd', '4.0'), 'PGD-5 (L2), eps 4/255, alpha 1/255, untargeted', 'PGD (L2) 4/255'),
+    (('attacks', 'pgd', '4.0'), 'PGD-5, eps 4/255, alpha 1/255, untargeted', 'PGD 4/255'),
+    (('autoattack', 'total', 128), 'AutoAttack, l2, eps 128/255', 'AutoAttack (L2) 128/255'),
+])
+def test_strengths_in_l2_are_others_than_in_linf(values, text, title):
+    assert headline(row(*values, adv_attack=text)) == title
+
+
 def test_the_newest_rows_are_the_last_of_their_kind():
     rows = [row('clean', top1=1.), row('attacks', 'pgd', '2.0', top1=2.), row('clean', top1=3., route='aux'),
             row('attacks', 'pgd', '8.0', top1=4.), row('clean', top1=5.)]

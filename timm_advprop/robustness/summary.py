@@ -76,8 +76,9 @@ def headline(row: Mapping[str, Any]) -> Optional[str]:
     if suite in _OF_CORRUPTIONS:
         of = suite if condition == _MEAN else condition.removeprefix(f'{_MEAN}-')
         return (of if suite == 'corruptions' or condition == _MEAN else f'{suite} {of}') if is_summary(row) else None
+    norm = ' (L2)' if 'l2' in str(row.get('adv_attack')).lower() else ''
     if suite == 'attacks':
-        return f'{condition.upper()} {number(row, "severity"):g}/255'
+        return f'{condition.upper()}{norm} {number(row, "severity"):g}/255'
     if suite == 'autoattack':
-        return f'AutoAttack {float(severity):g}/255' if condition == 'total' else None
+        return f'AutoAttack{norm} {float(severity):g}/255' if condition == 'total' else None
     return suite
