@@ -1,5 +1,6 @@
 """Suites through validate.py: what is measured, kept, and measured again."""
 import json
+import os
 import sys
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_other_weights_are_measured_again(few_digits, checkpoint, tmp_path, meas
     torch.save(content, other)
     rows = run_suites(few_digits, other, tmp_path / 'r.csv', '--suite', 'attacks', *ATTACK)
     assert len(measured) == 6 and len({row['weights'] for row in rows}) == 2
+
+
+def test_other_data_are_measured_again_and_the_same_folder_is_not(
+        few_digits, checkpoint, tmp_path, measured, monkeypatch):
+    for data, cells in ((few_digits, 2), (tmp_path / 'link', 4), ('link', 4)):
+        monkeypatch.chdir(tmp_path)
+        if not os.path.exists('link'):
+            os.symlink(few_digits, 'link')
+        run_suites(data, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1', '--adv-eps', '2')
+        assert len(measured) == cells
 
 
 def test_reports_show_what_was_asked_for_last(few_digits, checkpoint, tmp_path, few_corruptions, measured):
