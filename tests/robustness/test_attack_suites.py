@@ -3,8 +3,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.robustness.suite_runs import run_suites, train_digits
+from tests.robustness.suite_runs import digit_images, run_suites, train_digits
 from timm_advprop.robustness import attack_suites
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -23,6 +24,23 @@ def no_attack(monkeypatch):
         top1 = 100 * sum(each.sum().item() for each in right) / sum(map(len, right))
         return dict(dict.fromkeys(attack_suites._AFTER.values(), top1), images=sum(map(len, right)))
     monkeypatch.setattr(attack_suites, 'autoattack', clean)
+
+
+def test_what_autoattack_is_given(few_digits, checkpoint, tmp_path, monkeypatch):
+    calls = []
+
+    def autoattack(model, batches, **kwargs):
+        calls.append(dict(kwargs, route=model.route, images=torch.cat([images for images, _ in batches])))
+        return dict(dict.fromkeys(attack_suites._AFTER.values(), 50.), images=1)
+
+    monkeypatch.setattr(attack_suites, 'autoattack', autoattack)
+    flags = ['--suite', 'autoattack', '--mean', '.4', '--std', '.3', '--seed', '7']
+    for norm in ('linf', 'l2'):  # in one file
+        run_suites(few_digits, checkpoint, tmp_path / 'r.csv', *flags, '--route', 'main', 'aux', '--adv-eps', '51',
+                   '--adv-norm', norm)
+    assert [(call['route'], call['norm'], call['eps'], call['seed']) for call in calls] == [
+        (route, norm, 0.2, 7) for norm in ('linf', 'l2') for route in ('main', 'aux')]
+    assert torch.allclose(calls[0]['images'], digit_images(few_digits, 'validation')[0], atol=1e-6)
 
 
 def some_classes(few_digits, folder, classes):
