@@ -77,6 +77,7 @@ def test_a_markdown_table_has_a_head_and_rows():
     assert markdown_table([['model', 'top1'], ['a', 1.5], ['b', None]]) == (
         '| model | top1 |\n|---|---|\n| a | 1.5 |\n| b | None |')
     assert markdown_table([['alone']]) == '| alone |\n|---|'
+    assert markdown_table([['a|b']]) == '| a\\|b |\n|---|'
 
 
 @pytest.mark.parametrize('seconds, text', [

@@ -51,8 +51,9 @@ def _remove(path: str) -> None:
 
 
 def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first row is its head."""
-    head, *body = (f'| {" | ".join(map(str, row))} |' for row in rows)
+    """A Markdown table; the first row is its head. A bar in a cell does not end the cell."""
+    escaped = [[str(cell).replace('|', r'\|') for cell in row] for row in rows]
+    head, *body = (f'| {" | ".join(row)} |' for row in escaped)
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
 
 

@@ -1,5 +1,6 @@
 """Suites through validate.py: what is measured, kept, and measured again."""
 import json
+import os
 import sys
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.cli.programs import MODEL, run_validate
-from tests.robustness.suite_runs import FLAGS, digit_images, run_suites, train_digits
+from tests.robustness.suite_runs import FLAGS, digit_images, read_rows, run_suites, train_digits
 from timm_advprop.cli.validate import main
 from timm_advprop.robustness import attack_suites, corruptions, evaluate_suites, image_suites
 from timm_advprop.robustness.corrupted_images import Corruption
@@ -64,6 +66,9 @@ def test_clean_and_attacked_accuracy_are_those_without_suites(few_digits, checkp
 def test_strengths_of_a_curve_where_none_are_given(few_digits, checkpoint, tmp_path):
     rows = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1')
     assert [float(row['severity']) for row in only(rows, suite='attacks')] == list(attack_suites.STRENGTHS)
+    given = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1',
+                       '--adv-eps', *map('{:g}'.format, attack_suites.STRENGTHS))
+    assert given == rows  # none is measured again
 
 
 def test_corruptions_are_of_the_images_that_are_evaluated(few_digits, checkpoint, tmp_path, few_corruptions):
@@ -158,12 +163,62 @@ def test_other_weights_are_measured_again(few_digits, checkpoint, tmp_path, meas
     assert len(measured) == 6 and len({row['weights'] for row in rows}) == 2
 
 
+def test_other_data_are_measured_again_and_the_same_folder_is_not(
+        few_digits, checkpoint, tmp_path, measured, monkeypatch):
+    for data, cells in ((few_digits, 2), (tmp_path / 'link', 4), ('link', 4)):
+        monkeypatch.chdir(tmp_path)
+        if not os.path.exists('link'):
+            os.symlink(few_digits, 'link')
+        run_suites(data, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', '--adv-steps', '1', '--adv-eps', '2')
+        assert len(measured) == cells
+
+
+def test_reports_show_what_was_asked_for_last(few_digits, checkpoint, tmp_path, few_corruptions, measured):
+    path, tables = tmp_path / 'r.csv', []
+    for num_samples in ('40', '23', '40'):
+        run_suites(few_digits, checkpoint, path, '--suite', 'corruptions', 'attacks', *ATTACK, '--num-samples',
+                   num_samples)
+        tables.append(path.with_suffix('.md').read_text())
+    assert tables[0] == tables[2] != tables[1] and len(measured) == 26
+
+
+def test_how_images_are_normalised_may_come_with_the_model(few_digits, checkpoint, tmp_path, measured):
+    path, folder = tmp_path / 'r.csv', tmp_path / 'model'
+    folder.mkdir()
+    model = timm.create_model('test_resnet', num_classes=10)
+    save_file(model.state_dict(), folder / 'model.safetensors')
+    for mean in (.5, .4):
+        (folder / 'config.json').write_text(json.dumps(dict(
+            architecture='test_resnet', num_classes=10, pretrained_cfg=dict(mean=[mean] * 3, input_size=[3, 32, 32]))))
+        main(['--data-dir', str(few_digits), '--model', f'local-dir:{folder}', '--suite', 'attacks', '--adv-steps', '1',
+              '--adv-eps', '8', '--workers', '0', '--device', 'cpu', '--results-file', str(path)])
+    assert len(measured) == 4
+
+
 def test_several_models_and_what_fails_is_left_out(few_digits, checkpoint, tmp_path, capsys, caplog):
     rows = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--model', 'test_resnet_ap', '--route', 'main', '3',
                       '--suite', 'attacks', *ATTACK)
     assert {row['route'] for row in rows} == {'main'} and len(rows) == 3
     assert '(3) left out: Route 3 needs 3 auxiliary norms' in caplog.text
     assert '| test_resnet_ap last |' in capsys.readouterr().out.replace('last.pth', 'last')
+
+
+def test_ctrl_c_among_several_models_is_no_finished_evaluation(few_digits, checkpoint, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(attack_suites, 'measure', interrupted)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--route', 'main', 'aux', '--suite', 'attacks')
+    assert error.value.code == 130 and capsys.readouterr().err.endswith('Interrupted.\n')
+    assert [row['suite'] for row in read_rows(tmp_path / 'r.csv')] == ['clean']
+
+
+def test_each_model_left_out_is_an_error_whatever_the_file_has(few_digits, checkpoint, tmp_path, capsys):
+    path = tmp_path / 'r.csv'
+    run_suites(few_digits, checkpoint, path, '--suite', 'attacks', *ATTACK)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, path, '--suite', 'attacks', *ATTACK, '--route', '3', '4')
+    assert error.value.code == 2 and 'each model was left out' in capsys.readouterr().err
 
 
 def test_results_as_json(few_digits, checkpoint, tmp_path):
@@ -191,12 +246,17 @@ def test_smaller_batches_go_on_with_the_cells_that_are_there(few_digits, checkpo
 @pytest.mark.parametrize('flags, words', [
     (['--suite', 'corruption'], 'must be one of corruptions, imagenet-c'),
     (['--suite', 'corruptions=here'], 'must be corruptions alone'),
+    (['--suite', 'corruptions='], 'must be corruptions alone'),
+    (['--suite', 'imagenet-a='], 'must have a folder behind imagenet-a='),
     (['--suite', 'imagenet-a=nowhere'], 'imagenet-a: no folder nowhere.'),
+    (['--suite', 'imagenet-v2=one', 'imagenet-v2=other'], 'Suite imagenet-v2 has two folders'),
     (['--suite', 'imagenet-a', 'corruptions'], '--suite imagenet-a=DIR'),
     (['--suite', 'imagenet-a'], 'imagenet-a: no class folders such as'),
     (['--suite', 'imagenet-real'], 'imagenet-real evaluates models of the 1,000 ImageNet classes, this one has 10.'),
     (['--suite', 'corruptions', '--data-dir', 'nowhere'], 'nowhere'),
     (['--suite', 'corruptions', '--adv-eps', '4'], 'belong to a suite that attacks'),
+    (['--suite', 'autoattack', '--model-dtype', 'bfloat16'], 'autoattack needs --model-dtype float32'),
+    (['--suite', 'autoattack', '--real-labels', 'real.json'], 'leave out --real-labels'),
     (['--suite', 'attacks', '--torchscript'], '--torchscript has only the main route and takes no attack'),
     (['--suite', 'attacks', '--split', 'nope'], "No split 'nope'"),
     (['--suite', 'attacks', '--input-img-mode', 'L'], 'Images of mode L (--input-img-mode) have 1 channels'),

@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo
 
 from tests.robustness.suite_runs import read_rows
 from timm_advprop.cli.validate import main
+from timm_advprop.engine.eval_settings import EvalDataSettings
 from timm_advprop.robustness import image_suites
 from timm_advprop.robustness.severities import CORRUPTIONS
 
@@ -145,3 +146,10 @@ def test_images_of_other_sets(checkpoint, tmp_path):
     assert [row['suite'] for row in rows] == ['imagenet-v2', 'imagenet-sketch', 'stylized']
     assert len({row['top5'] for row in rows}) == 1  # the same images
     assert float(rows[0]['top5']) == pytest.approx(100 * right.double().mean().item(), abs=1e-3)
+
+
+def test_other_classes_have_no_error_relative_to_alexnet(few_digits, tmp_path):
+    for folder, of_imagenet in ((few_digits, False), (tmp_path, True)):
+        if of_imagenet:
+            write_images(tmp_path / 'validation', SYNSETS)
+        assert image_suites._has_imagenet_classes(EvalDataSettings(data_dir=str(folder)), 3) == of_imagenet

@@ -53,6 +53,8 @@ def test_an_overview_has_the_normalised_error_of_imagenet_classes():
     ([('local-dir:/home/me/net', '', 'main')], ['net']),
     ([('local-dir:/home/me/net', '', 'main'), ('hf-hub:you/net', '', 'main')], ['me/net', 'hf-hub:you/net']),
     ([('a', '', 'main'), ('a', '/x/last.pth', 'main')], ['a', 'a last.pth']),
+    ([('a', 'x/last.pth', 'main'), ('a', './x/last.pth', 'main')], ['a x/last.pth', 'a x/last.pth']),
+    ([('a', 'last.pth', 'main'), ('a', 'x/last.pth', 'main')], ['a last.pth', 'a x']),
 ], ids=str)
 def test_names_are_short_and_differ(evaluated, names):
     rows = [dict(zip(('model', 'checkpoint', 'route'), each)) for each in evaluated]

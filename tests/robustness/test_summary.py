@@ -2,7 +2,7 @@
 import pytest
 
 from timm_advprop.robustness.severities import ALEXNET_ERRORS, ALL_CORRUPTIONS, CORRUPTIONS, GROUPS
-from timm_advprop.robustness.summary import headline, summary_rows
+from timm_advprop.robustness.summary import headline, newest, summary_rows
 
 
 def row(suite, condition='', severity='', top1=50., route='main', **values):
@@ -67,6 +67,31 @@ def test_routes_and_suites_have_means_of_their_own():
     found = summary_rows(rows)
     assert [(each['suite'], each['route'], each['top1']) for each in found if each['condition'] == 'mean'] == [
         ('corruptions', 'main', 70.), ('corruptions', 'aux', 100.), ('imagenet-c', 'main', 0.)]
+
+
+def test_other_settings_have_a_mean_of_their_own():
+    rows = corrupted(settings='a') + corrupted(error=lambda name, severity: 0., settings='b')
+    assert [(each['settings'], each['top1']) for each in summary_rows(rows) if each['condition'] == 'mean'] == [
+        ('a', 70.), ('b', 100.)]
+    assert [each['settings'] for each in summary_rows(rows[5:]) if each['condition'] == 'mean'] == ['b']
+    again = corrupted(['fog'], error=lambda name, severity: 100., settings='b')  # such as files in another folder
+    *_, last = [each for each in summary_rows(rows + again) if each['condition'] == 'mean']
+    assert last['top1'] == pytest.approx(100 * 14 / 15, abs=1e-3)
+
+
+@pytest.mark.parametrize('values, text, title', [
+    (('attacks', 'pgd', '4.0'), 'PGD-5 (L2), eps 4/255, alpha 1/255, untargeted', 'PGD (L2) 4/255'),
+    (('attacks', 'pgd', '4.0'), 'PGD-5, eps 4/255, alpha 1/255, untargeted', 'PGD 4/255'),
+    (('autoattack', 'total', 128), 'AutoAttack, l2, eps 128/255', 'AutoAttack (L2) 128/255'),
+])
+def test_strengths_in_l2_are_others_than_in_linf(values, text, title):
+    assert headline(row(*values, adv_attack=text)) == title
+
+
+def test_the_newest_rows_are_the_last_of_their_kind():
+    rows = [row('clean', top1=1.), row('attacks', 'pgd', '2.0', top1=2.), row('clean', top1=3., route='aux'),
+            row('attacks', 'pgd', '8.0', top1=4.), row('clean', top1=5.)]
+    assert sorted(each['top1'] for each in newest(rows)) == [2., 3., 4., 5.]
 
 
 @pytest.mark.parametrize('values, title', [

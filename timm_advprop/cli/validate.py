@@ -15,7 +15,7 @@ from ..engine.results_file import Results, write_results
 from ..engine.validation import validate
 from ..errors import InputError, exits_on_input_error
 from ..robustness.evaluate_suites import SuiteEvaluation
-from ..robustness.kept_results import KeptResults
+from ..robustness.kept_results import open_results
 from ..robustness.report import write_report
 from ..robustness.suites import SuiteSettings, is_attacked
 from .parser import ProgramParser, parse_settings, settings_parser, setup_logging
@@ -33,7 +33,7 @@ _REFUSED = {
 }
 _NOT_FOR_IMAGENET = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
-_SUITE_RESULTS = 'robustness.csv'
+_SUITE_RESULTS = 'robustness'
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,19 @@ def _pairs(models: List[str], checkpoints: List[str]) -> List[Tuple[str, str]]:
 
 
 def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], several: bool) -> None:
-    path = settings.report.results_file or _SUITE_RESULTS
-    kept = KeptResults(path, settings.report.results_format)
-    evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
-    if several:
-        _run_each(evaluation, runs)
-    else:
-        _run(evaluation, runs[0])
-    rows = kept.finish()
-    if not rows:
-        raise InputError('Nothing was evaluated: each model was left out.')
-    print(write_report(rows, path))
+    format = settings.report.results_format
+    path = settings.report.results_file or f'{_SUITE_RESULTS}.{format}'
+    with open_results(path, format) as kept:
+        evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
+        if several and not _run_each(evaluation, runs, stops=True):
+            raise InputError('Nothing was evaluated: each model was left out.')
+        if not several:
+            _run(evaluation, runs[0])
+        print(write_report(kept.finish(), path))
 
 
-def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings]) -> List[Any]:
+def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings], stops: bool = False) -> List[Any]:
+    # Ctrl-C ends it with the results that are there; with `stops` it ends the program.
     _logger.info(f'Validating {len(runs)} models: {", ".join(map(_title, runs))}')
     results = []
     for run in runs:
@@ -154,6 +153,8 @@ def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings])
         except (InputError, RuntimeError) as error:
             _logger.error(f'{_title(run)} left out: {error}')
         except KeyboardInterrupt:
+            if stops:
+                raise
             break
     return results
 

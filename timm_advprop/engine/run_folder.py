@@ -1,18 +1,14 @@
 """The output folder of a run."""
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, Iterator, Mapping, Optional
 
 from timm.models import safe_model_name
 
 from ..errors import InputError
+from .locks import locked
 from .run_settings import TrainSettings
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 __all__ = ['lock_folder', 'output_folder']
 
@@ -39,17 +35,13 @@ def lock_folder(folder: str) -> Iterator[None]:
     Raises:
         InputError: It cannot be written, or another run is using it.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, '.lock'), 'w')
-    except OSError as error:
-        raise InputError(f'Cannot write the output folder {folder}: {error.strerror}.') from error
-    with file:
+    with ExitStack() as until_end:
         try:
-            if fcntl is not None:
-                # a lock of the process: the loader's workers, which may outlive it for a moment, do not inherit it
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            os.makedirs(folder, exist_ok=True)
+            until_end.enter_context(locked(os.path.join(folder, '.lock')))
+        except BlockingIOError as error:
             raise InputError(f'Another run is writing {folder}: give another --experiment, or wait for its end.'
                              ) from error
+        except OSError as error:
+            raise InputError(f'Cannot write the output folder {folder}: {error.strerror}.') from error
         yield

@@ -29,7 +29,7 @@ from .seeding import seed_at, seed_generators
 from .tested_model import TestedModel, open_tested_model
 from .wrapped_images import SampledImages
 
-__all__ = ['measure', 'open_test_images', 'validate']
+__all__ = ['measure', 'open_test_images', 'read_valid_labels', 'validate']
 
 _logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Labels:
             device: torch.device,
     ):
         self.average = settings.metrics_avg
-        classes = _read_valid_labels(settings.valid_labels, num_classes) if settings.valid_labels else classes
+        classes = read_valid_labels(settings, num_classes) or classes
         self.valid = None if classes is None else torch.tensor(classes, device=device)
         # one count for clean images and one for adversarial ones
         self.real = {kind: _read_real_labels(settings.real_labels, dataset)
@@ -188,7 +188,15 @@ def _rounded(metrics: Dict[str, float]) -> Dict[str, float]:
     return rounded
 
 
-def _read_valid_labels(path: str, num_classes: int) -> List[int]:
+def read_valid_labels(settings: EvalDataSettings, num_classes: int) -> Optional[List[int]]:
+    """The model's class of each label of a data set, where `--valid-labels` says it; else None.
+
+    Raises:
+        InputError: The file cannot be read, or the model has no such classes.
+    """
+    path = settings.valid_labels
+    if not path:
+        return None
     try:
         with open(path, encoding='utf-8') as file:
             labels = [int(line) for line in file if line.strip()]

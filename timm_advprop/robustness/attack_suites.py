@@ -5,10 +5,12 @@ from typing import Iterator, List
 
 import torch
 
-from ..engine.datasets import channel_normalisation
+from ..engine.bad_images import explained_data_loss
+from ..engine.datasets import channel_normalisation, dataset_name
 from ..engine.eval_settings import EvalSettings
 from ..engine.tested_model import TestedModel
-from ..engine.validation import measure, open_test_images
+from ..engine.validation import measure, open_test_images, read_valid_labels
+from ..errors import InputError
 from ..regimes import Attack
 from .autoattack import Batch, autoattack, check_library
 from .cells import Cell, Measured
@@ -19,7 +21,7 @@ __all__ = ['attack_cells', 'autoattack_cells']
 # Rows of AutoAttack: what is left after each attack, on what withstood those before it.
 _AFTER = {'apgd-ce': 'apgd_ce_top1', 'apgd-t': 'apgd_t_top1', 'fab-t': 'fab_t_top1', 'square': 'square_top1',
           'total': 'aa_top1'}
-STRENGTHS = (1, 2, 4, 8)  # of a curve, in pixels, where none are given
+STRENGTHS = (1., 2., 4., 8.)  # of a curve, in pixels, where none are given
 
 
 def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
@@ -32,14 +34,23 @@ def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
 
 
 def autoattack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
-    """AutoAttack (Croce & Hein, ICML 2020), its standard version."""
+    """AutoAttack (Croce & Hein, ICML 2020), its standard version.
+
+    Raises:
+        InputError: `pyautoattack` is missing, or settings do not go with it.
+    """
     check_library()
+    if settings.device.model_dtype not in (None, 'float32'):
+        raise InputError('Suite autoattack needs --model-dtype float32: reduced precision hides gradients.')
+    if settings.data.real_labels:
+        raise InputError('Suite autoattack goes by the labels of the data set: leave out --real-labels.')
     return [Cell('autoattack', partial(_measure_autoattack, attack=attack), '', attack.eps_px, about=attack.norm)
             for attack in settings.attack.strengths]
 
 
 def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
-    results = measure(tested, tested.settings.data, attack=attack, log_name=None)
+    data = replace(tested.settings.data, metrics_avg=None)  # whose scores are of clean images
+    results = measure(tested, data, attack=attack, log_name=None)
     accuracies = {name: results.pop(f'adv_{name}') for name in ('top1', 'top5')}
     errors = {f'{name}_err': round(100 - value, 4) for name, value in accuracies.items()}
     return [{**results, **accuracies, **errors}]
@@ -47,10 +58,16 @@ def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
 
 def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
     mean, std = channel_normalisation(tested.config)
-    model = routed(tested.model, tested.settings.model.norm_route, mean, std)
+    classes = read_valid_labels(tested.settings.data, tested.num_classes)
+    model = routed(
+        tested.model, tested.settings.model.norm_route, mean, std,
+        output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
         model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)
-    of_set = dict(adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'])
+    data = tested.settings.data
+    of_set = dict(
+        adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'],
+        dataset=dataset_name(data), split=data.split)
     return [dict(condition=condition, top1=round(found[name], 4), top1_err=round(100 - found[name], 4), **of_set)
             for condition, name in _AFTER.items()]
 
@@ -59,5 +76,6 @@ def _pixel_batches(tested: TestedModel) -> Iterator[Batch]:
     # Images of the split in 0–1, as the loader delivers them but not normalised.
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(tested.config))
     _, loader = open_test_images(tested, tested.settings.data)
-    for images, target in loader:
-        yield (images.float().cpu() * std + mean).clamp(0, 1), target
+    with explained_data_loss():
+        for images, target in loader:
+            yield (images.float().cpu() * std + mean).clamp(0, 1), target

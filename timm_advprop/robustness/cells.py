@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Union
+from typing import Any, Callable, Dict, List, Mapping, Union
 
 from ..engine.results_file import Results
 from ..engine.tested_model import TestedModel
@@ -42,16 +42,24 @@ class Cell:
 def cell_name(tested: TestedModel, cell: Cell) -> str:
     """A name for what is measured, of 12 digits: the same for the same figures, so that none is measured twice.
 
-    It covers weights, data and every setting that has an effect, but not what is in the data set's files.
+    It covers weights, data and every setting that has an effect, also those that come with the model, but not what is
+    in the data set's files.
     """
+    cell_of = (cell.suite, cell.condition, cell.severity, cell.about)
+    return _digest({**_what_has_an_effect(tested), 'cell': cell_of})
+
+
+def _what_has_an_effect(tested: TestedModel) -> Dict[str, Any]:
     settings = tested.settings
     groups = (settings.data, settings.model, settings.image, settings.device, settings.loader)
     values = {name: value for group in groups for name, value in group.values().items() if name not in _WITHOUT_EFFECT}
     values.update(
-        data_dir=os.path.abspath(settings.data.data_dir or ''), weights=tested.weights,
-        cell=(cell.suite, cell.condition, cell.severity, cell.about))
-    text = json.dumps(values, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        data_dir=os.path.abspath(settings.data.data_dir or ''), weights=tested.weights, config=tested.config)
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
 
 
 def complete_rows(tested: TestedModel, cell: Cell, rows: Measured) -> Measured:
@@ -59,7 +67,9 @@ def complete_rows(tested: TestedModel, cell: Cell, rows: Measured) -> Measured:
     of = dict(
         model=tested.settings.model.model, checkpoint=tested.settings.model.checkpoint,
         route=tested.settings.model.route, suite=cell.suite, condition=cell.condition, severity=cell.severity)
-    return [{**of, **row, 'weights': tested.weights, 'cell': cell_name(tested, cell)} for row in rows]
+    names = dict(
+        weights=tested.weights, settings=_digest(_what_has_an_effect(tested)), cell=cell_name(tested, cell))
+    return [{**of, **row, **names} for row in rows]
 
 
 def _plain(value: Any) -> Union[Dict[str, Any], str]:

@@ -42,7 +42,7 @@ class SuiteEvaluation:
         tested = open_tested_model(settings, is_attacked(self.suites))
         check_model(self.suites, tested.num_classes)
         for cell in self.cells:
-            if cell_name(tested, cell) not in self.kept.cells:
+            if not self.kept.ask_for(cell_name(tested, cell)):
                 rows = complete_rows(tested, cell, cell.measure(tested))
                 self.kept.add(rows)
                 self._tell(tested, cell, rows)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..output import markdown_table, replacing
 from .charts import draw_attacks, draw_corruptions
 from .severities import ALL_CORRUPTIONS, SEVERITIES
-from .summary import evaluated, headline, is_summary, number
+from .summary import evaluated, headline, is_summary, newest, number
 
 __all__ = ['names_of_evaluated', 'overview', 'write_report']
 
@@ -28,7 +28,7 @@ _MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
 
 
 def write_report(rows: Sequence[Results], path: str) -> str:
-    """Write tables and pictures beside a results file.
+    """Write tables and pictures beside a results file. Of a model under several settings they show the last.
 
     Args:
         rows: Rows of the results file, summaries among them.
@@ -38,7 +38,7 @@ def write_report(rows: Sequence[Results], path: str) -> str:
     Returns:
         The overview and the names of the files, to print.
     """
-    base = os.path.splitext(path)[0]
+    base, rows = os.path.splitext(path)[0], newest(rows)
     text = overview(rows)
     details = [_details(rows, suite) for suite in ('corruptions', 'imagenet-c')]
     files = [path, f'{base}.md', *_draw(rows, base)]
@@ -78,7 +78,8 @@ def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
     # The part of each path that tells it from the others: `vanilla`, `advprop` of two files `last.pth.tar`.
     parts = {path: os.path.normpath(path).split(os.sep) for path in paths}
     of_all, same, length = list(parts.values()), 0, 1
-    while drop_common and len(parts) > 1 and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
+    shortest = min(map(len, of_all))  # the same path may be spelt in two ways
+    while drop_common and len(parts) > 1 and same < shortest and len({tuple(each[-same - 1:]) for each in of_all}) == 1:
         same += 1
     while len({_last(each, same, length) for each in of_all}) < len(parts) and length < max(map(len, of_all)):
         length += 1
@@ -86,7 +87,7 @@ def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
 
 
 def _last(parts: Sequence[str], same: int, length: int) -> str:
-    return '/'.join(parts[:len(parts) - same][-length:])
+    return '/'.join((parts[:len(parts) - same] or parts)[-length:])
 
 
 def _details(rows: Sequence[Results], suite: str) -> str:

@@ -42,11 +42,13 @@ SUITES: Dict[str, Suite] = {
 
 
 def _suite_problem(value: str) -> Optional[str]:
-    name, _, folder = value.partition('=')
+    name, given, folder = value.partition('=')
     if name not in SUITES:
         return f'must be one of {", ".join(SUITES)}{near_matches(name, list(SUITES))}'
-    if folder and not SUITES[name].has_folder:
+    if given and not SUITES[name].has_folder:
         return f'must be {name} alone: it takes the data set of --data-dir'
+    if given and not folder:
+        return f'must have a folder behind {name}='
     return None
 
 
@@ -93,7 +95,12 @@ def check_model(suites: Sequence[str], num_classes: int) -> None:
 
 
 def _folders_by_name(suites: Sequence[str]) -> Dict[str, str]:
-    return dict(value.partition('=')[::2] for value in suites)
+    folders: Dict[str, str] = {}
+    for name, _, folder in (value.partition('=') for value in suites):
+        if folders.setdefault(name, folder) != folder:
+            raise InputError(f'Suite {name} has two folders: evaluate them one after the other, each with a '
+                             '--results-file of its own.')
+    return folders
 
 
 def _folder(name: str, folder: str, settings: EvalSettings, alone: bool) -> str:

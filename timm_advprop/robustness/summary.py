@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from ..engine.results_file import Results
 from .severities import ALEXNET_ERRORS, CORRUPTIONS, GROUPS, SEVERITIES
 
-__all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'number', 'summary_rows']
+__all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'newest', 'number', 'summary_rows']
 
 EVALUATED = ('model', 'checkpoint', 'route')  # columns that say what was evaluated
 _OF_CORRUPTIONS = ('corruptions', 'imagenet-c')
@@ -27,6 +27,12 @@ def is_summary(row: Mapping[str, Any]) -> bool:
     return str(row['condition']).startswith(_MEAN)
 
 
+def newest(rows: Sequence[Results]) -> List[Results]:
+    """Rows without those that a later one takes the place of, of the same images and model under other settings."""
+    last = {(evaluated(row), row['suite'], headline(row), row['condition'], str(row['severity'])): row for row in rows}
+    return list(last.values())
+
+
 def summary_rows(rows: Sequence[Results]) -> List[Results]:
     """Means over corruptions, for each model on a route whose corruptions are complete.
 
@@ -35,16 +41,22 @@ def summary_rows(rows: Sequence[Results]) -> List[Results]:
     classes; `mean-noise` … are means of a group.
     """
     summaries = []
-    for key in dict.fromkeys((evaluated(row), row['suite']) for row in rows if row['suite'] in _OF_CORRUPTIONS):
-        of_key = [row for row in rows if (evaluated(row), row['suite']) == key]
+    for key in dict.fromkeys(map(_with_settings, rows)):
+        of_key = [row for row in rows if row['suite'] in _OF_CORRUPTIONS and _with_settings(row) == key]
         means = {_MEAN: CORRUPTIONS, **{f'{_MEAN}-{group}': names for group, names in GROUPS.items()}}
         summaries += filter(None, (_mean_row(of_key, condition, names) for condition, names in means.items()))
     return summaries
 
 
+def _with_settings(row: Mapping[str, Any]) -> Tuple[Any, ...]:
+    # what was measured under other settings, or of other weights, has a mean of its own
+    return evaluated(row), row['suite'], row.get('settings')
+
+
 def _mean_row(rows: Sequence[Results], condition: str, names: Sequence[str]) -> Optional[Results]:
-    of_names = [row for row in rows if row['condition'] in names]
-    if len({(row['condition'], str(row['severity'])) for row in of_names}) < len(names) * len(SEVERITIES):
+    newest = {(row['condition'], str(row['severity'])): row for row in rows if row['condition'] in names}
+    of_names = list(newest.values())
+    if len(of_names) < len(names) * len(SEVERITIES):
         return None
     row: Dict[str, Any] = {**of_names[0], 'condition': condition, 'severity': '', 'cell': ''}
     for column in ('top1', 'top1_err', 'top5', 'top5_err'):
@@ -64,8 +76,9 @@ def headline(row: Mapping[str, Any]) -> Optional[str]:
     if suite in _OF_CORRUPTIONS:
         of = suite if condition == _MEAN else condition.removeprefix(f'{_MEAN}-')
         return (of if suite == 'corruptions' or condition == _MEAN else f'{suite} {of}') if is_summary(row) else None
+    norm = ' (L2)' if 'l2' in str(row.get('adv_attack')).lower() else ''
     if suite == 'attacks':
-        return f'{condition.upper()} {number(row, "severity"):g}/255'
+        return f'{condition.upper()}{norm} {number(row, "severity"):g}/255'
     if suite == 'autoattack':
-        return f'AutoAttack {float(severity):g}/255' if condition == 'total' else None
+        return f'AutoAttack{norm} {float(severity):g}/255' if condition == 'total' else None
     return suite
