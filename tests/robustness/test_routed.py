@@ -251,6 +251,7 @@ def test_the_first_of_several_outputs_counts(images):
     lambda model, route, backend: routed(torch.compile(model, backend=backend), route),
     lambda model, route, backend: torch.compile(routed(model, route), backend=backend),
 ], ids=['inside', 'outside'])
+@pytest.mark.slow
 def test_compiled(model, images, compiled):
     graphs = CompileCounter()
     adapters = {route: compiled(model, route, graphs) for route in ('main', 'aux')}
