@@ -66,7 +66,7 @@ def test_card_shows_suites_of_the_published_weights_alone(hub, checkpoint):
     of = dict(model='test_resnet_ap', route='main', weights=weights_digest(model.state_dict()), condition='',
               severity='', dataset='photos', split='validation', top5='')
     rows = [
-        dict(of, suite='clean', top1='71.5'),
+        dict(of, suite='clean', top1='72', num_images='100'),
         dict(of, suite='corruptions', condition='fog', severity='3', top1='11'),
         dict(of, suite='corruptions', condition='mean', top1='61'),
         dict(of, suite='imagenet-a', top1='6', dataset='imagenet-a', split=''),
@@ -77,9 +77,10 @@ def test_card_shows_suites_of_the_published_weights_alone(hub, checkpoint):
     ]
     push_to_hub(path, REPO, results=rows, dataset='digits')
     text = published(hub)['README.md'].decode()
-    for line in ('| clean | main | 71.50 | – | digits | validation | validate.py |',
+    for line in ('| clean | main | 71.50 | 93.25 | digits | validation | train.py |',  # of all images
+                 '| clean | main | 72.00 | – | digits | validation, 100 images | validate.py |',
                  '| corruptions | main | 61.00 | – | digits | validation | validate.py |',
-                 '| imagenet-a | main | 6.00 | – | imagenet-a | validation | validate.py |',
+                 '| imagenet-a | main | 6.00 | – | imagenet-a | test | validate.py |',
                  '| under PGD-20, eps 4/255 | main | 41.00 | – | digits | validation | validate.py |',
                  '| under AutoAttack, eps 4/255 | main | 37.00 | – | digits | validation | validate.py |'):
         assert line in text

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tests.cli.programs import MODEL, run_validate
 from tests.robustness.suite_runs import FLAGS, digit_images, read_rows, run_suites, train_digits
 from timm_advprop.cli.validate import main
-from timm_advprop.robustness import attack_suites, corruptions, evaluate_suites, image_suites
+from timm_advprop.errors import InputError
+from timm_advprop.robustness import attack_suites, corruptions, evaluate_suites, image_suites, kept_results
 from timm_advprop.robustness.corrupted_images import Corruption
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -224,6 +225,22 @@ def test_ctrl_c_among_several_models_is_no_finished_evaluation(few_digits, check
     assert [row['suite'] for row in read_rows(tmp_path / 'r.csv')] == ['clean']
 
 
+def test_a_full_disk_ends_the_run_and_is_no_matter_of_the_model(
+        few_digits, checkpoint, tmp_path, measured, monkeypatch, capsys):
+    write = kept_results.write_results
+
+    def full(path, rows, format):
+        if len(rows) == 2:
+            raise InputError(f'Cannot write {path}.') from OSError(28, 'No space left on device', path)
+        write(path, rows, format)
+
+    monkeypatch.setattr(kept_results, 'write_results', full)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--route', 'main', 'aux', '--suite', 'attacks', *ATTACK)
+    assert error.value.code == 1 and len(measured) == 2 and len(read_rows(tmp_path / 'r.csv')) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f'error: {tmp_path / "r.csv"}: No space left on device.'
+
+
 def test_each_model_left_out_is_an_error_whatever_the_file_has(few_digits, checkpoint, tmp_path, capsys):
     path = tmp_path / 'r.csv'
     run_suites(few_digits, checkpoint, path, '--suite', 'attacks', *ATTACK)
@@ -268,6 +285,8 @@ def test_smaller_batches_go_on_with_the_cells_that_are_there(few_digits, checkpo
     (['--suite', 'corruptions', '--adv-eps', '4'], 'belong to a suite that attacks'),
     (['--suite', 'autoattack', '--model-dtype', 'bfloat16'], 'autoattack needs --model-dtype float32'),
     (['--suite', 'autoattack', '--real-labels', 'real.json'], 'leave out --real-labels'),
+    (['--suite', 'autoattack', '--adv-steps', '9'], 'Suite autoattack takes --adv-eps and --adv-norm'),
+    (['--suite', 'autoattack', '--adv-attack', 'pgd'], 'Suite autoattack takes --adv-eps and --adv-norm'),
     (['--suite', 'attacks', '--torchscript'], '--torchscript has only the main route and takes no attack'),
     (['--suite', 'attacks', '--split', 'nope'], "No split 'nope'"),
     (['--suite', 'attacks', '--input-img-mode', 'L'], 'Images of mode L (--input-img-mode) have 1 channels'),

@@ -5,6 +5,9 @@ import pytest
 from PIL import Image
 
 from tests.robustness.test_summary import corrupted, row
+from timm_advprop.engine.figures import new_figure
+from timm_advprop.robustness import charts
+from timm_advprop.robustness.charts import draw_attacks
 from timm_advprop.robustness.report import names_of_evaluated, overview, write_report
 from timm_advprop.robustness.summary import summary_rows
 
@@ -34,6 +37,12 @@ def test_an_overview_says_what_corruptions_are_and_are_not():
     assert 'are not its files' in text and 'on the fly' in text
     assert 'AutoAttack' not in text and 'mCE' not in text
     assert overview([row('clean')]).splitlines() == ['| top-1 (%) | clean |', '|---|---|', '| m | 50.0 |']
+
+
+def test_an_overview_says_where_numbers_of_images_differ():
+    rows = [row('clean', num_images='359'), row('imagenet-a', num_images='7500')]
+    assert 'differ' not in overview(rows)
+    assert '(clean: 359; autoattack: 20)' in overview([*rows, row('autoattack', 'total', 8, num_images=20)])
 
 
 def test_an_overview_has_the_normalised_error_of_imagenet_classes():
@@ -79,3 +88,13 @@ def test_a_run_goes_without_pictures_where_matplotlib_is_missing(tmp_path, monke
     write_report(rows_of_a_run(), str(tmp_path / 'r.csv'))
     assert {file.name for file in tmp_path.iterdir()} == {'r.md'}
     assert 'Pictures are left out' in caplog.text
+
+
+def test_each_attack_has_a_curve_of_its_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+    rows = [row('clean', top1=90.), row('attacks', 'pgd', '8.0', top1=30.), row('attacks', 'pgd', '2.0', top1=60.),
+            row('attacks', 'pgd', '8.0', top1=80., adv_attack='PGD-1 (L2), eps 8/255'), row('clean', route='aux')]
+    draw_attacks(str(tmp_path / 'a.png'), rows, names_of_evaluated(rows))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].get_lines()}
+    assert lines == {'m, PGD': [[0, 90], [2, 60], [8, 30]], 'm, PGD (L2)': [[0, 90], [8, 80]]}

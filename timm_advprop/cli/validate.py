@@ -33,6 +33,7 @@ _REFUSED = {
 }
 _NOT_FOR_IMAGENET = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
+_FOR_AUTOATTACK = {'adv_eps', 'adv_norm'}
 _SUITE_RESULTS = 'robustness'
 
 
@@ -48,6 +49,9 @@ class ValidateSettings(EvalSettings):
             super().check_attack()
         elif not is_attacked(suites) and (attack.attack or attack.given):
             raise ValueError('Flags of an attack belong to a suite that attacks: --suite attacks or autoattack.')
+        elif 'attacks' not in suites and (attack.attack or not _FOR_AUTOATTACK.issuperset(attack.given)):
+            raise ValueError('Suite autoattack takes --adv-eps and --adv-norm; other flags of an attack are for '
+                             '--suite attacks.')
 
 
 @exits_on_input_error

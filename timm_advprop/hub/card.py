@@ -143,9 +143,9 @@ def _measured(results: Sequence[Result]) -> str:
     rows: List[Sequence[Any]] = [('images', 'norms', 'top-1', 'top-5', 'data set', 'split', 'measured by')]
     for result in results:
         top5 = '–' if result.top5 is None else f'{result.top5:.2f}'
+        split = result.split + (f', {result.num_images} images' if result.num_images else '')
         rows.append([
-            result.images, result.norms, f'{result.top1:.2f}', top5, result.dataset or '–', result.split,
-            result.source])
+            result.images, result.norms, f'{result.top1:.2f}', top5, result.dataset or '–', split, result.source])
     note = 'Accuracy in percent.'
     if any(result.images.startswith('under ') for result in results):
         note += ' An attack sees the norms that its images pass.'

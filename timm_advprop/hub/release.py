@@ -46,6 +46,7 @@ class Result(NamedTuple):
         dataset: Name of the data set.
         split: Its split.
         source: The program that measured it.
+        num_images: Number of images, None where it is not known.
     """
     images: str
     norms: str
@@ -54,6 +55,7 @@ class Result(NamedTuple):
     dataset: str
     split: str
     source: str
+    num_images: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,9 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
             result = Result(
                 images, _norms_of(str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
                 dataset=_dataset_of(row) or dataset or str(row.get('dataset') or release.dataset),
-                split=str(row.get('split') or 'validation'), source=source)
-            results[result.images, result.norms, result.dataset, result.split] = result
+                split=str(row.get('split') or ('test' if _dataset_of(row) else 'validation')), source=source,
+                num_images=int(row['num_images']) if row.get('num_images') else None)
+            results[result[:2] + (result.dataset, result.split, result.num_images)] = result
     return sorted(
         results.values(), key=lambda result: (result.images != 'clean', result.images, result.norms != 'main'))
 

@@ -1,16 +1,18 @@
 """Pictures of a robustness run: bars for corruptions, curves for attacks. Need matplotlib."""
+from itertools import product
 from statistics import fmean
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ..engine.figures import new_figure
 from ..engine.results_file import Results
 from .severities import ALL_CORRUPTIONS, GROUPS
-from .summary import evaluated, number
+from .summary import evaluated, headline, number
 
 __all__ = ['draw_attacks', 'draw_corruptions']
 
 _COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 _SIZE = 8
+_MARKERS = 'osD^v'  # of attacks
 _LINES, _HATCHES = ('-', '--', ':'), ('', '//////', '......')  # of the routes of a model
 Names = Mapping[Tuple[str, ...], str]
 
@@ -58,15 +60,16 @@ def draw_attacks(path: str, rows: Sequence[Results], names: Names) -> None:
     """
     figure = new_figure((5.2, 3.4))
     axis = figure.subplots()
-    for key, (color, of_route) in _styles(names).items():
-        points = sorted((number(row, 'severity') if row['suite'] == 'attacks' else 0., number(row, 'top1'))
-                        for row in rows if evaluated(row) == key)
+    attacks = list(dict.fromkeys(_attack_of(row) for row in rows if row['suite'] == 'attacks'))
+    for (key, (color, of_route)), attack in product(_styles(names).items(), attacks):
+        points = _points([row for row in rows if evaluated(row) == key], attack)
         if points:
-            axis.plot(*zip(*points), _LINES[of_route], marker='o', markersize=4, color=color, label=names[key],
-                      clip_on=False)
+            label = names[key] + (f', {attack}' if len(attacks) > 1 else '')
+            axis.plot(*zip(*points), _LINES[of_route], marker=_MARKERS[attacks.index(attack) % len(_MARKERS)],
+                      markersize=4, color=color, label=label, clip_on=False)
     strengths = sorted({number(row, 'severity') for row in rows if row['suite'] == 'attacks'})
     axis.set_xticks([0., *strengths], ['clean', *(f'{strength:g}' for strength in strengths)])
-    axis.set_xlabel(f'strength of {_attacks_of(rows)}, in 0–255 pixels', fontsize=_SIZE)
+    axis.set_xlabel(f'strength of {" and ".join(attacks)}, in 0–255 pixels', fontsize=_SIZE)
     axis.set_xlim(left=0)
     _finish(axis, 'top-1 (%)', len(names))
     figure.savefig(path)
@@ -80,9 +83,17 @@ def _styles(names: Names) -> Dict[Tuple[str, ...], Tuple[str, int]]:
             for key in names}
 
 
-def _attacks_of(rows: Sequence[Results]) -> str:
-    kinds = dict.fromkeys(str(row['condition']).upper() for row in rows if row['suite'] == 'attacks')
-    return ' and '.join(kinds)
+def _attack_of(row: Mapping[str, Any]) -> str:
+    # `PGD (L2)` for `PGD (L2) 4/255`
+    return headline(row).rpartition(' ')[0]
+
+
+def _points(rows: Sequence[Results], attack: str) -> List[Tuple[float, float]]:
+    # Strengths and accuracies of a curve, which begins with clean images; none where the attack was not measured.
+    curve = [(number(row, 'severity'), number(row, 'top1')) for row in rows
+             if row['suite'] == 'attacks' and _attack_of(row) == attack]
+    clean = [(0., number(row, 'top1')) for row in rows if row['suite'] == 'clean']
+    return sorted(clean + curve) if curve else []
 
 
 def _places(corruptions: Sequence[str]) -> Dict[str, float]:

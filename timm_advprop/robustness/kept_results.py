@@ -74,7 +74,15 @@ class KeptResults:
         self.write(self.rows)
 
     def write(self, rows: List[Results]) -> None:
-        write_results(self.path, rows, self.format)
+        """Write rows in place of what is there.
+
+        Raises:
+            OSError: They cannot be written, so no other model needs to be tried.
+        """
+        try:
+            write_results(self.path, rows, self.format)
+        except InputError as error:
+            raise error.__cause__ or error from error
 
     def finish(self) -> List[Results]:
         """Write summaries behind the rows of each suite; returns them all."""

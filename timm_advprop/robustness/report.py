@@ -2,7 +2,7 @@
 import logging
 import os
 from statistics import fmean
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..engine.results_file import Results
 from ..errors import InputError
@@ -24,6 +24,7 @@ _NOTES = {
     'attacks': 'An attack sees the norms that its images pass.',
     'autoattack': 'AutoAttack is the standard version (Croce & Hein, ICML 2020).',
 }
+_OF_SPLIT = ('clean', 'corruptions', 'attacks', 'autoattack')
 _MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
 
 
@@ -61,7 +62,19 @@ def overview(rows: Sequence[Results]) -> str:
     table += [(name, *(cells.get((key, column), '–') for column in columns))
               for key, name in names_of_evaluated(rows).items()]
     notes = [note for suite, note in _NOTES.items() if any(row['suite'] == suite for row in rows)]
-    return '\n\n'.join([markdown_table(table), ' '.join([*notes, *([_MCE] if relative else [])])]).rstrip()
+    notes = [*_numbers_of_images(rows), *notes, *([_MCE] if relative else [])]
+    return '\n\n'.join([markdown_table(table), ' '.join(notes)]).rstrip()
+
+
+def _numbers_of_images(rows: Sequence[Results]) -> Iterator[str]:
+    # for suites of one split, whose figures are compared
+    numbers: Dict[str, List[str]] = {}
+    for row in rows:
+        if row['suite'] in _OF_SPLIT and row.get('num_images'):
+            numbers.setdefault(str(row['num_images']), []).append(row['suite'])
+    if len(numbers) > 1:
+        said = (f'{", ".join(dict.fromkeys(suites))}: {count}' for count, suites in numbers.items())
+        yield f'**The numbers of images differ** ({"; ".join(said)}).'
 
 
 def names_of_evaluated(rows: Sequence[Results]) -> Dict[Tuple[str, ...], str]:
