@@ -58,7 +58,7 @@ def measure(
         crop_pct: Optional[float] = None,
         classes: Optional[Sequence[int]] = None,
         on_pixels: Optional[Callable[[Image.Image], Image.Image]] = None,
-        log_name: Optional[str] = 'Test',
+        quiet_batches: int = 0,
 ) -> Results:
     """Measure the accuracy of a model on a data set. The same call gives the same results, whatever came before it.
 
@@ -69,7 +69,7 @@ def measure(
         crop_pct: Centre crop, the model's own by default.
         classes: The model's class of each label of the data set, where that has some of the classes alone.
         on_pixels: What is done to images after they were sized and cropped.
-        log_name: Name in the progress lines, None for no lines.
+        quiet_batches: Data sets of no more batches are evaluated without progress lines.
 
     Returns:
         See `validate`.
@@ -86,7 +86,7 @@ def measure(
     with explained_data_loss():
         metrics = evaluate(
             tested.model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
-            log_name=log_name, log_interval=settings.report.log_freq)
+            log_name='Test' if len(loader) > quiet_batches else None, log_interval=settings.report.log_freq)
     metrics.update(labels.accuracies())
     results = OrderedDict(
         model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=tested.param_count,

@@ -13,7 +13,7 @@ from ..engine.validation import measure, open_test_images, read_valid_labels
 from ..errors import InputError
 from ..regimes import Attack
 from .autoattack import Batch, autoattack, check_library
-from .cells import Cell, Measured
+from .cells import QUIET_BATCHES, Cell, Measured
 from .routed import routed
 
 __all__ = ['attack_cells', 'autoattack_cells']
@@ -50,7 +50,7 @@ def autoattack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
 
 def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
     data = replace(tested.settings.data, metrics_avg=None)  # whose scores are of clean images
-    results = measure(tested, data, attack=attack, log_name=None)
+    results = measure(tested, data, attack=attack, quiet_batches=QUIET_BATCHES)
     accuracies = {name: results.pop(f'adv_{name}') for name in ('top1', 'top5')}
     errors = {f'{name}_err': round(100 - value, 4) for name, value in accuracies.items()}
     return [{**results, **accuracies, **errors}]

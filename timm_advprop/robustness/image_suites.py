@@ -11,7 +11,7 @@ from ..engine.eval_settings import EvalDataSettings, EvalSettings
 from ..engine.results_file import Results
 from ..engine.tested_model import TestedModel
 from ..engine.validation import measure
-from .cells import Cell, Measured
+from .cells import QUIET_BATCHES, Cell, Measured
 from .corrupted_images import Corruption, check_libraries
 from .published_sets import (
     IMAGENET_C,
@@ -66,7 +66,7 @@ def real_cells(settings: EvalSettings, folder: str) -> List[Cell]:
 
 
 def _measure(tested: TestedModel, data: EvalDataSettings, **kwargs) -> Results:
-    return measure(tested, data, log_name=None, **kwargs)
+    return measure(tested, data, quiet_batches=QUIET_BATCHES, **kwargs)
 
 
 def _measure_corruption(tested: TestedModel, corruption: Corruption) -> Measured:
