@@ -13,7 +13,7 @@ def test_too_few_images_are_an_input_error(capsys):
     with pytest.raises(SystemExit) as end:
         main(['--num-images', '4'])
     assert end.value.code == 2
-    assert '--num-images must be at least 5, one for each severity, got 4' in capsys.readouterr().err
+    assert '--num-images must be at least 10, got 4' in capsys.readouterr().err
 
 
 def test_every_corruption_is_measured_against_reading(capsys, monkeypatch):

@@ -2,7 +2,9 @@
 import json
 import os
 import shutil
+import signal
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -208,11 +210,31 @@ def test_how_images_are_normalised_may_come_with_the_model(few_digits, checkpoin
 
 
 def test_several_models_and_what_fails_is_left_out(few_digits, checkpoint, tmp_path, capsys, caplog):
-    rows = run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--model', 'test_resnet_ap', '--route', 'main', '3',
-                      '--suite', 'attacks', *ATTACK)
+    path = tmp_path / 'r.csv'
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, path, '--route', 'main', '3', '--suite', 'attacks', *ATTACK)
+    rows, said = read_rows(path), capsys.readouterr()
+    assert error.value.code == 1 and '1 of 2 models were left out' in said.err.splitlines()[-1]
     assert {row['route'] for row in rows} == {'main'} and len(rows) == 3
     assert '(3) left out: Route 3 needs 3 auxiliary norms' in caplog.text
-    assert '| test_resnet_ap last |' in capsys.readouterr().out.replace('last.pth', 'last')
+    assert '| test_resnet_ap last |' in said.out.replace('last.pth', 'last')
+
+
+def test_a_ctrl_c_that_python_drops_ends_the_run_after_the_condition(
+        few_digits, checkpoint, tmp_path, measured, monkeypatch, caplog):
+    measure, handler = attack_suites.measure, signal.getsignal(signal.SIGINT)
+
+    def dropped(*args, **kwargs):
+        with suppress(KeyboardInterrupt):  # as in a hook of a fork
+            signal.raise_signal(signal.SIGINT)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(attack_suites, 'measure', dropped)
+    with pytest.raises(SystemExit) as error:
+        run_suites(few_digits, checkpoint, tmp_path / 'r.csv', '--suite', 'attacks', *ATTACK)
+    assert error.value.code == 130 and len(measured) == 2 and len(read_rows(tmp_path / 'r.csv')) == 2
+    assert 'has 2 finished conditions; the same command goes on' in caplog.text
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_ctrl_c_among_several_models_is_no_finished_evaluation(few_digits, checkpoint, tmp_path, monkeypatch, capsys):

@@ -7,9 +7,9 @@ from PIL import Image
 from tests.robustness.test_summary import corrupted, row
 from timm_advprop.engine.figures import new_figure
 from timm_advprop.robustness import charts
-from timm_advprop.robustness.charts import draw_attacks
+from timm_advprop.robustness.charts import draw_attacks, draw_corruptions
 from timm_advprop.robustness.report import names_of_evaluated, overview, write_report
-from timm_advprop.robustness.summary import summary_rows
+from timm_advprop.robustness.summary import newest, summary_rows
 
 
 def rows_of_a_run():
@@ -85,8 +85,8 @@ def test_tables_and_pictures_lie_beside_the_results(tmp_path):
 
 def test_a_run_goes_without_pictures_where_matplotlib_is_missing(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    write_report(rows_of_a_run(), str(tmp_path / 'r.csv'))
-    assert {file.name for file in tmp_path.iterdir()} == {'r.md'}
+    said = write_report(rows_of_a_run(), str(tmp_path / 'r.csv'))
+    assert {file.name for file in tmp_path.iterdir()} == {'r.md'} and '.png' not in said
     assert 'Pictures are left out' in caplog.text
 
 
@@ -96,5 +96,35 @@ def test_each_attack_has_a_curve_of_its_own(tmp_path, monkeypatch):
     rows = [row('clean', top1=90.), row('attacks', 'pgd', '8.0', top1=30.), row('attacks', 'pgd', '2.0', top1=60.),
             row('attacks', 'pgd', '8.0', top1=80., adv_attack='PGD-1 (L2), eps 8/255'), row('clean', route='aux')]
     draw_attacks(str(tmp_path / 'a.png'), rows, names_of_evaluated(rows))
-    lines = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].get_lines()}
-    assert lines == {'m, PGD': [[0, 90], [2, 60], [8, 30]], 'm, PGD (L2)': [[0, 90], [8, 80]]}
+    panels = [(axis.get_xlabel(), {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()})
+              for axis in figures[0].axes]
+    assert panels == [('strength of PGD, in 0–255 pixels', {'m': [[0, 90], [2, 60], [8, 30]]}),
+                      ('strength of PGD (L2), in 0–255 pixels', {'m': [[0, 90], [8, 80]]})]
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ['clean', '2', '8']
+
+
+def test_bars_are_of_models_and_corruptions_that_are_complete(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+    rows = [row('clean'), row('clean', route='aux'), row('attacks', 'pgd', '8.0', route='2'),
+            *corrupted(['fog', 'snow']), row('corruptions', 'fog', '1', route='aux')]
+    rows.remove(next(each for each in rows if each['condition'] == 'snow'))
+    names = names_of_evaluated(rows)
+    draw_corruptions(str(tmp_path / 'c.png'), [each for each in rows if each['suite'] != 'attacks'], names)
+    axis, = figures[0].axes
+    assert [bar.get_height() for bars in axis.containers for bar in bars] == [70.]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ['fog']
+
+
+def test_clean_accuracy_is_that_on_the_most_images():
+    rows = [row('clean', top1=99., num_images='359'), row('clean', top1=100., num_images='10'),
+            row('autoattack', 'total', 8, num_images='10')]
+    head, table = table_of(overview(newest(rows)))
+    assert head[1:] == ['clean', 'AutoAttack 8/255'] and table['m'] == ['99.0', '50.0']
+
+
+def test_columns_have_an_order_of_their_own():
+    rows = [*reversed(rows_of_a_run()), row('imagenet-a'), row('attacks', 'pgd', '16.0'), row('autoattack', 'total', 8)]
+    head, _ = table_of(overview(rows))
+    assert head == ['top-1 (%)', 'clean', 'corruptions', 'noise', 'blur', 'weather', 'digital', 'extra', 'imagenet-a',
+                    'PGD 2/255', 'PGD 8/255', 'PGD 16/255', 'AutoAttack 8/255']

@@ -13,7 +13,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 from ..engine.eval_settings import EvalModelsSettings, EvalSettings
 from ..engine.results_file import Results, write_results
 from ..engine.validation import validate
-from ..errors import InputError, exits_on_input_error
+from ..errors import InputError, RunError, exits_on_input_error
 from ..robustness.evaluate_suites import SuiteEvaluation
 from ..robustness.kept_results import open_results
 from ..robustness.report import write_report
@@ -140,11 +140,17 @@ def _evaluate_suites(settings: ValidateSettings, runs: List[EvalSettings], sever
     path = settings.report.results_file or f'{_SUITE_RESULTS}.{format}'
     with open_results(path, format) as kept:
         evaluation = SuiteEvaluation(settings.suite.suite, settings, kept, len(runs))
-        if several and not _run_each(evaluation, runs, stops=True):
+        try:
+            finished = _run_each(evaluation, runs, stops=True) if several else [_run(evaluation, runs[0])]
+        except KeyboardInterrupt:
+            _logger.warning(f'{path} has {len(kept.cells)} finished conditions; the same command goes on.')
+            raise
+        if not finished:
             raise InputError('Nothing was evaluated: each model was left out.')
-        if not several:
-            _run(evaluation, runs[0])
         print(write_report(kept.finish(), path))
+    if len(finished) < len(runs):
+        raise RunError(f'{len(runs) - len(finished)} of {len(runs)} models were left out, see above; the same command '
+                       'tries them again.')
 
 
 def _run_each(function: Callable[[EvalSettings], Any], runs: List[EvalSettings], stops: bool = False) -> List[Any]:

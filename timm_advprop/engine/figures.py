@@ -54,5 +54,5 @@ def new_figure(size: Tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("Pictures need matplotlib: pip install 'timm-advprop[demo]'.") from error
+        raise InputError('Pictures need matplotlib: pip install matplotlib.') from error
     return Figure(figsize=size, dpi=150, layout='constrained')

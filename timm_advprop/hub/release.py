@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import torch
 import torch.nn as nn
 from timm.models import get_pretrained_cfg
-from timm.utils import unwrap_model
+from timm.utils import natural_key, unwrap_model
 
 from ..engine.datasets import dataset_name, resolve_image_config
 from ..engine.open_model import base_name, open_model
@@ -20,7 +20,7 @@ from ..errors import InputError, as_input_error
 from ..models import base_of
 from ..norms import has_split_norm, num_aux_in, num_aux_norms
 from ..regimes import RegimeSettings, regime_of
-from ..robustness.summary import headline
+from ..robustness.summary import headline, is_summary
 from ..weights import open_checkpoint, weights_digest
 from ..weights.downloads import redact
 
@@ -216,8 +216,8 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
                 split=str(row.get('split') or ('test' if _dataset_of(row) else 'validation')), source=source,
                 num_images=int(row['num_images']) if row.get('num_images') else None)
             results[result[:2] + (result.dataset, result.split, result.num_images)] = result
-    return sorted(
-        results.values(), key=lambda result: (result.images != 'clean', result.images, result.norms != 'main'))
+    return sorted(results.values(), key=lambda result: (
+        result.images != 'clean', natural_key(result.images), result.norms != 'main'))
 
 
 def _of_published_weights(release: Release, rows: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
@@ -242,6 +242,8 @@ def _kinds_of_images(row: Mapping[str, Any]) -> Dict[str, str]:
     if not row.get('suite'):
         return {'clean': '', **({attack: 'adv_'} if attack else {})}
     title = headline(row)  # a card has no room for each severity
+    if title and is_summary(row) and title != row['suite']:
+        title = f'{row["suite"]}: {title.removeprefix(row["suite"]).strip()}'
     return {attack or title: ''} if title else {}
 
 

@@ -67,7 +67,8 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
     data = tested.settings.data
     of_set = dict(
         adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'],
-        dataset=dataset_name(data), split=data.split)
+        param_count=tested.param_count, img_size=tested.config['input_size'][-1], crop_pct=tested.config['crop_pct'],
+        interpolation=tested.config['interpolation'], dataset=dataset_name(data), split=data.split)
     return [dict(condition=condition, top1=round(found[name], 4), top1_err=round(100 - found[name], 4), **of_set)
             for condition, name in _AFTER.items()]
 

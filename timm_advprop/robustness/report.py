@@ -9,7 +9,8 @@ from ..errors import InputError
 from ..output import markdown_table, replacing
 from .charts import draw_attacks, draw_corruptions
 from .severities import ALL_CORRUPTIONS, SEVERITIES
-from .summary import evaluated, headline, is_summary, newest, number
+from .suites import SUITES
+from .summary import evaluated, headline, is_summary, newest, number, place_in_overview
 
 __all__ = ['names_of_evaluated', 'overview', 'write_report']
 
@@ -51,9 +52,9 @@ def write_report(rows: Sequence[Results], path: str) -> str:
 def overview(rows: Sequence[Results]) -> str:
     """A Markdown table of accuracies, a model on a route a row and a kind of images a column, with notes below."""
     named = [(evaluated(row), headline(row), row) for row in rows]
-    suites = list(dict.fromkeys(row['suite'] for row in rows))  # summaries come behind all suites
-    titles = list(dict.fromkeys(
-        title for _, title, _ in sorted(named, key=lambda each: suites.index(each[2]['suite'])) if title))
+    suites = ['clean', *SUITES]  # whatever the order in which they were measured
+    titles = list(dict.fromkeys(title for _, title, _ in sorted(named, key=lambda each: (
+        suites.index(each[2]['suite']), *place_in_overview(each[2]))) if title))
     cells = {(key, title): f'{number(row, "top1"):.1f}' for key, title, row in named if title}
     relative = {(key, f'{row["suite"]} mCE'): f'{number(row, "mce"):.1f}' for key, _, row in named if row.get('mce')}
     columns = [*titles, *dict.fromkeys(title for _, title in relative)]
@@ -131,8 +132,9 @@ def _draw(rows: Sequence[Results], base: str) -> List[str]:
                             ('attacks', draw_attacks)):
             of_suite = [row for row in rows if row['suite'] in (suite, 'clean') and not is_summary(row)]
             if any(row['suite'] == suite for row in of_suite):
-                files.append(f'{base}_{suite.replace("-", "_")}.png')
-                draw(files[-1], of_suite, names)
+                file = f'{base}_{suite.replace("-", "_")}.png'
+                draw(file, of_suite, names)
+                files.append(file)
     except InputError as error:
         _logger.warning(f'Pictures are left out: {error}')
     return files

@@ -52,13 +52,19 @@ def _suite_problem(value: str) -> Optional[str]:
     return None
 
 
+def _suite_help() -> str:
+    of_split = ', '.join(name for name, suite in SUITES.items() if not suite.has_folder)
+    of_folder = ', '.join(f'{name}=DIR' for name, suite in SUITES.items() if suite.has_folder)
+    return (f'evaluate beyond the clean test set. Of the split of --data-dir: {of_split}; of a folder: {of_folder}. '
+            'Writes --results-file (default: robustness.csv), tables and pictures beside it; the same command goes on '
+            'where it stopped. attacks has --adv-eps 1 2 4 8 by default. Needs timm-advprop[robustness]')
+
+
 @dataclass(frozen=True)
 class SuiteSettings(Settings):
     """Which suites."""
     title = 'Robustness suites'
-    suite: Tuple[str, ...] = setting(
-        (), f'evaluate beyond the clean test set: {", ".join(SUITES)}; =DIR is the folder of a set of its own',
-        nargs='+', metavar='NAME[=DIR]', check=_suite_problem)
+    suite: Tuple[str, ...] = setting((), _suite_help(), nargs='+', metavar='NAME[=DIR]', check=_suite_problem)
 
 
 def suite_cells(settings: EvalSettings, suites: Sequence[str]) -> List[Cell]:

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from ..engine.results_file import Results
 from .severities import ALEXNET_ERRORS, CORRUPTIONS, GROUPS, SEVERITIES
 
-__all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'newest', 'number', 'summary_rows']
+__all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'newest', 'number', 'place_in_overview', 'summary_rows']
 
 EVALUATED = ('model', 'checkpoint', 'route')  # columns that say what was evaluated
 _OF_CORRUPTIONS = ('corruptions', 'imagenet-c')
@@ -29,8 +29,25 @@ def is_summary(row: Mapping[str, Any]) -> bool:
 
 def newest(rows: Sequence[Results]) -> List[Results]:
     """Rows without those that a later one takes the place of, of the same images and model under other settings."""
-    last = {(evaluated(row), row['suite'], headline(row), row['condition'], str(row['severity'])): row for row in rows}
+    last: Dict[Any, Results] = {}
+    for row in rows:
+        key = evaluated(row), row['suite'], headline(row), row['condition'], str(row['severity'])
+        if row['suite'] != 'clean' or key not in last or _num_images(row) >= _num_images(last[key]):
+            last[key] = row
     return list(last.values())
+
+
+def _num_images(row: Mapping[str, Any]) -> int:
+    # a suite on few images measures clean accuracy on these
+    return int(row.get('num_images') or 0)
+
+
+def place_in_overview(row: Mapping[str, Any]) -> Tuple[Any, ...]:
+    """Where the column of a row's images stands within its suite."""
+    condition = str(row['condition']).removeprefix(f'{_MEAN}-')
+    if row['suite'] in _OF_CORRUPTIONS:
+        return ([_MEAN, *GROUPS].index(condition) if condition in (_MEAN, *GROUPS) else 0,)
+    return (headline(row) or '').rpartition(' ')[0], float(row['severity'] or 0)
 
 
 def summary_rows(rows: Sequence[Results]) -> List[Results]:
