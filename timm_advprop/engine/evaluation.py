@@ -11,6 +11,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 
 from ..output import duration
 from ..regimes import PixelSource, Source
+from .interrupts import stop_if_asked
 from .placement import Placement
 
 __all__ = ['evaluate']
@@ -58,6 +59,7 @@ def evaluate(
             meters[kind].update(*own)
             if on_output is not None:
                 on_output(kind, *own)
+        stop_if_asked()
         left = left and max(0, left - len(target))
         if log_name is not None and (batch_idx == num_batches - 1 or batch_idx % log_interval == 0):
             values = '  '.join(f'{name}: {value:.3f}' for name, value in _means(meters).items())

@@ -14,6 +14,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from ..attacks import NORMS
+from ..engine.interrupts import stop_if_asked
 from ..errors import InputError
 from ..output import duration
 from ..regimes import frozen
@@ -158,6 +159,7 @@ class _Forward:
         self.bar, self.max_passes = None, 1  # for each image
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        stop_if_asked()
         if self.bar is not None:
             self.bar.update(len(images) / self.max_passes)
         return self.model(images)

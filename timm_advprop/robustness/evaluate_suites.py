@@ -1,12 +1,10 @@
 """A robustness run: the cells of its suites, for one model on one route after another. It goes on where it stopped."""
 import logging
-import signal
-import threading
 import time
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Sequence
+from typing import Sequence
 
 from ..engine.eval_settings import EvalSettings
+from ..engine.interrupts import deferred_ctrl_c, stop_if_asked
 from ..engine.tested_model import TestedModel, open_tested_model
 from ..output import duration
 from .cells import Cell, Measured, cell_name, complete_rows
@@ -44,11 +42,10 @@ class SuiteEvaluation:
         """
         tested = open_tested_model(settings, is_attacked(self.suites))
         check_model(self.suites, tested.num_classes)
-        with _noting_ctrl_c() as is_lost:
+        with deferred_ctrl_c():
             for cell in self.cells:
                 self._finish(tested, cell)
-                if is_lost():
-                    raise KeyboardInterrupt
+                stop_if_asked()
 
     def _finish(self, tested: TestedModel, cell: Cell) -> None:
         if self.kept.ask_for(cell_name(tested, cell)):
@@ -65,22 +62,3 @@ class SuiteEvaluation:
         model = tested.settings.model
         _logger.info(f'{model.checkpoint or model.model} {model.route}  {cell.describe()}: '
                      f'top1 {rows[-1]["top1"]:.3f}  ({self.left} cells left, ETA {duration(max(0, eta))})')
-
-
-@contextmanager
-def _noting_ctrl_c() -> Iterator[Callable[[], bool]]:
-    # Python drops exceptions in what runs when a process forks: a Ctrl-C while a loader starts its workers may be lost.
-    noted = []
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(noted)
-    finally:
-        signal.signal(signal.SIGINT, previous)
