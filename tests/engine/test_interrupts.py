@@ -18,8 +18,18 @@ def test_ctrl_c_waits_until_it_is_asked_for():
     stop_if_asked()  # that was another block's
 
 
+def test_ctrl_c_comes_at_the_end_of_the_outer_block():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), deferred_ctrl_c():
+        with deferred_ctrl_c():
+            signal.raise_signal(signal.SIGINT)
+        reached.append(True)
+    assert reached
+    stop_if_asked()
+
+
 def test_ctrl_c_pressed_again_comes_at_once():
-    with deferred_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), deferred_ctrl_c():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ from ..errors import InputError, RunError, exits_on_input_error
 from ..robustness.evaluate_suites import SuiteEvaluation
 from ..robustness.kept_results import open_results
 from ..robustness.report import write_report
-from ..robustness.suites import SuiteSettings, is_attacked
+from ..robustness.suites import SuiteSettings, check_attack_flags
 from .parser import ProgramParser, parse_settings, settings_parser, setup_logging
 
 __all__ = ['ValidateSettings', 'create_parser', 'list_runs', 'main', 'parse_args']
@@ -33,7 +33,6 @@ _REFUSED = {
 }
 _NOT_FOR_IMAGENET = ['*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer']
 
-_FOR_AUTOATTACK = {'adv_eps', 'adv_norm'}
 _SUITE_RESULTS = 'robustness'
 
 
@@ -44,14 +43,10 @@ class ValidateSettings(EvalSettings):
     suite: SuiteSettings
 
     def check_attack(self) -> None:
-        suites, attack = self.suite.suite, self.attack
-        if not suites:
+        if self.suite.suite:
+            check_attack_flags(self.suite.suite, self.attack)
+        else:
             super().check_attack()
-        elif not is_attacked(suites) and (attack.attack or attack.given):
-            raise ValueError('Flags of an attack belong to a suite that attacks: --suite attacks or autoattack.')
-        elif 'attacks' not in suites and (attack.attack or not _FOR_AUTOATTACK.issuperset(attack.given)):
-            raise ValueError('Suite autoattack takes --adv-eps and --adv-norm; other flags of an attack are for '
-                             '--suite attacks.')
 
 
 @exits_on_input_error

@@ -24,6 +24,7 @@ from .datasets import (
 )
 from .eval_settings import EvalDataSettings, EvalSettings
 from .evaluation import evaluate
+from .interrupts import deferred_ctrl_c
 from .results_file import Results
 from .seeding import seed_at, seed_generators
 from .tested_model import TestedModel, open_tested_model
@@ -50,6 +51,7 @@ def validate(settings: EvalSettings) -> Results:
     return results
 
 
+@deferred_ctrl_c()
 def measure(
         tested: TestedModel,
         data: EvalDataSettings,
@@ -111,7 +113,6 @@ def open_test_images(
 ) -> Tuple[Any, Any]:
     """The data set and timm's loader of it, for a model. See `measure`."""
     config, settings = config or tested.config, tested.settings
-    check_dataset_root(data, data.split)
     dataset = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
     if not data.valid_labels and not data.real_labels:
         check_class_count(dataset, len(classes or ()) or tested.num_classes, f'split {data.split!r}')

@@ -201,9 +201,11 @@ def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Opt
 
 
 def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:
-    rows = _of_published_weights(release, rows)
+    weights = {route: weights_digest(release.model.state_dict(), route)
+               for route in {row.get('route') or 'main' for row in rows}}
+    rows = _of_published_weights(weights, rows)
     for row in rows:
-        _check_row(release, row)
+        _check_row(release, weights, row)
     own = _row_of_run(release)
     measured = [(own, 'train.py')] if own else []
     measured += [(row, 'validate.py') for row in rows]
@@ -220,15 +222,11 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
         result.images != 'clean', natural_key(result.images), result.norms != 'main'))
 
 
-def _of_published_weights(release: Release, rows: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+def _of_published_weights(weights: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
     # Suites compare models: a file of theirs has rows of others, too.
     of_suites = [row for row in rows if row.get('suite')]
-    own = [row for row in of_suites if row.get('weights') == _weights_of(release, row)]
+    own = [row for row in of_suites if row.get('weights') == weights[row.get('route') or 'main']]
     return [row for row in rows if not row.get('suite')] + (own or of_suites[:1])  # which is refused
-
-
-def _weights_of(release: Release, row: Mapping[str, Any]) -> str:
-    return weights_digest(release.model.state_dict(), row.get('route') or 'main')
 
 
 def _dataset_of(row: Mapping[str, Any]) -> Optional[str]:
@@ -262,14 +260,14 @@ def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
     return dict(metrics, split=release.recipe.get('val_split')) if 'top1' in metrics else None
 
 
-def _check_row(release: Release, row: Mapping[str, Any]) -> None:
+def _check_row(release: Release, weights: Mapping[str, str], row: Mapping[str, Any]) -> None:
     name = str(row['model'])
     if ':' not in name and base_of(base_name(name)) != release.architecture:
         raise InputError(f'The results are of {name}, the published model is {release.architecture}.')
     if not row.get('weights'):
         raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
                          'this version.')
-    if row['weights'] != _weights_of(release, row):
+    if row['weights'] != weights[row.get('route') or 'main']:
         also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
         raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
 

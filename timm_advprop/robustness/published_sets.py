@@ -29,15 +29,11 @@ class PublishedSet:
 
     Args:
         name: Name among the flags of programs.
-        title: Name in tables.
-        source: The paper.
         synsets: timm's list of the set's classes, which are WordNet ids; all ImageNet classes where None.
         numbered: Class folders have the index of their class for a name, and not its WordNet id.
         split: The sub-folder to take where several have class folders.
     """
     name: str
-    title: str
-    source: str
     synsets: Optional[str] = None
     numbered: bool = False
     split: Optional[str] = None
@@ -108,14 +104,14 @@ class PublishedSet:
 
 
 PUBLISHED_SETS: Dict[str, PublishedSet] = {published.name: published for published in (
-    PublishedSet('imagenet-a', 'ImageNet-A', 'arXiv:1907.07174', synsets='imagenet_a_synsets.txt'),
-    PublishedSet('imagenet-r', 'ImageNet-R', 'arXiv:2006.16241', synsets='imagenet_r_synsets.txt'),
-    PublishedSet('imagenet-sketch', 'ImageNet-Sketch', 'arXiv:1905.13549', split='sketch'),
-    PublishedSet('imagenet-v2', 'ImageNetV2', 'arXiv:1902.10811', numbered=True),
-    PublishedSet('stylized', 'Stylized-ImageNet', 'arXiv:1811.12231', split='val'),
+    PublishedSet('imagenet-a', synsets='imagenet_a_synsets.txt'),  # arXiv:1907.07174
+    PublishedSet('imagenet-r', synsets='imagenet_r_synsets.txt'),  # arXiv:2006.16241
+    PublishedSet('imagenet-sketch', split='sketch'),  # arXiv:1905.13549
+    PublishedSet('imagenet-v2', numbered=True),  # arXiv:1902.10811
+    PublishedSet('stylized', split='val'),  # arXiv:1811.12231
 )}
 # A condition's folder is a set of its own: `IMAGENET_C.check_classes(corruption_folders(folder)['fog', 3])`
-IMAGENET_C = PublishedSet('imagenet-c', 'ImageNet-C', 'arXiv:1903.12261')
+IMAGENET_C = PublishedSet('imagenet-c')  # arXiv:1903.12261
 
 
 def corruption_folders(folder: str) -> Dict[Tuple[str, int], str]:

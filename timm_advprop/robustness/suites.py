@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from ..engine.eval_settings import EvalSettings
+from ..engine.eval_settings import EvalSettings, TestAttack
 from ..errors import InputError, near_matches
 from ..settings import Settings, setting
 from .attack_suites import attack_cells, autoattack_cells
@@ -11,7 +11,7 @@ from .cells import Cell
 from .image_suites import clean_cells, corruption_cells, imagenet_c_cells, published_cells, real_cells
 from .published_sets import PUBLISHED_SETS, check_num_classes
 
-__all__ = ['SUITES', 'Suite', 'SuiteSettings', 'check_model', 'is_attacked', 'suite_cells']
+__all__ = ['SUITES', 'Suite', 'SuiteSettings', 'check_attack_flags', 'check_model', 'is_attacked', 'suite_cells']
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ SUITES: Dict[str, Suite] = {
     'attacks': Suite(attack_cells, attacks=True),
     'autoattack': Suite(autoattack_cells, attacks=True),
 }
+
+
+_FOR_AUTOATTACK = {'adv_eps', 'adv_norm'}  # of the flags of an attack
 
 
 def _suite_problem(value: str) -> Optional[str]:
@@ -87,6 +90,19 @@ def suite_cells(settings: EvalSettings, suites: Sequence[str]) -> List[Cell]:
 def is_attacked(suites: Sequence[str]) -> bool:
     """Whether one of the suites attacks the model."""
     return any(SUITES[name].attacks for name in _folders_by_name(suites))
+
+
+def check_attack_flags(suites: Sequence[str], attack: TestAttack) -> None:
+    """Check that the suites have a use for the flags of an attack.
+
+    Raises:
+        ValueError: They have not.
+    """
+    if not is_attacked(suites) and (attack.attack or attack.given):
+        raise ValueError('Flags of an attack belong to a suite that attacks: --suite attacks or autoattack.')
+    if 'attacks' not in suites and (attack.attack or not _FOR_AUTOATTACK.issuperset(attack.given)):
+        raise ValueError('Suite autoattack takes --adv-eps and --adv-norm; other flags of an attack are for --suite '
+                         'attacks.')
 
 
 def check_model(suites: Sequence[str], num_classes: int) -> None:

@@ -71,8 +71,8 @@ def _with_settings(row: Mapping[str, Any]) -> Tuple[Any, ...]:
 
 
 def _mean_row(rows: Sequence[Results], condition: str, names: Sequence[str]) -> Optional[Results]:
-    newest = {(row['condition'], str(row['severity'])): row for row in rows if row['condition'] in names}
-    of_names = list(newest.values())
+    last = {(row['condition'], str(row['severity'])): row for row in rows if row['condition'] in names}
+    of_names = list(last.values())
     if len(of_names) < len(names) * len(SEVERITIES):
         return None
     row: Dict[str, Any] = {**of_names[0], 'condition': condition, 'severity': '', 'cell': ''}
