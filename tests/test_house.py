@@ -21,7 +21,7 @@ LADDER = (
     {'engine'},
     {'models'},
     {'regimes', 'weights'},
-    {'norms', 'attacks'},
+    {'norms', 'attacks', 'corruptions'},
     {'errors', 'settings', 'output', 'version'},
 )
 # `python -m timm_advprop.<name>` and the package's own names: they stand on top, and nothing imports them.
@@ -32,6 +32,7 @@ ALLOWED_LIBRARIES = {
     'output': (),
     'norms': ('torch', 'timm.layers', 'timm.utils'),
     'attacks': ('torch',),
+    'corruptions': ('torch', 'numpy', 'cv2', 'PIL'),
     'regimes': ('torch', 'timm.loss', 'timm.task'),
     'models': ('torch', 'timm.models'),
 }

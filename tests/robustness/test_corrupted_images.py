@@ -11,11 +11,11 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tests.robustness.drawn_images import drawn_image
+from tests.corruptions.drawn_images import drawn_image
+from timm_advprop.corruptions.severities import ALL_CORRUPTIONS
 from timm_advprop.engine.datasets import insert_before_tensor
 from timm_advprop.errors import InputError
 from timm_advprop.robustness.corrupted_images import Corruption
-from timm_advprop.robustness.severities import ALL_CORRUPTIONS
 
 
 @pytest.fixture(scope='module')

@@ -4,9 +4,9 @@ import re
 import pytest
 import torch
 
+from timm_advprop.corruptions.severities import ALL_CORRUPTIONS
 from timm_advprop.robustness import corruption_speed
 from timm_advprop.robustness.corruption_speed import main
-from timm_advprop.robustness.severities import ALL_CORRUPTIONS
 
 
 def test_too_few_images_are_an_input_error(capsys):

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from tests.cli.programs import MODEL, run_validate
 from tests.robustness.suite_runs import FLAGS, digit_images, read_rows, run_suites, train_digits
 from timm_advprop.cli.validate import main
+from timm_advprop.corruptions import corruptions
 from timm_advprop.errors import InputError
-from timm_advprop.robustness import attack_suites, corruptions, evaluate_suites, image_suites, kept_results
+from timm_advprop.robustness import attack_suites, evaluate_suites, image_suites, kept_results
 from timm_advprop.robustness.corrupted_images import Corruption
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -327,7 +328,7 @@ def test_a_missing_extra_is_one_line_before_the_work(
         few_digits, checkpoint, monkeypatch, capsys, tmp_path, suite, module):
     corruptions._functions.cache_clear()
     for name in corruptions._MODULES:
-        monkeypatch.delitem(sys.modules, f'timm_advprop.robustness.{name}', raising=False)
+        monkeypatch.delitem(sys.modules, f'timm_advprop.corruptions.{name}', raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate_suites, 'open_tested_model', lambda *args: pytest.fail('opened a model'))

@@ -12,9 +12,9 @@ from timm.data import ImageNetInfo
 
 from tests.robustness.suite_runs import read_rows
 from timm_advprop.cli.validate import main
+from timm_advprop.corruptions.severities import CORRUPTIONS
 from timm_advprop.engine.eval_settings import EvalDataSettings
 from timm_advprop.robustness import image_suites
-from timm_advprop.robustness.severities import CORRUPTIONS
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

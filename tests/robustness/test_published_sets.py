@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 
+from timm_advprop.corruptions.severities import CORRUPTIONS, GROUPS
 from timm_advprop.errors import InputError
 from timm_advprop.robustness.published_sets import (
     IMAGENET_C,
@@ -16,7 +17,6 @@ from timm_advprop.robustness.published_sets import (
     corruption_folders,
     missing_corruptions,
 )
-from timm_advprop.robustness.severities import CORRUPTIONS, GROUPS
 
 SYNSETS = ImageNetInfo().label_names()
 NUMBERS = [str(index) for index in range(1000)]

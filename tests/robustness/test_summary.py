@@ -1,7 +1,7 @@
 """Means over corruptions, and what stands for a row in an overview."""
 import pytest
 
-from timm_advprop.robustness.severities import ALEXNET_ERRORS, ALL_CORRUPTIONS, CORRUPTIONS, GROUPS
+from timm_advprop.corruptions.severities import ALEXNET_ERRORS, ALL_CORRUPTIONS, CORRUPTIONS, GROUPS
 from timm_advprop.robustness.summary import headline, newest, summary_rows
 
 

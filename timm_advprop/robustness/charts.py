@@ -2,9 +2,9 @@
 from statistics import fmean
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+from ..corruptions import ALL_CORRUPTIONS, GROUPS, SEVERITIES
 from ..engine.figures import new_figure
 from ..engine.results_file import Results
-from .severities import ALL_CORRUPTIONS, GROUPS, SEVERITIES
 from .summary import evaluated, headline, number
 
 __all__ = ['draw_attacks', 'draw_corruptions']

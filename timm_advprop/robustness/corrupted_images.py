@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..corruptions import check_corruption, check_libraries, corrupt
 from ..engine.seeding import seed_at
 from ..errors import InputError
-from .corruptions import check_libraries, corrupt
-from .severities import check_corruption
 
 __all__ = ['Corruption', 'check_libraries']
 
@@ -24,7 +23,7 @@ class Corruption:
     share their chance.
 
     Args:
-        name: One of `severities.ALL_CORRUPTIONS`.
+        name: One of `corruptions.ALL_CORRUPTIONS`.
         severity: 1 to 5.
         seed: Seed of the run.
 

@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from importlib.resources import as_file, files
 from typing import List
 
+from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
 from ..engine.datasets import check_dataset_root, class_names, open_split
 from ..engine.eval_settings import EvalDataSettings, EvalSettings
 from ..engine.results_file import Results
@@ -14,7 +15,6 @@ from ..engine.validation import measure
 from .cells import QUIET_BATCHES, Cell, Measured
 from .corrupted_images import Corruption, check_libraries
 from .published_sets import IMAGENET_C, NUM_CLASSES, PUBLISHED_SETS, corruption_folders, missing_corruptions
-from .severities import ALL_CORRUPTIONS, SEVERITIES
 
 __all__ = ['clean_cells', 'corruption_cells', 'imagenet_c_cells', 'published_cells', 'real_cells']
 

@@ -12,8 +12,8 @@ from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 from timm.data import ImageNetInfo, is_img_extension
 from timm.utils import natural_key
 
+from ..corruptions import CORRUPTIONS, GROUPS, SEVERITIES
 from ..errors import InputError
-from .severities import CORRUPTIONS, GROUPS, SEVERITIES
 
 __all__ = [
     'IMAGENET_C', 'NUM_CLASSES', 'PUBLISHED_SETS', 'PublishedSet', 'check_num_classes', 'corruption_folders',

@@ -4,11 +4,11 @@ import os
 from statistics import fmean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
+from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
 from ..engine.results_file import Results
 from ..errors import InputError
 from ..output import markdown_table, replacing
 from .charts import draw_attacks, draw_corruptions
-from .severities import ALL_CORRUPTIONS, SEVERITIES
 from .suites import SUITES
 from .summary import evaluated, headline, is_summary, newest, number, place_in_overview
 

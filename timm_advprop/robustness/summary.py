@@ -2,8 +2,8 @@
 from statistics import fmean
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from ..corruptions import ALEXNET_ERRORS, CORRUPTIONS, GROUPS, SEVERITIES
 from ..engine.results_file import Results
-from .severities import ALEXNET_ERRORS, CORRUPTIONS, GROUPS, SEVERITIES
 
 __all__ = ['EVALUATED', 'evaluated', 'headline', 'is_summary', 'newest', 'number', 'place_in_overview', 'summary_rows']
 

@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 
-from tests.robustness.drawn_images import drawn_image
-from tests.robustness.legacy_draws import LegacyDraws
-from tests.robustness.record_corruptions import NAMES, RECORD, SCRIPTS, checksum, places_of, seed_of
-from timm_advprop.robustness.corruptions import corrupt
-from timm_advprop.robustness.severities import ALL_CORRUPTIONS, SEVERITIES
+from tests.corruptions.drawn_images import drawn_image
+from tests.corruptions.legacy_draws import LegacyDraws
+from tests.corruptions.record_corruptions import NAMES, RECORD, SCRIPTS, checksum, places_of, seed_of
+from timm_advprop.corruptions.corruptions import corrupt
+from timm_advprop.corruptions.severities import ALL_CORRUPTIONS, SEVERITIES
 
 # Draws from a generator of its own in the original: its statistics are compared in test_corruptions.
 COMPARED = [name for name in ALL_CORRUPTIONS if name != 'impulse_noise']

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from tests.robustness.drawn_images import drawn_image
+from tests.corruptions.drawn_images import drawn_image
+from timm_advprop.corruptions import blurs, corruptions, digital, noises, weather
+from timm_advprop.corruptions.corruptions import check_libraries, corrupt
+from timm_advprop.corruptions.severities import ALL_CORRUPTIONS, SEVERITIES
 from timm_advprop.errors import InputError
-from timm_advprop.robustness import blurs, corruptions, digital, noises, weather
-from timm_advprop.robustness.corruptions import check_libraries, corrupt
-from timm_advprop.robustness.severities import ALL_CORRUPTIONS, SEVERITIES
 
 LUMA = np.array([.299, .587, .114])
 NOISES = ('gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise')
@@ -276,7 +276,7 @@ def test_libraries_that_are_missing_are_named_with_the_extra(monkeypatch):
             with pytest.raises(InputError, match=r"torch-uncertainty-assets.*pip install 'timm-advprop\[robustness\]'"):
                 check_libraries()
         for module in corruptions._MODULES:
-            monkeypatch.delitem(sys.modules, f'timm_advprop.robustness.{module}')
+            monkeypatch.delitem(sys.modules, f'timm_advprop.corruptions.{module}')
         monkeypatch.setitem(sys.modules, 'cv2', None)
         with pytest.raises(InputError, match=r"cv2.*pip install 'timm-advprop\[robustness\]'"):
             corrupt(drawn_image(32), 'fog', 1, rng())

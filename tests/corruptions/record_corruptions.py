@@ -1,6 +1,6 @@
 """Records what the authors' corruptions make of drawn images, at 32, 64 and 224 px, in recorded_corruptions.npz.
 
-    python -m tests.robustness.record_corruptions PATH/TO/robustness
+    python -m tests.corruptions.record_corruptions PATH/TO/robustness
 
 PATH is a checkout of github.com/hendrycks/robustness. Its scripts are old; they run with Python 3.11, numpy 1.26,
 scipy 1.11, scikit-image 0.19, opencv-python-headless 4.10, Pillow 10, Wand 0.7 on ImageMagick 6 (Debian's
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.robustness.drawn_images import drawn_image
+from tests.corruptions.drawn_images import drawn_image
 
 RECORD = Path(__file__).with_name('recorded_corruptions.npz')
 SCRIPTS = {32: 'make_cifar_c.py', 64: 'make_tinyimagenet_c.py', 224: 'make_imagenet_c.py'}

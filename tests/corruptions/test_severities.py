@@ -3,8 +3,7 @@ from statistics import fmean
 
 import pytest
 
-from timm_advprop.errors import InputError
-from timm_advprop.robustness.severities import (
+from timm_advprop.corruptions.severities import (
     ALEXNET_ERRORS,
     ALL_CORRUPTIONS,
     CORRUPTIONS,
@@ -12,6 +11,7 @@ from timm_advprop.robustness.severities import (
     SEVERITIES,
     parameters_for,
 )
+from timm_advprop.errors import InputError
 
 
 def test_fifteen_corruptions_in_four_groups_and_four_more():
