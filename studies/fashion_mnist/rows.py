@@ -47,7 +47,7 @@ ROWS: Dict[str, Row] = {
         (['--regime', 'advprop', *_attack(EPS), '--aug-splits', '2', '--split-bn', '--aa', 'rand-m5-inc1'],),
         'AdvProp, fine-grained', aux=2),
     'advprop-noise': Row(
-        (['--regime', 'advprop', '--adv-generator', 'gaussian-noise', '--adv-eps', str(2 * EPS)],),
+        (['--regime', 'advprop', '--adv-source', 'gaussian-noise', '--adv-eps', str(2 * EPS)],),
         'Gaussian noise for AdvProp\'s attack', aux=1),
     'fast-advprop': Row(
         (['--regime', 'fast-advprop', '--adv-eps', str(EPS), '--adv-alpha', str(EPS), '--adv-random-start', '1'],),

@@ -91,6 +91,40 @@ def test_a_refused_flag_that_is_off_may_stand_in_a_recipe(recipe):
         'epochs'] == 7
 
 
+SOURCES_RECIPE = """
+adv-source:
+  - pgd: {eps: 2, steps: 1}
+  - gaussian-noise
+  - package.images:make:
+      range: [0.5, 1.0e-3]
+      name: odd
+      other: null
+  - gaussian-noise:
+"""
+
+
+def test_sources_of_a_recipe_and_of_the_command_line_are_the_same(recipe):
+    flags = ['pgd eps=2 steps=1', 'gaussian-noise', 'package.images:make range=[0.5,0.001] name=odd', 'gaussian-noise']
+    settings = parse_args(['-c', recipe(SOURCES_RECIPE)])
+    assert settings.given['adv_source'] == flags and settings.regime.named == tuple(flags)
+    assert parse_args(['--adv-source', *flags]).regime == settings.regime
+    again = parse_args(['-c', recipe(yaml.safe_dump(dict(settings.given)))])  # as a run's args.yaml has it
+    assert again.regime == settings.regime
+    assert parse_args(['-c', recipe('adv-source: gaussian-noise\n')]).regime.named == ('gaussian-noise',)
+    assert parse_args(['-c', recipe(SOURCES_RECIPE), '--adv-source', 'pgd']).regime.named == ('pgd',)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('adv-source: {pgd: {eps: 2}}\n', 'adv-source takes a list'),
+    ('adv-source:\n  - pgd:\n    eps: 2\n', 'an entry of adv-source is a name and its settings'),
+    ('adv-source:\n  - pgd: 2\n', 'an entry of adv-source is a name and its settings'),
+    ('adv-source:\n  - {}\n', 'an entry of adv-source is a name and its settings'),
+    ('epochs: {pgd: 2}\n', 'epochs takes one value'),
+])
+def test_an_entry_of_a_recipes_list_is_a_name_and_its_settings(recipe, capsys, text, words):
+    expect_error(capsys, parse_args, ['-c', recipe(text)], words)
+
+
 def test_given_values_of_a_run_are_a_recipe(recipe):
     settings = parse_args(['--model', 'test_resnet_ap', '--adv-eps', '2', '--mixup', '0.2', '--opt-kwargs',
                            'foreach=True', '--scale', '0.5', '1', '--val-split', '', '--torchcompile', 'eager'])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.programs import FAST, MODEL, ROOT, run_train
+from tests.cli.programs import FAST, MODEL, ROOT, WITHOUT_ATTACK, run_train
 from tests.engine.runs import load, read_summary
 from timm_advprop.cli import train as program
 from timm_advprop.cli.train import main as train_main
@@ -61,10 +61,8 @@ def test_two_processes_train_as_one(few_digits, tmp_path):
 
 
 def test_default_regime_follows_the_model(few_digits, tmp_path):
-    place = FAST.index('--adv-eps')
-    without_attack = FAST[:place] + FAST[place + 2:]
     for model, advprop in (('test_resnet', False), ('test_resnet_ap', True)):
-        train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', model, *without_attack,
+        train_main(['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', model, *WITHOUT_ATTACK,
                     '--model', model])
         assert ('train_adv_loss' in read_summary(tmp_path / model)[0]) == advprop
 

@@ -139,7 +139,7 @@ def test_advprop_converts_a_plain_model(few_digits, tmp_path):
     ('joint', dict(adv_norm='l2', adv_alpha=20., adv_eps=40.), {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
     ('advprop', dict(split_bn=True, aug_splits=2, aa='rand-m5'),
      {'clean_loss', 'aug_loss', 'adv_loss', 'clean_top1', 'aug_top1', 'adv_top1'}),
-    ('advprop', dict(adv_generator='gaussian-noise', adv_eps=[4., 8.]),
+    ('advprop', dict(adv_source='gaussian-noise', adv_eps=[4., 8.]),
      {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
     ('fast-advprop', dict(batch_size=20, grad_accum_steps=2),
      {'clean_loss', 'attack_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),

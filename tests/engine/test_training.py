@@ -173,7 +173,7 @@ def test_an_attack_is_as_set():
 
 def test_strengths_are_a_source_each():
     assert [source.eps_px for source in task_of(adv_eps=[1., 2.]).sources] == [1., 2.]
-    assert [type(source) for source in task_of(adv_eps=[4., 8.], adv_generator='gaussian-noise').sources] == [
+    assert [type(source) for source in task_of(adv_eps=[4., 8.], adv_source='gaussian-noise').sources] == [
         GaussianNoise, GaussianNoise]
     views = task_of(split_bn=True, aug_splits=3, regime='advprop').sources
     assert [type(source) for source in views] == [AugmentedView, AugmentedView, Attack]
@@ -236,7 +236,7 @@ def test_an_epoch_is_the_least_that_a_budget_leaves():
     (dict(start_epoch=9, epochs=3, warmup_epochs=2, warmup_prefix=True, cooldown_epochs=4), 'the run has 9 epochs'),
     (dict(adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),
     (dict(regime='madry', adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),
-    (dict(adv_generator='os:getcwd'), 'must take .model, images, target.'),
+    (dict(adv_source='os:getcwd'), 'must take .model, images, target.'),
     (dict(jsd_loss=True), '--jsd-loss needs --aug-splits'),
     (dict(split_bn=True, aug_splits=0), '--split-bn needs --aug-splits'),
     (dict(split_bn=True, aug_splits=2, jsd_loss=True), 'two uses of --aug-splits'),

@@ -136,7 +136,7 @@ def test_token_is_nowhere(secret, as_argument, hub, use_hub, checkpoint, caplog,
     content = torch.load(path, weights_only=False)
     vars(content['args']).update(
         dataset='wds/https://me:password@host/data', val_split=secret, opt_kwargs=dict(note=secret),
-        adv_generator=f'package:{secret}')  # named on the card and in config.json
+        adv_source=f'package:{secret}')  # named on the card and in config.json
     torch.save(content, path)
     hub.fail('POST .*/commit/', status=503)
     push_to_hub(path, REPO, message=f'With {secret}', token=secret if as_argument else None)

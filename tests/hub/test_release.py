@@ -19,9 +19,9 @@ from timm_advprop.hub.release import open_release, release_model
     (dict(regime='joint'), 2, ['nothing', 'nothing'], []),
     (dict(regime='fast-advprop'), 1, ['adversarial images'], [1]),
     (dict(regime='advprop', split_bn=True, aug_splits=2), 2, ['augmented images', 'adversarial images'], [2]),
-    (dict(regime='advprop', adv_generator='gaussian-noise', adv_eps=[8.0]), 1, ['gaussian-noise'], []),
-    (dict(regime='advprop', adv_generator='not_here:noise'), 1, ['images of not_here:noise'], []),
-    (dict(regime='advprop', adv_generator='not_here:noise', split_bn=True, aug_splits=2), 2,
+    (dict(regime='advprop', adv_source='gaussian-noise', adv_eps=[8.0]), 1, ['gaussian-noise'], []),
+    (dict(regime='advprop', adv_source='not_here:noise'), 1, ['images of not_here:noise'], []),
+    (dict(regime='advprop', adv_source='not_here:noise', split_bn=True, aug_splits=2), 2,
      ['augmented images', 'images of not_here:noise'], []),
     (dict(regime=None, adv_eps=[1.0]), 2, ['adversarial images', 'nothing'], [1]),
     (dict(), 1, [None], []),
@@ -49,7 +49,7 @@ def test_a_checkpoint_has_no_code_run_or_fetched_for_it(checkpoint, digits, tmp_
     path, _ = checkpoint()
     content = torch.load(path, weights_only=False)
     vars(content['args']).update(
-        adv_generator='named_in_checkpoint:noise', data_dir=digits, dataset_download=True,
+        adv_source='named_in_checkpoint:noise', data_dir=digits, dataset_download=True,
         dataset_trust_remote_code=True)
     torch.save(content, path)
     release = open_release(path)

@@ -353,7 +353,7 @@ def test_wrong_arguments_are_refused(wrong, message):
     (dict(adv_steps=1), 'fast-advprop has no use for --adv-steps .its attack is a single step.: leave it out'),
     (dict(adv_norm_stats='eval'), '--adv-norm-stats'),
     (dict(adv_amp_dtype='bfloat16'), '--adv-amp-dtype'),
-    (dict(adv_generator='gaussian-noise'), '--adv-generator'),
+    (dict(adv_source='gaussian-noise'), '--adv-source'),
     (dict(aug_splits=2), '--aug-splits'),
     (dict(adv_eps=[1., 2.]), 'one attack strength'),
     (dict(adv_eps=-1.), 'eps'),

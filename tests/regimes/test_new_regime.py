@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.programs import run_train
+from tests.cli.programs import WITHOUT_ATTACK, run_train
 from tests.engine.runs import load, read_summary
 from timm_advprop.norms import num_aux_norms
-from timm_advprop.regimes import GENERATORS, REGIMES, AugmentedView, RegimeTask, Source
+from timm_advprop.regimes import REGIMES, SOURCES, AugmentedView, RegimeTask, Source
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -126,7 +126,7 @@ def users_module(tmp_path, monkeypatch):
 
 def test_a_class_in_the_users_file_trains_through_the_program(users_module, few_digits, tmp_path, caplog):
     with caplog.at_level('INFO'):
-        run = run_train(few_digits, tmp_path, '--adv-generator', f'{users_module}:Darker', '--adv-eps', '8', '64')
+        run = run_train(few_digits, tmp_path, '--adv-source', f'{users_module}:Darker', '--adv-eps', '8', '64')
     row, = read_summary(run)
     assert float(row['train_dark_loss']) > 0 and 'train_adv_loss' not in row
     assert 'advprop, images darker by 8; images darker by 64' in caplog.text
@@ -135,7 +135,7 @@ def test_a_class_in_the_users_file_trains_through_the_program(users_module, few_
 
 
 def test_a_function_that_asks_the_model_trains_through_the_program(users_module, few_digits, tmp_path):
-    run = run_train(few_digits, tmp_path, '--adv-generator', f'{users_module}:model_aware')
+    run = run_train(few_digits, tmp_path, '--adv-source', f'{users_module}:model_aware', common=WITHOUT_ATTACK)
     row, = read_summary(run)
     # labels are what the model holds least likely
     assert float(row['train_adv_top1']) < 30 and float(row['train_adv_loss']) > float(row['train_clean_loss'])
@@ -154,6 +154,6 @@ def test_a_source_in_the_registry_is_chosen_by_its_name(monkeypatch, few_digits,
         def describe(self):
             return 'nothing'
 
-    monkeypatch.setitem(GENERATORS, 'erased', Erased)
-    row, = read_summary(run_train(few_digits, tmp_path, '--adv-generator', 'erased'))
+    monkeypatch.setitem(SOURCES, 'erased', Erased)
+    row, = read_summary(run_train(few_digits, tmp_path, '--adv-source', 'erased'))
     assert float(row['train_erased_loss']) > 0

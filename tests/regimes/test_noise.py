@@ -46,7 +46,7 @@ def test_values_that_random_erasing_left_out_of_the_range_stay_within_themselves
 
 def test_noise_of_several_strengths_has_a_norm_each():
     model, (images, target) = split_model(num_aux=2).train(), make_batch()
-    task = task_of('advprop', model, adv_generator='gaussian-noise', adv_eps=[2., 16.])
+    task = task_of('advprop', model, adv_source='gaussian-noise', adv_eps=[2., 16.])
     with recorded_batches(model) as seen:
         result = task(images * 0.5, target)
     weak, strong = ((part - images * 0.5).std().item() * 255 / 2 for part in seen[0].chunk(3)[1:])

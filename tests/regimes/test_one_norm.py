@@ -19,6 +19,7 @@ from tests.regimes.regime_models import (
     gradients_of,
     hand_attack,
     make_batch,
+    negative,
     percent_right,
     plain_twin,
     recorded_batches,
@@ -28,7 +29,7 @@ from tests.regimes.regime_models import (
     tiny_model,
 )
 from timm_advprop import set_norm_route
-from timm_advprop.regimes import Attack, JointTask, MadryTask
+from timm_advprop.regimes import Attack, FunctionSource, GaussianNoise, JointTask, MadryTask, Source
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ATTACK = Attack(eps_px=STRONG, alpha_px=ALPHA, **DETERMINISTIC)
@@ -174,6 +175,63 @@ def test_joint_refuses_a_wrong_weight(weight):
 def test_a_normalisation_is_needed(task_type):
     with pytest.raises(ValueError, match='pass mean and std'):
         task_type(tiny_model(), verbose=False)
+
+
+@pytest.mark.parametrize('source', [negative, FunctionSource(negative)], ids=['function', 'source'])
+def test_madry_trains_on_the_images_and_labels_of_any_source(source):
+    model, (images, target) = split_model().train(), make_batch()
+    twin = plain_twin(model, 0).train()
+    made, labels = negative(None, images, target)
+    output = twin(made)
+    F.cross_entropy(output, labels).backward()
+    task = MadryTask(model, attack=source, verbose=False, **HALF)
+    result = task(images, target)
+    result['loss'].backward()
+    torch.testing.assert_close(result['output'], output)
+    assert result['adv_top1'].item() == pytest.approx(percent_right(output, labels))
+    assert_all_close(gradients_of(model), gradients_of(twin), rtol=1e-7, atol=1e-10)
+    assert task.describe() == 'madry, images of negative' and task.relative_cost() == 1
+
+
+def test_joint_trains_on_clean_images_and_those_of_any_source():
+    model, (images, target) = split_model().train(), make_batch()
+    twin = plain_twin(model, 0).train()
+    made, labels = negative(None, images, target)
+    output, other = twin(torch.cat([images, made])).chunk(2)
+    (F.cross_entropy(output, target) + 0.5 * F.cross_entropy(other, labels)).backward()
+    task = JointTask(model, attack=negative, weight=0.5, verbose=False, **HALF)
+    result = task(images, target)
+    result['loss'].backward()
+    torch.testing.assert_close(result['adv_loss'], F.cross_entropy(other, labels).detach())
+    assert result['adv_top1'].item() == pytest.approx(percent_right(other, labels))
+    assert_all_close(gradients_of(model), gradients_of(twin), rtol=1e-7, atol=1e-10)
+    assert task.describe() == 'joint, images of negative, adversarial loss × 0.5' and task.relative_cost() == 2
+
+
+@TASKS
+def test_losses_are_named_after_the_source(task_type):
+    class Dark(Source):
+        part = 'dark'
+
+        def __call__(self, model, images, target):
+            return (images / 2).float(), target
+
+        def describe(self):
+            return 'darker images'
+
+    result = task_type(split_model().train(), attack=Dark(), verbose=False, **HALF)(*make_batch())
+    assert {'dark_loss', 'dark_top1'} <= result.keys() and 'adv_loss' not in result
+
+
+@TASKS
+def test_one_source_is_chosen_by_name(task_type):
+    noise = task_of(task_type.name, tiny_model(), adv_source='gaussian-noise', adv_eps=2.)
+    assert noise.attack == GaussianNoise(eps_px=2, **HALF)
+    weak = task_of(task_type.name, tiny_model(), adv_source=['pgd eps=1 steps=1'])
+    assert weak.attack == replace(task_type.default_attack, eps_px=1, steps=1, **HALF)
+    for flags in (dict(adv_source=['pgd', 'gaussian-noise']), dict(adv_source='pgd', adv_eps=[1., 2.])):
+        with pytest.raises(ValueError, match=f'^Regime {task_type.name} takes the images of one source, got PGD-'):
+            task_of(task_type.name, tiny_model(), **flags)
 
 
 @TASKS

@@ -5,8 +5,8 @@ import pytest
 
 from tests.regimes.regime_models import negative
 from timm_advprop.regimes import (
-    GENERATORS,
     REGIMES,
+    SOURCES,
     AdvPropTask,
     Attack,
     AugmentedView,
@@ -15,7 +15,6 @@ from timm_advprop.regimes import (
     JointTask,
     MadryTask,
     RegimeSettings,
-    Source,
     VanillaTask,
 )
 
@@ -89,23 +88,23 @@ def test_augmented_views_come_before_attacks_and_noise():
     flags = dict(aug_splits=3, split_bn=True, adv_eps=[1., 4.])
     views = [AugmentedView(1), AugmentedView(2)]
     assert settings_of(**flags).sources(Attack()) == [*views, Attack(eps_px=1), Attack(eps_px=4)]
-    noise = settings_of(**flags, adv_generator='gaussian-noise').sources(Attack())
+    noise = settings_of(**flags, adv_source='gaussian-noise').sources(Attack())
     assert noise == [*views, GaussianNoise(eps_px=1), GaussianNoise(eps_px=4)]
 
 
-def test_a_generator_takes_the_place_of_the_attack():
-    assert set(GENERATORS) == {'gaussian-noise'}
-    assert settings_of(adv_generator='gaussian-noise').sources(DEFAULT) == [GaussianNoise(eps_px=3)]
-    source, = settings_of(adv_generator=NEGATIVE, adv_eps=[4., 8.]).sources(DEFAULT)
+def test_a_source_takes_the_place_of_the_attack():
+    assert settings_of(adv_source='gaussian-noise').sources(DEFAULT) == [GaussianNoise()]
+    source, = settings_of(adv_source=NEGATIVE).sources(DEFAULT)
     assert source.function is negative
 
 
 @pytest.mark.parametrize('flags, words', [
-    (dict(adv_generator='gaussian-noise', adv_steps=3), 'leave --adv-steps out'),
-    (dict(adv_generator=NEGATIVE, adv_steps=3, adv_attack='pgd'), 'leave --adv-attack, --adv-steps out'),
-    (dict(adv_generator='gaussian-noise', adv_eps=-1.), 'eps_px must be at least 0'),
-    (dict(adv_generator='os:getcwd'), 'os:getcwd must take .model, images, target.: too many positional arguments'),
-    (dict(adv_generator='salt'), 'Unknown generator .salt.: give gaussian-noise, or package.module:name'),
+    (dict(adv_source='gaussian-noise', adv_steps=3), 'gaussian-noise has no use for --adv-steps: leave it out'),
+    (dict(adv_source=NEGATIVE, adv_steps=3, adv_attack='pgd'),
+     'negative has no use for --adv-attack, --adv-steps: leave them out'),
+    (dict(adv_source='gaussian-noise', adv_eps=-1.), 'eps_px must be at least 0'),
+    (dict(adv_source='os:getcwd'), 'os:getcwd must take .model, images, target.: too many positional arguments'),
+    (dict(adv_source='salt'), 'Unknown source .salt. .*: give one of pgd, ifgsm, gd, .*or package.module:name'),
     (dict(adv_eps=[4., -1.]), 'eps_px must be at least 0'),
     (dict(adv_attack='fgsm'), 'kind must be one of'),
 ])
@@ -115,9 +114,9 @@ def test_what_does_not_go_together_is_refused(flags, words):
 
 
 def test_a_registered_source_is_made_for_each_strength(monkeypatch):
-    monkeypatch.setitem(GENERATORS, 'louder-noise', lambda: None)
-    monkeypatch.setitem(GENERATORS, 'louder-noise', type('Louder', (GaussianNoise,), {}))
-    sources = settings_of(adv_generator='louder-noise', adv_eps=[4., 8.]).sources(DEFAULT)
+    monkeypatch.setitem(SOURCES, 'louder-noise', lambda: None)
+    monkeypatch.setitem(SOURCES, 'louder-noise', type('Louder', (GaussianNoise,), {}))
+    sources = settings_of(adv_source='louder-noise', adv_eps=[4., 8.]).sources(DEFAULT)
     assert [(type(source).__name__, source.eps_px) for source in sources] == [('Louder', 4), ('Louder', 8)]
 
 
@@ -138,9 +137,9 @@ def test_what_auxiliary_norms_are_trained_on_is_told():
         dict(trained_on='adversarial images', eps_px=4, steps=5, **attack),
     ]
     assert facts_of(AdvPropTask, adv_norm='l2', adv_eps=200., adv_steps=2)[0]['norm'] == 'l2'
-    assert facts_of(AdvPropTask, adv_generator='gaussian-noise', adv_eps=8.) == [
+    assert facts_of(AdvPropTask, adv_source='gaussian-noise', adv_eps=8.) == [
         dict(trained_on='gaussian-noise', eps_px=8)]
-    assert facts_of(AdvPropTask, adv_generator=NEGATIVE) == [dict(trained_on='images of negative')]
+    assert facts_of(AdvPropTask, adv_source=NEGATIVE) == [dict(trained_on='images of negative')]
     assert facts_of(FastAdvPropTask) == [dict(
         trained_on='adversarial images', eps_px=1, steps=1, alpha_px=1, attack='pgd', target='none', random_start=0.8)]
 
@@ -172,13 +171,13 @@ def test_each_regime_says_what_programs_need_to_know(regime, weight, budget, sma
 
 @pytest.mark.parametrize('regime, no_use_for', [
     ('vanilla', {'split_bn'}),
-    ('madry', {'adv_weight', 'adv_generator', 'split_bn'}),
-    ('joint', {'adv_generator', 'split_bn'}),
+    ('madry', {'adv_weight', 'split_bn'}),
+    ('joint', {'split_bn'}),
     ('advprop', set()),
-    ('fast-advprop', {'adv_steps', 'adv_norm_stats', 'adv_amp_dtype', 'adv_generator', 'aug_splits'}),
+    ('fast-advprop', {'adv_steps', 'adv_norm_stats', 'adv_amp_dtype', 'adv_source', 'aug_splits'}),
 ])
 def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, no_use_for):
-    for name in {*ALL, 'adv_generator', 'aug_splits', 'split_bn'} - {'regime'}:
+    for name in {*ALL, 'adv_source', 'aug_splits', 'split_bn'} - {'regime'}:
         settings = RegimeSettings(given=frozenset({name, 'adv_eps'}))
         if name in no_use_for:
             with pytest.raises(ValueError, match=f'^Regime {regime} has no use for --{name.replace("_", "-")}.*: '
@@ -190,13 +189,3 @@ def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, n
 
 def test_augmented_norms_without_augmented_parts_are_no_crash():
     assert RegimeSettings.from_values({'split_bn': True}).num_views == 1
-
-
-class WithoutStrength(Source):
-    """Has no eps_px."""
-
-
-def test_a_class_of_sources_that_takes_no_strength_is_one_line():
-    settings = RegimeSettings(generator=f'{__name__}:WithoutStrength')
-    with pytest.raises(ValueError, match='WithoutStrength is not made by its strength eps_px'):
-        settings.sources(Attack())

@@ -77,9 +77,9 @@ def test_flags_without_a_use_are_refused_with_the_regime_named_or_not():
     ('advprop', dict(aug_splits=2, split_bn=True), 2),
     ('advprop', dict(aug_splits=3, split_bn=True, adv_eps=[1., 4.]), 4),
     ('advprop', dict(aug_splits=3), 1),
-    ('advprop', dict(adv_generator='gaussian-noise', adv_eps=[4., 8.]), 2),
-    ('advprop', dict(adv_generator=NEGATIVE), 1),
-    ('advprop', dict(adv_generator=NEGATIVE, adv_eps=[4., 8.]), 1),
+    ('advprop', dict(adv_source='gaussian-noise', adv_eps=[4., 8.]), 2),
+    ('advprop', dict(adv_source=NEGATIVE), 1),
+    ('advprop', dict(adv_source=['pgd steps=1', NEGATIVE, 'gaussian-noise'], adv_eps=2.), 3),
     ('fast-advprop', {}, 1),
     ('madry', {}, 0), ('joint', {}, 0), ('vanilla', {}, 0),
 ], ids=str)
@@ -112,7 +112,7 @@ def test_create_task_passes_the_criterion_the_attack_and_the_normalisation_on():
 
 
 @pytest.mark.parametrize('flags', [
-    dict(adv_eps=4.), dict(adv_steps=2), dict(adv_generator='gaussian-noise')], ids=str)
+    dict(adv_eps=4.), dict(adv_steps=2), dict(adv_source='gaussian-noise')], ids=str)
 def test_an_attack_on_a_plain_model_needs_a_regime(flags):
     with pytest.raises(ValueError, match='has no split norms: say which regime'):
         task_of(None, timm.create_model('test_resnet'), **flags)
@@ -154,7 +154,7 @@ def test_every_flag_reaches_the_task():
                   amp_dtype='bfloat16', **HALF)
     assert task.sources == [Attack(eps_px=1, **attack), Attack(eps_px=2.5, **attack)]
     assert task.weight == 0.1 and settings.budget == 'vanilla'
-    noise = create_task(asked_for('--adv-generator', 'gaussian-noise'), tiny_model(), verbose=False, **HALF)
+    noise = create_task(asked_for('--adv-source', 'gaussian-noise'), tiny_model(), verbose=False, **HALF)
     assert noise.sources[0].describe() == 'Gaussian noise, std 4/255'
 
 

@@ -125,14 +125,14 @@ def test_images_that_depend_on_the_model_train_the_norm_that_made_them():
 # Functions
 
 
-@pytest.mark.parametrize('generator', [negative, f'{negative.__module__}:negative'], ids=['callable', 'name'])
-def test_a_functions_images_and_labels_train_the_auxiliary_norm(generator):
+@pytest.mark.parametrize('source', [negative, f'{negative.__module__}:negative'], ids=['callable', 'name'])
+def test_a_functions_images_and_labels_train_the_auxiliary_norm(source):
     model, (images, target) = split_model().train(), make_batch()
     twins = plain_twins(model)
-    if callable(generator):
-        task = AdvPropTask(model, sources=generator, weight=0.5, verbose=False, **HALF)
+    if callable(source):
+        task = AdvPropTask(model, sources=source, weight=0.5, verbose=False, **HALF)
     else:
-        task = task_of('advprop', model, adv_generator=generator, adv_weight=0.5)
+        task = task_of('advprop', model, adv_source=source, adv_weight=0.5)
     parts = [(images, target), negative(model, images, target)]
     assert_step_equals_plain_models(model, twins, parts, (1, 0.5), task(images, target))
     assert task.relative_cost() == 2
@@ -197,7 +197,7 @@ def test_an_augmented_view_is_its_part_of_the_batch_as_it_is():
 
 def test_a_class_of_sources_in_the_users_file_is_made_for_each_strength(users_file):
     model, (images, target) = split_model('test_resnet'), make_batch()
-    task = task_of('advprop', model.train(), adv_generator=f'{users_file}:Darker', adv_eps=[8., 64.], adv_weight=0.5)
+    task = task_of('advprop', model.train(), adv_source=f'{users_file}:Darker', adv_eps=[8., 64.], adv_weight=0.5)
     assert num_aux_norms(model) == 2
     assert isinstance(task.sources[0], Source)
     twins = plain_twins(model)
@@ -207,29 +207,29 @@ def test_a_class_of_sources_in_the_users_file_is_made_for_each_strength(users_fi
 
 
 def test_a_class_of_sources_has_the_regimes_strength_where_none_is_given(users_file):
-    task = task_of('advprop', split_model(), adv_generator=f'{users_file}:Darker')
+    task = task_of('advprop', split_model(), adv_source=f'{users_file}:Darker')
     assert [source.eps_px for source in task.sources] == [4]
 
 
 @pytest.mark.parametrize('name, words', [('surest', 'images of surest'), ('mirrored', 'images darker by 0')])
 def test_a_function_or_a_source_in_the_users_file_has_one_norm(users_file, name, words):
     model, (images, target) = split_model().train(), make_batch()
-    task = task_of('advprop', model, adv_generator=f'{users_file}:{name}', adv_eps=[4., 8.])
+    task = task_of('advprop', model, adv_source=f'{users_file}:{name}')
     assert len(task.sources) == 1 and words in task.describe()
     assert task(images, target)['loss'].isfinite()
 
 
 @pytest.mark.parametrize('name, words', [
-    ('salt', 'Unknown generator .salt.: give gaussian-noise, or package.module:name'),
-    ('no_such_package:noise', 'Cannot import the generator no_such_package:noise'),
-    ('.a:b', 'Cannot import the generator .a:b'),
+    ('salt', 'Unknown source .salt. .--adv-source.: give one of pgd, ifgsm, gd, gaussian-noise, .*package.module:name'),
+    ('no_such_package:noise', 'Cannot import the source no_such_package:noise'),
+    ('.a:b', 'Cannot import the source .a:b'),
     ('tests.regimes.regime_models:nothing', 'Cannot import .*nothing'),
     ('tests.regimes.regime_models:', 'Cannot import'),
     ('tests.regimes.regime_models:CLASSES', 'cannot be called'),
 ])
-def test_a_generator_that_is_not_there_is_named(name, words):
+def test_a_source_that_is_not_there_is_named(name, words):
     with pytest.raises(ValueError, match=words):
-        task_of('advprop', timm.create_model('test_resnet'), adv_generator=name)
+        task_of('advprop', timm.create_model('test_resnet'), adv_source=name)
 
 
 def test_a_name_stands_for_what_the_module_has():
@@ -274,8 +274,8 @@ def test_labels_that_a_source_makes_with_the_model_bring_no_gradients():
 
 
 def test_a_function_that_fails_is_named():
-    task = task_of('advprop', split_model(), adv_generator='os.path:join')
-    with pytest.raises(InputError, match='^The generator images of join failed: TypeError: '):
+    task = task_of('advprop', split_model(), adv_source='os.path:join')
+    with pytest.raises(InputError, match='^The source .images of join. failed: TypeError: '):
         task(*make_batch())
 
 

@@ -39,7 +39,7 @@ OTHERS = [
     dict(cutmix=.5, no_prefetcher=True), dict(sched='step', decay_epochs=1, lr_noise=[0, 2]),
     dict(sched_on_updates=True, warmup_epochs=1), dict(opt='adamw', lr=.001), dict(opt='lookahead_sgd'),
     dict(aug_splits=2, split_bn=True), dict(val_interval=2), dict(adv_eps=[1., 2.]),
-    dict(adv_generator='gaussian-noise', adv_steps=None),
+    dict(adv_source='gaussian-noise', adv_steps=None),
 ]
 
 

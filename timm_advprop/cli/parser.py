@@ -10,7 +10,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
 
-__all__ = ['ProgramParser', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+__all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
 
 
 class ProgramParser(argparse.ArgumentParser):
@@ -221,10 +221,36 @@ def _flag_argv(action: argparse.Action, key: str, value: Any, path: str) -> Tupl
         if not isinstance(value, bool):
             raise InputError(f'{path}: {key} is true or false, not {value!r}.')
         return (flag,) if value else ()
-    if isinstance(value, dict):
+    if isinstance(value, dict) and isinstance(action, ParseKwargs):
         value = [f'{name}={entry}' for name, entry in value.items()]
+    elif isinstance(value, dict):
+        raise InputError(f'{path}: {key} takes {"one value" if takes_one else "a list"}, not {value!r}.')
     if isinstance(value, (list, tuple)):
         if takes_one:
             raise InputError(f'{path}: {key} takes one value, not {value!r}.')
-        return (flag, *map(str, value)) if value else ()
+        return (flag, *(entry_text(entry, key, path) for entry in value)) if value else ()
     return (f'{flag}={value}',) if takes_one else (flag, str(value))
+
+
+def entry_text(entry: Any, key: str, path: str) -> str:
+    """An entry of a recipe's list as it stands on a command line, `pgd eps=2` for `pgd: {eps: 2}`.
+
+    Args:
+        entry: The entry: a scalar, or one name with its settings.
+        key: The recipe's key, and...
+        path: ...the recipe's path, for messages.
+
+    Raises:
+        InputError: The entry is a mapping of several names, or its settings are no mapping.
+    """
+    if not isinstance(entry, dict):
+        return str(entry)
+    name, settings = next(iter(entry.items()), (None, None))
+    if len(entry) != 1 or not isinstance(settings, (dict, type(None))):
+        raise InputError(f'{path}: an entry of {key} is a name and its settings, "- pgd: {{eps: 2}}", not {entry!r}.')
+    given = {setting: value for setting, value in (settings or {}).items() if value is not None}
+    return ' '.join([str(name), *(f'{setting}={_setting_text(value)}' for setting, value in given.items())])
+
+
+def _setting_text(value: Any) -> str:
+    return f'[{",".join(map(str, value))}]' if isinstance(value, list) else str(value)

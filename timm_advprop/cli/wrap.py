@@ -26,7 +26,7 @@ from ..engine.datasets import channel_normalisation
 from ..errors import InputError, as_input_error, exits_on_input_error, near_matches
 from ..norms import convert_sync_batchnorm, has_split_norm
 from ..regimes import RegimeSettings, create_task, regime_flags, regime_of, split_for_regime
-from .parser import ProgramParser, read_recipe
+from .parser import ProgramParser, entry_text, read_recipe
 
 __all__ = ['run_script']
 
@@ -202,7 +202,7 @@ def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: 
         if key not in known:
             raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
         values = value if isinstance(value, list) else [value]
-        argv += [f'--{key.replace("_", "-")}', *map(str, values)]
+        argv += [f'--{key.replace("_", "-")}', *(entry_text(entry, key, path) for entry in values)]
     return argv
 
 

@@ -189,14 +189,10 @@ def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Opt
     num_aux = num_aux_norms(model)
     if 'regime' not in recipe:  # of another program
         return None, [{} for _ in range(num_aux)]
-    settings = RegimeSettings.from_values(recipe)
+    # Code that a checkpoint names is not run for a card: it may be anything, and it may not be here.
+    settings = replace(RegimeSettings.from_values(recipe), runs_code=False)
     task_type = regime_of(settings, has_split_norm(model))
-    code = settings.generator if ':' in (settings.generator or '') else None
-    if code:  # the card names it. It is not imported for that: a checkpoint may name anything, and it may not be here
-        settings = replace(settings, generator=None, attack={})
     facts = [source.facts() for source in task_type.sources_of_aux_norms(settings)]
-    if code:
-        facts = [dict(trained_on=f'images of {code}') if 'attack' in norm else norm for norm in facts]
     return task_type.name, (facts + [dict(trained_on='nothing')] * num_aux)[:num_aux]
 
 

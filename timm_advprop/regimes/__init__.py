@@ -1,22 +1,23 @@
 """Training regimes: which images train a model, through which norms, and how their losses add up.
 
 One file a family of regimes, one a kind of source. A new regime is a `RegimeTask` in a file of its own and a line in
-`registry.REGIMES`; a new kind of image is a `Source` in a file of its own and a line in `regime_settings.GENERATORS`.
+`registry.REGIMES`; a new kind of image is a `Source` in a file of its own and a line in `named_sources.SOURCES`.
 """
 from .advprop import AdvPropTask
 from .attack import Attack, frozen
 from .fast_advprop import FastAdvPropTask
+from .named_sources import SOURCES, NamedSource
 from .noise import GaussianNoise
 from .one_norm import JointTask, MadryTask
 from .pixels import PixelSource, normalisation_of
-from .regime_settings import GENERATORS, RegimeSettings
+from .regime_settings import RegimeSettings
 from .registry import REGIMES, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
 from .task import RegimeTask
 from .vanilla import VanillaTask
 
 __all__ = [
-    'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GENERATORS', 'GaussianNoise',
-    'JointTask', 'MadryTask', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'Source', 'VanillaTask',
-    'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of', 'split_for_regime',
+    'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GaussianNoise', 'JointTask',
+    'MadryTask', 'NamedSource', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source',
+    'VanillaTask', 'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of', 'split_for_regime',
 ]

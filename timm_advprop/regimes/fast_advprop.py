@@ -70,7 +70,7 @@ class FastAdvPropTask(RegimeTask):
         'adv_steps': 'its attack is a single step',
         'adv_norm_stats': 'its attack trains, by the statistics of the batch',
         'adv_amp_dtype': 'its attack trains, in the precision of the step',
-        'adv_generator': 'its images are made by the pass that trains',
+        'adv_source': 'its images are made by the pass that trains',
         'aug_splits': 'it trains its routes on different images',
     }
 

@@ -12,11 +12,14 @@ import torch.nn as nn
 from .attack import Attack
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
-from .task import RegimeTask, check_weight, one_attack, part_metrics, top1, use_main_norms
+from .source import Images, Source, as_source
+from .task import RegimeTask, check_weight, one_source, part_metrics, top1, use_main_norms
 
 __all__ = ['JointTask', 'MadryTask']
 
-_OF_AUX_NORMS = {'adv_generator': 'it has no auxiliary norms', 'split_bn': 'its images share one norm'}
+_OF_AUX_NORMS = {'split_bn': 'its images share one norm'}
+
+AnySource = Union[Source, Callable[..., Images]]
 
 
 class _OneNormTask(RegimeTask):
@@ -24,21 +27,25 @@ class _OneNormTask(RegimeTask):
             self,
             model: nn.Module,
             criterion: Optional[Union[nn.Module, Callable]] = None,
-            attack: Optional[Attack] = None,
+            attack: Optional[AnySource] = None,
             *,
             mean: Optional[Sequence[float]] = None,
             std: Optional[Sequence[float]] = None,
             **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        attack = (attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
-        self.attack = attack.against(self.criterion)
+        attack = as_source(self.default_attack if attack is None else attack)
+        self.attack: Source = attack.normalised_by(*normalisation_of(model, mean, std)).against(self.criterion)
         use_main_norms(model)
         self.announce()
 
     @classmethod
     def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
-        return dict(attack=one_attack(cls, settings))
+        return dict(attack=one_source(cls, settings))
+
+    def _generated(self, input: torch.Tensor, target: torch.Tensor) -> Images:
+        images, labels = self.attack(self.unwrapped_module, input, target)
+        return images.detach().to(input.dtype), labels.detach()
 
 
 class MadryTask(_OneNormTask):
@@ -47,7 +54,8 @@ class MadryTask(_OneNormTask):
     Args:
         model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
         criterion: Maps (logits, target) to a scalar. Cross-entropy by default.
-        attack: The attack, by default PGD-5 away from the true label, with a random start for every sample.
+        attack: The attack, by default PGD-5 away from the true label, with a random start for every sample; or another
+            source of the images.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
@@ -73,11 +81,13 @@ class MadryTask(_OneNormTask):
             `'loss'`, `'output'` (logits of the adversarial images [N, classes]), `'adv_loss'` (detached) and
             `'adv_top1'` (percent).
         """
-        adversarial, target = self.attack(self.unwrapped_module, input, target)
-        output = self.trainable_module(adversarial)
+        images, target = self._generated(input, target)
+        output = self.trainable_module(images)
         loss = self.criterion(output, target)
+        part = self.attack.part
         # a copy: timm's script divides the loss in place
-        return {'loss': loss, 'output': output, 'adv_loss': loss.detach().clone(), 'adv_top1': top1(output, target)}
+        return {'loss': loss, 'output': output, f'{part}_loss': loss.detach().clone(),
+                f'{part}_top1': top1(output, target)}
 
 
 class JointTask(_OneNormTask):
@@ -88,7 +98,7 @@ class JointTask(_OneNormTask):
     Args:
         model: The model to train. Of a model with split norms, the main norms are used and the auxiliary ones frozen.
         criterion: Maps (logits, target) to a scalar, for both losses. Cross-entropy by default.
-        attack: The attack, by default PGD-5 towards a random wrong label.
+        attack: The attack, by default PGD-5 towards a random wrong label; or another source of the images.
         weight: Weight of the adversarial loss.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
@@ -104,7 +114,7 @@ class JointTask(_OneNormTask):
             self,
             model: nn.Module,
             criterion: Optional[Union[nn.Module, Callable]] = None,
-            attack: Optional[Attack] = None,
+            attack: Optional[AnySource] = None,
             *,
             weight: Optional[float] = None,
             **kwargs: Any,
@@ -133,11 +143,11 @@ class JointTask(_OneNormTask):
             `'loss'` (clean loss + weight × adversarial loss), `'output'` (clean logits [N, classes]), `'clean_loss'`
             and `'adv_loss'` (detached), `'clean_top1'` and `'adv_top1'` (percent).
         """
-        adversarial, _ = self.attack(self.unwrapped_module, input, target)
-        outputs = self.trainable_module(torch.cat([input, adversarial])).chunk(2)
-        losses = [self.criterion(output, target) for output in outputs]
+        images, labels = self._generated(input, target)
+        outputs, targets = self.trainable_module(torch.cat([input, images])).chunk(2), (target, labels)
+        losses = [self.criterion(output, labels) for output, labels in zip(outputs, targets)]
         return {
             'loss': losses[0] + self.weight * losses[1],
             'output': outputs[0],
-            **part_metrics(('clean', 'adv'), losses, outputs, (target, target)),
+            **part_metrics(('clean', self.attack.part), losses, outputs, targets),
         }

@@ -1,18 +1,15 @@
 """What was asked of a regime: the AdvProp group of the command line, as given, with no regime's defaults in it."""
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .attack import Attack
-from .noise import GaussianNoise
-from .source import AugmentedView, Source, as_source, import_source
+from .named_sources import NamedSource
+from .source import AugmentedView, Source
 
-__all__ = ['BUDGETS', 'GENERATORS', 'RegimeSettings']
+__all__ = ['BUDGETS', 'RegimeSettings']
 
 BUDGETS = ('epochs', 'vanilla')  # what --epochs counts: epochs of the regime, or of vanilla training
-
-# Sources that are not attacks, by the name that --adv-generator takes; one is made for each of --adv-eps.
-GENERATORS: Dict[str, Callable[..., Source]] = {'gaussian-noise': GaussianNoise}
 
 
 @dataclass(frozen=True)
@@ -23,24 +20,26 @@ class RegimeSettings:
         regime: Name of the regime, None for the model's default one.
         attack: Settings of the attack that were given, but the strength, by the names of `Attack`'s fields.
         strengths: Strengths in 0–255 pixels, one for each auxiliary norm; empty for the regime's default.
-        generator: Makes the images of the auxiliary norms in place of an attack: a name in `GENERATORS`, or
-            `package.module:name` of a source, a class of sources, or a function (model, images, target) → (images,
-            target).
+        named: What makes the images of each auxiliary norm in place of the attack, `name key=value …` as `NamedSource`
+            takes them; empty for the attack.
         weight: Weight of the losses of generated images, None for the regime's default.
         budget: `'epochs'` or `'vanilla'`, None for the regime's default.
         num_views: Parts of a batch that show the same images through norms of their own: clean, then augmented ones.
         given: Names of the flags that were given, such as `adv_steps`.
+        runs_code: Whether code that `named` names is imported. Where not, its sources only tell its name.
     """
     regime: Optional[str] = None
     attack: Mapping[str, Any] = field(default_factory=dict)
     strengths: Tuple[float, ...] = ()
-    generator: Optional[str] = None
+    named: Sequence[str] = ()
     weight: Optional[float] = None
     budget: Optional[str] = None
     num_views: int = 1
     given: FrozenSet[str] = frozenset()
+    runs_code: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, 'named', (self.named,) if isinstance(self.named, str) else tuple(self.named))
         object.__setattr__(self, 'attack', MappingProxyType(dict(self.attack)))
         if self.budget not in (None, *BUDGETS):
             raise ValueError(f'budget must be one of {", ".join(BUDGETS)}, got {self.budget!r}.')
@@ -59,7 +58,7 @@ class RegimeSettings:
         return cls(
             regime=flags.get('regime'), attack=attack,
             strengths=tuple(strengths) if isinstance(strengths, (list, tuple)) else (strengths,),
-            generator=flags.get('adv_generator'), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
+            named=flags.get('adv_source') or (), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
             num_views=max(1, flags.get('aug_splits') or 1) if splits else 1,
             given=frozenset(given | {name for name in ('aug_splits', 'split_bn') if flags.get(name)}))
 
@@ -79,25 +78,43 @@ class RegimeSettings:
             default: The regime's own attack.
 
         Raises:
-            ValueError: There is no such generator, or it comes together with settings of an attack.
+            ValueError: There is no such source, a setting is not its own or out of range, or flags do not go together.
         """
         views = [AugmentedView(view) for view in range(1, self.num_views)]
-        if self.generator is None:
-            return [*views, *self.attacks(default)]
-        if self.attack:
-            flags = ', '.join(f'--{Attack.names_of_flags()[name].replace("_", "-")}' for name in sorted(self.attack))
-            raise ValueError(f'A generator takes the place of the attack: leave {flags} out.')
-        return [*views, *self._generated(self.strengths or (default.eps_px,))]
+        return [*views, *(self._named_sources(default) if self.named else self.attacks(default))]
 
-    def _generated(self, strengths: Tuple[float, ...]) -> List[Source]:
-        if self.generator not in GENERATORS and ':' not in self.generator:
-            raise ValueError(f'Unknown generator {self.generator!r}: give {", ".join(GENERATORS)}, or '
-                             'package.module:name of a callable from (model, images, target) to (images, target).')
-        make = GENERATORS.get(self.generator) or import_source(self.generator)
-        if isinstance(make, type) and issubclass(make, Source):
-            try:
-                return [make(eps_px=strength) for strength in strengths]
-            except TypeError as error:
-                raise ValueError(
-                    f'The generator {self.generator} is not made by its strength eps_px: {error}.') from error
-        return [as_source(make)]
+    def _named_sources(self, default: Attack) -> List[Source]:
+        sources = [NamedSource.parse(text) for text in self.named]
+        if len(sources) > 1 and len(self.strengths) > 1:
+            raise ValueError('--adv-eps gives several strengths to one source, there are '
+                             f'{len(sources)}: write them as settings, --adv-source {_with_strengths(self.strengths)}.')
+        told = [source for source in sources if not self.runs_code and source.is_code]
+        if not told:
+            self._check_flags(sources)
+        strengths = self.strengths or (None,)
+        return [
+            source.stand_in() if source in told else source.make(default, self.attack, strength)
+            for source in sources for strength in (strengths if source in told or source.has_strength else (None,))]
+
+    def _check_flags(self, sources: Sequence[NamedSource]) -> None:
+        flags = Attack.names_of_flags()
+        unused = [] if any(source.is_attack for source in sources) else [flags[name] for name in sorted(self.attack)]
+        if self.strengths and not any(source.has_strength for source in sources):
+            unused.append(flags['eps_px'])
+        if 'kind' in self.attack:
+            unused = sorted({*unused, flags['kind']})
+        if unused:
+            names = ', '.join(source.name for source in sources)
+            raise ValueError(f'--adv-source {names} has no use for {", ".join(map(_as_flag, unused))}: leave '
+                             f'{"it" if len(unused) == 1 else "them"} out.')
+        if len(self.strengths) > 1 and sources[0].sets_strength:
+            raise ValueError(f'--adv-source {self.named[0]} says its strength, and --adv-eps several others: leave one '
+                             'out.')
+
+
+def _with_strengths(strengths: Sequence[float]) -> str:
+    return ' '.join(f"'pgd eps={strength:g}'" for strength in strengths)
+
+
+def _as_flag(name: str) -> str:
+    return f'--{name.replace("_", "-")}'

@@ -11,8 +11,9 @@ from ..settings import Setting
 from .advprop import AdvPropTask
 from .attack import Attack
 from .fast_advprop import FastAdvPropTask
+from .named_sources import source_names
 from .one_norm import JointTask, MadryTask
-from .regime_settings import BUDGETS, GENERATORS, RegimeSettings
+from .regime_settings import BUDGETS, RegimeSettings
 from .task import RegimeTask
 from .vanilla import VanillaTask
 
@@ -59,7 +60,7 @@ def create_task(
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
-    if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.generator):
+    if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.named):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for source in (*arguments.get('sources', ()), arguments.get('attack')):
@@ -86,7 +87,6 @@ def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
 
 def regime_flags() -> Dict[str, Setting]:
     """The AdvProp group of the command line, by the flags' names; without defaults, as each regime has its own."""
-    generators = ', '.join(GENERATORS)
     flags = {
         '--regime': Setting(
             'training regime', choices=tuple(REGIMES),
@@ -102,9 +102,10 @@ def regime_flags() -> Dict[str, Setting]:
         '--adv-weight': Setting(
             'weight of the adversarial loss', kind=float, low=0, metavar='W',
             default_help=_defaults('default_weight')),
-        '--adv-generator': Setting(
-            f'other images for the aux norm than an attack\'s: {generators} of standard deviation --adv-eps, or '
-            'package.module:name of a callable from (model, images, target) to (images, target)', metavar='NAME'),
+        '--adv-source': Setting(
+            f'what makes the images of each aux norm, in place of the attack: {", ".join(source_names())}, or '
+            'package.module:name of a callable from (model, images, target) to (images, target); settings of its own '
+            "in quotes, as in 'pgd eps=2 steps=1'", nargs='+', metavar='NAME'),
         '--adv-budget': Setting(
             'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
             choices=BUDGETS, default_help=_defaults('default_budget')),

@@ -15,7 +15,7 @@ import torch.nn as nn
 
 from ..errors import InputError, one_line
 
-__all__ = ['AugmentedView', 'FunctionSource', 'Images', 'Source', 'as_source', 'import_source']
+__all__ = ['AugmentedView', 'FunctionSource', 'Images', 'NamedImages', 'Source', 'as_source', 'import_source']
 
 Images = Tuple[torch.Tensor, torch.Tensor]
 
@@ -88,15 +88,28 @@ class FunctionSource(Source):
         try:
             made = self.function(model, images.clone(), target.clone())
         except TypeError as error:  # it takes something else
-            raise InputError(f'The generator {self.describe()} failed: {type(error).__name__}: {one_line(error)}.'
+            raise InputError(f'The source ({self.describe()}) failed: {type(error).__name__}: {one_line(error)}.'
                              ) from error
         if not isinstance(made, tuple) or len(made) != 2 or any(len(values) != len(images) for values in made):
-            raise InputError(f'The generator {self.describe()} must return a pair of {len(images)} images and as many '
+            raise InputError(f'The source ({self.describe()}) must return a pair of {len(images)} images and as many '
                              'targets.')
         return made
 
     def describe(self) -> str:
         return f'images of {getattr(self.function, "__name__", type(self.function).__name__)}'
+
+
+@dataclass(frozen=True)
+class NamedImages(Source):
+    """Stands for code that is only named: it tells what its images are, and makes none.
+
+    Args:
+        name: The code's name, `package.module:name`.
+    """
+    name: str
+
+    def describe(self) -> str:
+        return f'images of {self.name}'
 
 
 def as_source(value: Union[Source, Callable[..., Images]]) -> Source:
@@ -121,9 +134,9 @@ def import_source(path: str) -> Any:
     try:
         source = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f'Cannot import the generator {path}: {error}.') from error
+        raise ValueError(f'Cannot import the source {path}: {error}.') from error
     if not callable(source):
-        raise ValueError(f'The generator {path} cannot be called.')
+        raise ValueError(f'The source {path} cannot be called.')
     if not isinstance(source, Source) and not (isinstance(source, type) and issubclass(source, Source)):
         _check_arguments(source, path)
     return source
@@ -133,6 +146,6 @@ def _check_arguments(function: Callable[..., Any], path: str) -> None:
     try:
         inspect.signature(function).bind(None, None, None)
     except TypeError as error:
-        raise ValueError(f'The generator {path} must take (model, images, target): {error}.') from error
+        raise ValueError(f'The source {path} must take (model, images, target): {error}.') from error
     except ValueError:
         pass  # Python does not know what a function of a library in C takes

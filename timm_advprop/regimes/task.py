@@ -12,7 +12,10 @@ from .attack import Attack
 from .regime_settings import RegimeSettings
 from .source import Source
 
-__all__ = ['RegimeTask', 'check_weight', 'one_attack', 'part_metrics', 'top1', 'use_main_norms', 'use_split_norms']
+__all__ = [
+    'RegimeTask', 'check_weight', 'one_attack', 'one_source', 'part_metrics', 'top1', 'use_main_norms',
+    'use_split_norms',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -145,6 +148,21 @@ def one_attack(cls: Type[RegimeTask], settings: RegimeSettings) -> Attack:
     if len(attacks) > 1:
         raise ValueError(f'Regime {cls.name} takes one attack strength, got {list(settings.strengths)} (--adv-eps).')
     return attacks[0]
+
+
+def one_source(cls: Type[RegimeTask], settings: RegimeSettings) -> Source:
+    """The source of a regime that takes one: its attack, or what was asked for in place of it.
+
+    Raises:
+        ValueError: Several were asked for.
+    """
+    if not settings.named:
+        return one_attack(cls, settings)
+    sources = settings.sources(cls.default_attack)
+    if len(sources) > 1:
+        raise ValueError(f'Regime {cls.name} takes the images of one source, got '
+                         f'{"; ".join(source.describe() for source in sources)} (--adv-source, --adv-eps).')
+    return sources[0]
 
 
 def check_weight(weight: Optional[float], default: float) -> float:
