@@ -4,7 +4,11 @@ One file a family of regimes, one a kind of source. A new regime is a `RegimeTas
 `registry.REGIMES`; a new kind of image is a `Source` in a file of its own and a line in `named_sources.SOURCES`.
 """
 from .advprop import AdvPropTask
+from .amplitude_mix import AmplitudeMix
 from .attack import Attack, frozen
+from .augmax import AugMax
+from .augmix import AugMix
+from .corrupted import CorruptedImages
 from .fast_advprop import FastAdvPropTask
 from .named_sources import SOURCES, NamedSource
 from .noise import GaussianNoise
@@ -17,7 +21,8 @@ from .task import RegimeTask
 from .vanilla import VanillaTask
 
 __all__ = [
-    'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GaussianNoise', 'JointTask',
-    'MadryTask', 'NamedSource', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source',
-    'VanillaTask', 'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of', 'split_for_regime',
+    'AdvPropTask', 'AmplitudeMix', 'Attack', 'AugMax', 'AugMix', 'AugmentedView', 'CorruptedImages', 'FastAdvPropTask',
+    'FunctionSource', 'GaussianNoise', 'JointTask', 'MadryTask', 'NamedSource', 'PixelSource', 'REGIMES',
+    'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'VanillaTask', 'create_task', 'frozen', 'normalisation_of',
+    'regime_flags', 'regime_of', 'split_for_regime',
 ]

@@ -8,14 +8,24 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 from ..attacks import ATTACKS
 from ..errors import near_matches, one_line
 from ..settings import Setting, Settings
+from .amplitude_mix import AmplitudeMix
 from .attack import Attack
+from .augmax import AugMax
+from .augmix import AugMix
+from .corrupted import CorruptedImages
 from .noise import GaussianNoise
 from .source import NamedImages, Source, as_source, import_source
 
 __all__ = ['SOURCES', 'NamedSource', 'source_names']
 
 # Sources that are not attacks of `ATTACKS`, by name.
-SOURCES: Dict[str, Callable[..., Source]] = {'gaussian-noise': GaussianNoise}
+SOURCES: Dict[str, Callable[..., Source]] = {
+    'gaussian-noise': GaussianNoise,
+    'augmix': AugMix,
+    'augmax': AugMax,
+    'corruption': CorruptedImages,
+    'amplitude-mix': AmplitudeMix,
+}
 
 _STRENGTH = 'eps_px'
 _SAID_BY_NAME = 'kind'  # setting of an attack

@@ -27,11 +27,8 @@ class GaussianNoise(PixelSource):
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         source = self.normalised_for(model)
-        scale, low, high = (
-            per_channel(values, images) for values in (source.normalised(self.eps_px), *source.bounds))
-        noisy = images + torch.randn_like(images) * scale
-        # values that random erasing left out of the range stay where they are
-        return noisy.clamp(torch.minimum(low, images), torch.maximum(high, images)), target
+        noise = torch.randn_like(images) * per_channel(source.normalised(self.eps_px), images)
+        return source.in_range_of(images, images + noise), target
 
     def describe(self) -> str:
         return f'Gaussian noise, std {self.eps_px:g}/255'

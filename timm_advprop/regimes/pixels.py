@@ -2,8 +2,10 @@
 from dataclasses import dataclass, replace
 from typing import Optional, Sequence, Tuple
 
+import torch
 import torch.nn as nn
 
+from ..attacks import per_channel
 from ..settings import Settings
 from .source import Source
 
@@ -45,6 +47,29 @@ class PixelSource(Settings, Source):
         """The lowest and the highest pixel in the units of images, for each channel."""
         low, high = (tuple((edge - mean) / std for mean, std in zip(self.mean, self.std)) for edge in (0, 1))
         return low, high
+
+    def in_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images [N, C, H, W] as pixels in 0–1, of 32 bits or more; values out of the range are clamped."""
+        images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        mean, std = (per_channel(values, images) for values in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, C, H, W] in 0–1 as normalised images."""
+        mean, std = (per_channel(values, pixels) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def in_range_of(self, images: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """What was made of images, in their type and in the range of pixels.
+
+        Where images leave the range already (random erasing) it is wider: values may stay where they are.
+
+        Args:
+            images: Images [N, C, H, W], normalised.
+            made: Images [N, C, H, W], normalised.
+        """
+        low, high = (per_channel(values, images) for values in self.bounds)
+        return made.to(images.dtype).clamp(torch.minimum(low, images), torch.maximum(high, images))
 
 
 def normalisation_of(
