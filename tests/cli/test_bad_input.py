@@ -74,6 +74,26 @@ UNFIT = [
      'eps_px (--adv-eps) above 255 has no usual number of steps, got 1e+09: give steps (--adv-steps).'),
     (['--adv-source', 'os:getcwd'],
      'The source os:getcwd must take (model, images, target): too many positional arguments.'),
+    (['--adv-source', 'pgd', 'augmx'],
+     "Unknown source 'augmx' (--adv-source) (did you mean augmix or augmax?): give one of pgd, ifgsm, gd, "
+     'gaussian-noise, augmix, augmax, corruption, amplitude-mix, or package.module:name of a callable from (model, '
+     'images, target) to (images, target).'),
+    (['--adv-source', 'pgd', 'augmix sevrity=3'],
+     "--adv-source augmix: unknown setting 'sevrity' (did you mean severity?): it has width, depth, severity, alpha."),
+    (['--adv-source', 'pgd', 'corruption severities=[1,6]'],
+     '--adv-source corruption: severities must be from 1 to 5, got [1,6].'),
+    (['--adv-source', 'augmix'], '--adv-source augmix has no use for --adv-eps: leave it out.'),
+    (['--adv-source', 'augmix', '--adv-steps', '2'],
+     '--adv-source augmix has no use for --adv-steps, --adv-eps: leave them out.'),
+    (['--adv-source', 'pgd', '--adv-attack', 'gd'], '--adv-source pgd has no use for --adv-attack: leave it out.'),
+    (['--adv-source', 'pgd', 'augmix', '--adv-eps', '1', '2'],
+     '--adv-eps gives several strengths to one source, there are 2: write them as settings, --adv-source '
+     "'pgd eps=1' 'pgd eps=2'."),
+    (['--regime', 'joint', '--adv-source', 'pgd', 'amplitude-mix'],
+     'Regime joint takes the images of one source, got PGD-1, eps 1/255, alpha 1/255, random target; amplitude mix '
+     'with another image, up to 1 (--adv-source, --adv-eps).'),
+    (['--regime', 'fast-advprop', '--adv-source', 'augmix'],
+     'Regime fast-advprop has no use for --adv-source (its images are made by the pass that trains): leave it out.'),
     (['--input-size', '1', '32', '32', '--in-chans', '3'],
      '--in-chans 3 and --input-size 1 32 32 differ in the number of channels.'),
     (['--model', 'test_convnext', '--img-size', '2', '--regime', 'vanilla'],

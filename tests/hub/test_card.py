@@ -12,6 +12,7 @@ from tests.hub.publishing import REPO, RUN, equal_states, published
 from timm_advprop.cli.train import parse_args
 from timm_advprop.errors import InputError
 from timm_advprop.hub import push_to_hub
+from timm_advprop.hub.card import render_card
 from timm_advprop.hub.release import release_model
 from timm_advprop.weights import weights_digest
 
@@ -115,6 +116,21 @@ def test_results_of_something_else_are_refused(change, message, hub, checkpoint)
     with pytest.raises(InputError, match=message):
         push_to_hub(path, REPO, results=[row])
     assert REPO not in hub.repos
+
+
+def test_card_names_the_images_of_each_norm():
+    model = timm.create_model('test_resnet_ap', num_aux=5)
+    release = release_model(model, dict(regime='advprop', adv_source=[
+        'pgd eps=2 norm=l2 steps=3', 'augmix severity=5', 'corruption names=[fog,snow]', 'gaussian-noise',
+        'package.module:make']))
+    text = render_card(release, REPO, [])
+    for line in ('| 1 | adversarial images (norm l2) | PGD | 2/255 | 1/255 | 3 | random | 0.8 |',
+                 '| 2 | augmix (width 3; depth -1; severity 5; alpha 1) | – | – | – | – | – | – |',
+                 '| 3 | corruption (severities 1, 3; names fog, snow) | – | – | – | – | – | – |',
+                 '| 4 | gaussian-noise | – | 4/255 | – | – | – | – |',
+                 '| 5 | images of package.module:make | – | – | – | – | – | – |'):
+        assert line in text
+    json.dumps(release.aux_norms)  # for config.json
 
 
 def test_numbers_of_weights_that_were_not_validated_are_left_out(hub, checkpoint):

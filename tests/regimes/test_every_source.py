@@ -107,9 +107,10 @@ def test_a_source_trains_a_norm_and_leaves_the_model_as_it_was(source_type, soft
 
 @EACH
 def test_images_in_inference_mode(source_type):
+    model = Linear()
     with torch.inference_mode():
         images, target = in_units(drawn_pixels()), torch.arange(6) % 5
-        made, _ = source_type(**normalisation(3))(Linear(), images, target)
+        made, _ = source_type(**normalisation(3))(model, images, target)
     assert made.shape == images.shape
 
 

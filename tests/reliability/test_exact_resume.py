@@ -33,13 +33,13 @@ def test_every_regime(few_digits, tmp_path, regime):
     check_equal_runs(tmp_path / 'whole' / 'run', tmp_path / 'parts' / 'run')
 
 
-QUICK = [dict(mixup=.5, cutmix=.5, workers=2), dict(grad_accum_steps=3)]
+EVERY_SOURCE = ['pgd', 'augmix', 'augmax steps=1', 'corruption', 'amplitude-mix', 'gaussian-noise']
+QUICK = [dict(mixup=.5, cutmix=.5, workers=2), dict(grad_accum_steps=3), dict(adv_source=EVERY_SOURCE)]
 OTHERS = [
     dict(mixup=.5, mixup_off_epoch=1, workers=2),
     dict(cutmix=.5, no_prefetcher=True), dict(sched='step', decay_epochs=1, lr_noise=[0, 2]),
     dict(sched_on_updates=True, warmup_epochs=1), dict(opt='adamw', lr=.001), dict(opt='lookahead_sgd'),
     dict(aug_splits=2, split_bn=True), dict(val_interval=2), dict(adv_eps=[1., 2.]),
-    dict(adv_source='gaussian-noise', adv_steps=None),
 ]
 
 

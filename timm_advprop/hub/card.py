@@ -66,6 +66,7 @@ _CITATION = '''```bibtex
   howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
 }
 ```'''
+_COLUMNS = ('trained_on', 'attack', 'eps_px', 'alpha_px', 'steps', 'target', 'random_start')  # of an auxiliary norm
 _WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')  # timm's readers of data sets that need no --data-dir
 
 
@@ -135,8 +136,19 @@ def _aux_norms(norms: Sequence[Mapping[str, Any]]) -> str:
     for i, norm in enumerate(norms, 1):
         pixels = [f'{norm[key]:g}/255' if key in norm else '–' for key in ('eps_px', 'alpha_px')]
         others = [norm.get(key, '–') for key in ('steps', 'target', 'random_start')]
-        rows.append([i, norm['trained_on'], norm.get('attack', '–').upper(), *pixels, *others])
+        rows.append([i, _images_of(norm), norm.get('attack', '–').upper(), *pixels, *others])
     return markdown_table(rows)
+
+
+def _images_of(norm: Mapping[str, Any]) -> str:
+    # with the settings that have no column
+    others = [f'{name.replace("_", " ")} {_text(value)}' for name, value in norm.items() if name not in _COLUMNS]
+    return f'{norm["trained_on"]} ({"; ".join(others)})' if others else norm['trained_on']
+
+
+def _text(value: Any) -> str:
+    return ', '.join(map(_text, value)) if isinstance(value, (list, tuple)) else (
+        f'{value:g}' if isinstance(value, float) else str(value))
 
 
 def _measured(results: Sequence[Result]) -> str:

@@ -39,10 +39,10 @@ class AugMax(ChainSource):
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         source = self.normalised_for(model)
         with torch.inference_mode(False), torch.enable_grad():  # autograd takes no tensors made in inference mode
-            images = images.clone() if images.is_inference() else images.detach()
+            images, labels = (values.clone() if values.is_inference() else values for values in (images, target))
             chains = source.chains(images)
             with frozen(model):
-                weights, share = self._hardest(model, images, chains, target)
+                weights, share = self._hardest(model, images, chains, labels)
             return source.in_range_of(images, mixed(images, chains, weights, share)), target
 
     def _hardest(

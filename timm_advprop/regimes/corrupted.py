@@ -33,6 +33,11 @@ class CorruptedImages(PixelSource):
         CORRUPTIONS, 'corruptions to draw from', choices=ALL_CORRUPTIONS, nargs='+',
         default_help='the 15 of the mean corruption error')
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.names:
+            raise ValueError('names must be at least one corruption, got none.')
+
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         source = self.normalised_for(model)
         low, high = self.severities
