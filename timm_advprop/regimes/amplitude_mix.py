@@ -31,7 +31,7 @@ class AmplitudeMix(PixelSource):
         order, weight = (values.to(images.device, non_blocking=True) for values in (order, weight))
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pixels = source.in_pixels(images)
-            mixed = _with_amplitude_of(pixels, pixels[order], weight.to(pixels.dtype)).clamp(0, 1)
+            mixed = _with_amplitude_of(pixels, pixels[order], weight.to(pixels.dtype))
             return source.in_range_of(images, source.from_pixels(mixed)), target
 
     def describe(self) -> str:

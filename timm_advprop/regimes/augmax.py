@@ -61,8 +61,7 @@ class AugMax(ChainSource):
             of_images = input_gradient(
                 forward, mixture.detach().to(images.dtype), target, self.loss or cross_entropy).to(mixture.dtype)
             gradients = torch.autograd.grad(mixture, (logits, share), of_images)
-            # an overflow must not become a NaN weight
-            steps = [self.step_size * gradient.nan_to_num().sign() for gradient in gradients]
+            steps = [self.step_size * gradient.sign() for gradient in gradients]  # 0 where an overflow made a NaN
             logits, share = logits.detach() + steps[0], (share.detach() + steps[1]).clamp(0, 1)
         return logits.softmax(dim=1), share
 
