@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import timm_advprop
-from timm_advprop.cli.wrap import main, run_script
+from timm_advprop.cli.wrap import _parse, main, run_script
 
 # A script of the shape of timm's train.py: what it imports, how it builds, trains and validates.
 SCRIPT = '''
@@ -291,6 +291,13 @@ def test_command_line_overrides_the_recipe(run, tmp_path):
 ])
 def test_wrong_recipe(script, tmp_path, error_line, entries, message):
     assert re.search(message, error_line(script, '-c', write_recipe(tmp_path, **entries)))
+
+
+def test_sources_of_a_recipe_are_as_those_of_the_training_program(tmp_path):
+    path = write_recipe(tmp_path, adv_source=[{'pgd': {'eps': 2}}, 'augmix', {'corruption': {'severities': [1, 2]}}])
+    settings, script_argv, _ = _parse(['-c', path, '--lr', '1'])
+    assert settings.named == ('pgd eps=2', 'augmix', 'corruption severities=[1,2]')
+    assert script_argv == ['-c', path, '--lr', '1']
 
 
 def test_recipe_that_is_not_yaml(script, tmp_path, error_line):
