@@ -13,7 +13,7 @@ from timm_advprop.engine.run_settings import TrainSettings
 from timm_advprop.engine.training import build_model, build_task, check_settings, schedule_of
 
 from .kept import keep, read_kept
-from .rows import RECIPE, ROWS, Row
+from .rows import RECIPE, Row
 
 __all__ = ['Costs', 'kept_costs', 'measure_costs']
 
@@ -28,17 +28,18 @@ class _Phase(NamedTuple):
     device: torch.device
 
 
-def kept_costs(path: str, trainings: Sequence[str], data: str) -> Costs:
-    """The costs of all rows, which are measured where the file has none of these trainings.
+def kept_costs(path: str, trainings: Sequence[str], rows: Mapping[str, Row], data: str) -> Costs:
+    """The costs of rows, which are measured where the file has none of these trainings.
 
     Args:
         path: File to keep them in.
         trainings: Names for what the trainings depend on.
+        rows: What to measure, `'vanilla'` among it.
         data: Folder of the data set.
     """
     kept = read_kept(path)
     if kept.get('trainings') != trainings:
-        kept = dict(trainings=trainings, costs=measure_costs(ROWS, data, _ROUNDS))
+        kept = dict(trainings=trainings, costs=measure_costs(rows, data, _ROUNDS))
         keep(path, kept)
     return kept['costs']
 

@@ -10,7 +10,7 @@ from timm_advprop.engine.placement import open_placement
 from timm_advprop.engine.run_settings import DeviceSettings
 from timm_advprop.errors import InputError
 
-from .accuracy import STEPS, STRENGTHS, measure_accuracy
+from .accuracy import STEPS, STRENGTHS, measure_accuracy, measure_blend
 from .kept import digest, keep, read_kept
 from .rows import RECIPE, Row
 
@@ -56,7 +56,8 @@ class Job:
 
         Returns:
             `name`, `seed`, `history` (rows of `summary.csv`), `checkpoint`, `holdout_top1` of the last epoch, and where
-            test images are measured the accuracies of `measure_accuracy`.
+            test images are measured the accuracies of `measure_accuracy`, and under `blends` those of `measure_blend`
+            for each weight.
 
         Raises:
             InputError: The training failed.
@@ -69,6 +70,8 @@ class Job:
             placement = open_placement(DeviceSettings())
             result.update(
                 measure_accuracy(result['checkpoint'], self.data, self.row.aux, self.num_attacked, placement))
+            result['blends'] = {str(weight): measure_blend(
+                result['checkpoint'], self.data, weight, self.num_attacked, placement) for weight in self.row.blends}
         keep(self._path, dict(result, measurement=self._measurement()))
         return result
 
@@ -104,7 +107,7 @@ class Job:
         return os.path.join(self.output, f'{self.name}-seed{self.seed}{ending}')
 
     def _measurement(self) -> str:
-        return digest([self.training_digest(), self.row.aux, self.num_attacked, STRENGTHS, STEPS])
+        return digest([self.training_digest(), self.row.aux, self.row.blends, self.num_attacked, STRENGTHS, STEPS])
 
 
 def _read_summary(folder: str) -> List[Dict[str, float]]:

@@ -13,7 +13,7 @@ from .costs import Costs
 from .rows import EPOCHS, EPS, ROWS
 from .values import Result, by_row, mean_and_deviation
 
-__all__ = ['write_report']
+__all__ = ['T_95', 'write_report']
 
 ROUTES = ('main', 'aux')
 TABLE_STRENGTHS = (2, 8)
@@ -29,7 +29,8 @@ _CLAIMS = (
     ('fast-advprop', 'vanilla', 'Fast AdvProp improves clean accuracy at vanilla cost'),
 )
 
-_T_95 = {2: 4.30, 4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18}  # Student's t, two-sided, by degrees of freedom
+# Student's t, two-sided, by degrees of freedom
+T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18), 1))
 
 
 def write_report(folder: str, results: Sequence[Result], costs: Costs, num_train: int, num_attacked: int) -> None:
@@ -106,6 +107,6 @@ def _compare(better: Sequence[float], worse: Sequence[float]) -> Tuple[float, fl
     error = (a_deviation ** 2 / len(better) + b_deviation ** 2 / len(worse)) ** 0.5
     if min(len(better), len(worse)) < 2:
         return a - b, error, 'one seed'
-    if abs(a - b) <= _T_95.get(len(better) + len(worse) - 2, 2.) * error:
+    if abs(a - b) <= T_95.get(len(better) + len(worse) - 2, 2.) * error:
         return a - b, error, 'within noise'
     return a - b, error, 'reproduced' if a > b else 'the opposite'

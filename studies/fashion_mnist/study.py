@@ -17,6 +17,8 @@ from timm_advprop.errors import exits_on_input_error
 from timm_advprop.settings import Settings, setting
 
 from ..trained import check_root
+from .beyond import BEYOND
+from .beyond_report import write_beyond_report
 from .costs import kept_costs
 from .job import Job
 from .report import write_report
@@ -25,6 +27,7 @@ from .rows import CANDIDATES, RECIPE, ROWS
 __all__ = ['main']
 
 NUM_TRAIN, NUM_HOLDOUT, NUM_ATTACKED = 4000, 2000, 1000
+COMPARISONS = {'paper': (ROWS, write_report), 'beyond': (BEYOND, write_beyond_report)}
 CHOICE_SEED = 100  # none of those that are reported
 
 
@@ -32,6 +35,9 @@ CHOICE_SEED = 100  # none of those that are reported
 class ComparedSettings(Settings):
     """What is compared, and where it is kept."""
     title = 'Study parameters'
+    rows: str = setting(
+        'paper', 'what is trained: the regimes that the paper compares, or what was proposed since',
+        choices=tuple(COMPARISONS))
     output: str = setting('output/study', 'folder of the runs', metavar='DIR')
     results: str = setting('results', 'folder of the tables and pictures', metavar='DIR')
     seeds: Tuple[int, ...] = setting((0, 1, 2), 'seeds', low=0, nargs='+', metavar='S')
@@ -51,7 +57,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     data = os.path.join(settings.output, 'fashion-mnist')
     os.makedirs(settings.output, exist_ok=True)
     write_fashion_mnist(data, settings.source, NUM_TRAIN, NUM_HOLDOUT)
-    rows, seeds, num_attacked = ROWS, settings.seeds, NUM_ATTACKED
+    (rows, report), seeds, num_attacked = COMPARISONS[settings.rows], settings.seeds, NUM_ATTACKED
     if settings.choose:
         rows, seeds, num_attacked = CANDIDATES, (CHOICE_SEED,), 0
     jobs = [Job(name, row, seed, settings.output, data, num_attacked) for seed in seeds for name, row in rows.items()]
@@ -63,8 +69,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if not settings.choose:
         trainings = sorted({job.training_digest() for job in jobs if job.seed == seeds[0]})
         # after the trainings, as these would disturb the clock
-        costs = kept_costs(os.path.join(settings.output, 'costs.json'), trainings, data)
-        write_report(settings.results, results, costs, NUM_TRAIN, NUM_ATTACKED)
+        costs = kept_costs(os.path.join(settings.output, f'costs-{settings.rows}.json'), trainings, rows, data)
+        report(settings.results, results, costs, NUM_TRAIN, NUM_ATTACKED)
 
 
 def _parse_args(argv: Optional[Sequence[str]]) -> ComparedSettings:
