@@ -15,6 +15,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import torch
 import torch.nn as nn
 from timm.task import ClassificationTask, TrainingTask
+from torch.profiler import ProfilerActivity, profile
 
 from ..engine.open_model import open_architecture
 from ..engine.placement import Placement, open_placement
@@ -27,6 +28,7 @@ from .parser import ProgramParser
 
 __all__ = ['main', 'time_in_turn']
 
+_NONE, _SHOWN_OPERATIONS = (0., 0.), 14
 _EVAL_PASSES = 5  # a pass alone is short for a clock on a busy machine
 
 
@@ -48,6 +50,7 @@ class MeasuredSettings(Settings):
     threads: Optional[int] = setting(None, 'CPU threads', low=1, metavar='N')
     device: str = setting('cuda', 'device; the CPU is taken where there is no accelerator')
     rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
+    profile: bool = setting(False, 'show by kind of operation where the time goes, too')
 
 
 class _Case(NamedTuple):
@@ -70,6 +73,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     seconds = time_in_turn({name: case.run for name, case in cases.items()}, settings.rounds, placement.device)
     print(_headline(settings, placement.device))
     _print_table(cases, seconds)
+    if settings.profile:
+        _print_operations(_profile(cases, settings.rounds, placement.device))
 
 
 def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
@@ -109,6 +114,39 @@ def _print_table(cases: Mapping[str, _Case], seconds: Mapping[str, List[float]])
     for name, times in seconds.items():
         ratio, floor = statistics.median(a / b for a, b in zip(times, baseline)), cases[name].floor
         print(f'{name:20}{1e3 * statistics.median(times):>10.1f}{ratio:>10.3f}{floor:>8.3f}{ratio / floor:>10.3f}')
+
+
+def _profile(
+        cases: Mapping[str, _Case],
+        rounds: int,
+        device: torch.device,
+) -> Dict[str, Dict[str, Tuple[float, float]]]:
+    # For each case, ms of a call and number of calls of each operation, without those that it calls.
+    activity, time_of = (ProfilerActivity.CPU, 'self_cpu_time_total')
+    if device.type == 'cuda':
+        activity, time_of = (ProfilerActivity.CUDA, 'self_device_time_total')
+    found = {}
+    for name, case in cases.items():
+        with profile(activities=[activity]) as profiler:
+            for _ in range(rounds):
+                case.run()
+        found[name] = {event.key: (getattr(event, time_of) / 1e3 / rounds, event.count / rounds)
+                       for event in profiler.key_averages()}
+    return found
+
+
+def _print_operations(profiles: Mapping[str, Mapping[str, Tuple[float, float]]]) -> None:
+    (baseline, first), *others = profiles.items()
+    for name, operations in others:
+        print(f'\nms and calls of operations{"":34}{baseline:>16}{name:>16}{"× first":>10}')
+        keys = sorted({*first, *operations}, key=lambda key: -max(
+            first.get(key, _NONE)[0], operations.get(key, _NONE)[0]))
+        rows = [(key, first.get(key, _NONE), operations.get(key, _NONE)) for key in keys]
+        all_of_them = ('all', *(tuple(map(sum, zip(*values))) for values in list(zip(*rows))[1:]))
+        for key, *columns in [*rows[:_SHOWN_OPERATIONS], all_of_them]:
+            cells = ''.join(f'{ms:>10.1f}{calls:>6.0f}' for ms, calls in columns)
+            ratio = f'{columns[1][0] / columns[0][0]:>10.2f}' if columns[0][0] else ''
+            print(f'{key[:60]:60}{cells}{ratio}')
 
 
 def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:

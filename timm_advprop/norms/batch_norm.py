@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, register_notrace_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .batch_norm_parts import normalise_parts, takes_parts
 from .split_norm import SplitNorm
 
 __all__ = [
@@ -60,6 +61,13 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
 
     def _activate(self, input: torch.Tensor) -> torch.Tensor:
         return input
+
+    def _normalize_parts(self, input: torch.Tensor) -> torch.Tensor:
+        norms, sizes = [self, *self.aux_bn], self._part_sizes(len(input))
+        hooked = any(norm._forward_hooks or norm._forward_pre_hooks for norm in self.aux_bn)  # a call runs these
+        if not hooked and takes_parts(norms, input, sizes):
+            return normalise_parts(norms, input, sizes)
+        return super()._normalize_parts(input)
 
     def _apply_aux(self, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
         # An attack runs in eval mode, with parameters that need no gradient: a batch norm is then one multiply-add of
