@@ -1,6 +1,6 @@
 """AdvProp for timm: models with split norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
-from .attacks import gd, ifgsm, pgd
+from .attacks import gd, ifgsm, pgd, pyramid
 from .errors import InputError
 from .hub import push_to_hub
 from .models import create_model
@@ -32,5 +32,6 @@ __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
     'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
     'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint',
-    'models', 'norm_route', 'pgd', 'push_to_hub', 'routed', 'set_norm_route', 'split_state_dict', 'strip_aux',
+    'models', 'norm_route', 'pgd', 'push_to_hub', 'pyramid', 'routed', 'set_norm_route', 'split_state_dict',
+    'strip_aux',
 ]

@@ -94,7 +94,7 @@ def test_augmented_views_come_before_attacks_and_noise():
 
 
 def test_a_generator_takes_the_place_of_the_attack():
-    assert set(GENERATORS) == {'gaussian-noise'}
+    assert set(GENERATORS) == {'gaussian-noise', 'pyramid'}
     assert settings_of(adv_generator='gaussian-noise').sources(DEFAULT) == [GaussianNoise(eps_px=3)]
     source, = settings_of(adv_generator=NEGATIVE, adv_eps=[4., 8.]).sources(DEFAULT)
     assert source.function is negative

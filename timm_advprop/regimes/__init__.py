@@ -4,11 +4,13 @@ One file a family of regimes, one a kind of source. A new regime is a `RegimeTas
 `registry.REGIMES`; a new kind of image is a `Source` in a file of its own and a line in `regime_settings.GENERATORS`.
 """
 from .advprop import AdvPropTask
-from .attack import Attack, frozen
+from .attack import Attack
 from .fast_advprop import FastAdvPropTask
+from .model_attack import ModelAttack, frozen
 from .noise import GaussianNoise
 from .one_norm import JointTask, MadryTask
 from .pixels import PixelSource, normalisation_of
+from .pyramid_attack import PyramidAttack
 from .regime_settings import GENERATORS, RegimeSettings
 from .registry import REGIMES, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
@@ -17,6 +19,7 @@ from .vanilla import VanillaTask
 
 __all__ = [
     'AdvPropTask', 'Attack', 'AugmentedView', 'FastAdvPropTask', 'FunctionSource', 'GENERATORS', 'GaussianNoise',
-    'JointTask', 'MadryTask', 'PixelSource', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'Source', 'VanillaTask',
-    'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of', 'split_for_regime',
+    'JointTask', 'MadryTask', 'ModelAttack', 'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask',
+    'Source', 'VanillaTask', 'create_task', 'frozen', 'normalisation_of', 'regime_flags', 'regime_of',
+    'split_for_regime',
 ]

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tupl
 
 from .attack import Attack
 from .noise import GaussianNoise
+from .pyramid_attack import PyramidAttack
 from .source import AugmentedView, Source, as_source, import_source
 
 __all__ = ['BUDGETS', 'GENERATORS', 'RegimeSettings']
@@ -12,7 +13,7 @@ __all__ = ['BUDGETS', 'GENERATORS', 'RegimeSettings']
 BUDGETS = ('epochs', 'vanilla')  # what --epochs counts: epochs of the regime, or of vanilla training
 
 # Sources that are not attacks, by the name that --adv-generator takes; one is made for each of --adv-eps.
-GENERATORS: Dict[str, Callable[..., Source]] = {'gaussian-noise': GaussianNoise}
+GENERATORS: Dict[str, Callable[..., Source]] = {'gaussian-noise': GaussianNoise, 'pyramid': PyramidAttack}
 
 
 @dataclass(frozen=True)

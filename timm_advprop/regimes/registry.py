@@ -11,6 +11,7 @@ from ..settings import Setting
 from .advprop import AdvPropTask
 from .attack import Attack
 from .fast_advprop import FastAdvPropTask
+from .model_attack import ModelAttack
 from .one_norm import JointTask, MadryTask
 from .regime_settings import BUDGETS, GENERATORS, RegimeSettings
 from .task import RegimeTask
@@ -63,7 +64,7 @@ def create_task(
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for source in (*arguments.get('sources', ()), arguments.get('attack')):
-        if isinstance(source, Attack):
+        if isinstance(source, ModelAttack):
             source = source if criterion is None else source.against(criterion)
             source.check_classes(getattr(model, 'num_classes', 2))
     return task_type(model, criterion, **arguments, **kwargs)
