@@ -105,7 +105,7 @@ def test_a_generator_takes_the_place_of_the_attack():
     (dict(adv_generator=NEGATIVE, adv_steps=3, adv_attack='pgd'), 'leave --adv-attack, --adv-steps out'),
     (dict(adv_generator='gaussian-noise', adv_eps=-1.), 'eps_px must be at least 0'),
     (dict(adv_generator='os:getcwd'), 'os:getcwd must take .model, images, target.: too many positional arguments'),
-    (dict(adv_generator='salt'), 'Unknown generator .salt.: give gaussian-noise, or package.module:name'),
+    (dict(adv_generator='salt'), 'Unknown generator .salt.: give gaussian-noise, pyramid, or package.module:name'),
     (dict(adv_eps=[4., -1.]), 'eps_px must be at least 0'),
     (dict(adv_attack='fgsm'), 'kind must be one of'),
 ])

@@ -220,7 +220,7 @@ def test_a_function_or_a_source_in_the_users_file_has_one_norm(users_file, name,
 
 
 @pytest.mark.parametrize('name, words', [
-    ('salt', 'Unknown generator .salt.: give gaussian-noise, or package.module:name'),
+    ('salt', 'Unknown generator .salt.: give gaussian-noise, pyramid, or package.module:name'),
     ('no_such_package:noise', 'Cannot import the generator no_such_package:noise'),
     ('.a:b', 'Cannot import the generator .a:b'),
     ('tests.regimes.regime_models:nothing', 'Cannot import .*nothing'),

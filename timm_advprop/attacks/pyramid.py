@@ -1,6 +1,8 @@
 """The pyramid attack: perturbations of patches of several sizes, added up.
 
-Herrmann et al., *Pyramid Adversarial Training Improves ViT Performance*, CVPR 2022, arXiv:2111.15121.
+Herrmann et al., *Pyramid Adversarial Training Improves ViT Performance*, CVPR 2022, arXiv:2111.15121. In the authors'
+code (google-research/scenic, projects/adversarialtraining) each scale's perturbation is clamped to the range of pixels
+before the next one is added; here their sum is, as in the paper's formula.
 """
 from typing import List, Optional, Sequence, Tuple
 
@@ -32,11 +34,7 @@ def pyramid(
 
     The perturbation starts from zero. A step moves each value of each δ_s by `alpha` along the sign of the loss's
     gradient, which is that of the image, summed over the patch; pixels that are beyond their bounds before the clamp
-    have none. Then |δ_s| ≤ `eps`: a pixel moves by at most Σ w_s · eps. Patches lie on a grid from the upper left
-    corner; those of the right and lower edge may be cut off.
-
-    In the authors' code (google-research/scenic, projects/adversarialtraining) each scale's perturbation is clamped to
-    the range of pixels before the next one is added; here the sum is, as in the paper's formula.
+    have none. Then |δ_s| ≤ `eps`. The grid of patches begins at the upper left; its last ones may be cut off.
 
     Args:
         forward: Maps images [N, C, H, W] to logits [N, classes]. It decides mode, route and precision of the model.
@@ -72,10 +70,9 @@ def pyramid(
         for _ in range(steps):
             grad = gradient(forward, moved.clamp(low, high).to(images.dtype), target, loss).to(center.dtype)
             grad = torch.where((moved >= low) & (moved <= high), grad, 0.)
-            for level, scale in zip(levels, scales):
-                direction = _patch_sums(grad, scale).nan_to_num().sign()  # of opposite overflows
-                level.addcmul_(direction, alpha, value=-1. if targeted else 1.)
-                torch.minimum(torch.maximum(level, -eps, out=level), eps, out=level)
+            directions = [_patch_sums(grad, scale).nan_to_num().sign() for scale in scales]  # of opposite overflows
+            levels = [torch.addcmul(level, direction, alpha, value=-1. if targeted else 1.).clamp(-eps, eps)
+                      for level, direction in zip(levels, directions)]
             moved = center + _sum_of(levels, scales, weights, center.shape[2:])
         return cast_towards(moved.clamp(low, high), images)
 
