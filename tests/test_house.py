@@ -32,7 +32,7 @@ ALLOWED_LIBRARIES = {
     'output': (),
     'norms': ('torch', 'timm.layers', 'timm.utils'),
     'attacks': ('torch',),
-    'regimes': ('torch', 'timm.loss', 'timm.task'),
+    'regimes': ('torch', 'timm.layers', 'timm.loss', 'timm.task'),
     'models': ('torch', 'timm.models'),
 }
 

@@ -13,14 +13,16 @@ from .attack import Attack
 from .fast_advprop import FastAdvPropTask
 from .model_attack import ModelAttack
 from .one_norm import JointTask, MadryTask
-from .regime_settings import BUDGETS, GENERATORS, RegimeSettings
+from .pairing import PAIRINGS
+from .regime_settings import BUDGETS, GENERATORS, NO_PAIRING, RegimeSettings
 from .task import RegimeTask
+from .trades import TradesTask
 from .vanilla import VanillaTask
 
 __all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
-    task.name: task for task in (VanillaTask, MadryTask, JointTask, AdvPropTask, FastAdvPropTask)
+    task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
 }
 
 
@@ -60,7 +62,8 @@ def create_task(
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
-    if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.generator):
+    if settings.regime is None and not is_split and (
+            settings.attack or settings.strengths or settings.generator or settings.pairing or settings.match_masks):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for source in (*arguments.get('sources', ()), arguments.get('attack')):
@@ -81,8 +84,9 @@ def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
         ValueError: The regime is unknown, or the model cannot be split.
     """
     is_split = has_split_norm(model)
-    num_aux = len(regime_of(settings, is_split).sources_of_aux_norms(settings))
-    return convert_split_norm(model, num_aux) if num_aux and not is_split else model
+    task_type = regime_of(settings, is_split)
+    num_aux = len(task_type.sources_of_aux_norms(settings))
+    return convert_split_norm(model, num_aux) if num_aux and not is_split and task_type.splits_plain_models else model
 
 
 def regime_flags() -> Dict[str, Setting]:
@@ -94,7 +98,7 @@ def regime_flags() -> Dict[str, Setting]:
             default_help=f'{AdvPropTask.name} where the model has split norms, else {VanillaTask.name}'),
     }
     for name, about in Attack.declared().items():
-        flag = replace(about, default=None, default_help=about.default_help or _defaults(f'default_attack.{name}'))
+        flag = replace(about, default=None, default_help=_defaults(f'default_attack.{name}', about.default_help))
         if name == 'eps_px':
             flag = replace(flag, nargs='+', help=f'{about.help}; several train one aux norm each')
         flags[about.flags[0]] = flag
@@ -103,6 +107,16 @@ def regime_flags() -> Dict[str, Setting]:
         '--adv-weight': Setting(
             'weight of the adversarial loss', kind=float, low=0, metavar='W',
             default_help=_defaults('default_weight')),
+        '--adv-pairing': Setting(
+            'loss between clean images and those of each source that show the same: adversarial logit pairing, KL '
+            'divergence as in TRADES, Jensen–Shannon divergence as in AugMix', choices=(NO_PAIRING, *PAIRINGS),
+            default_help=NO_PAIRING),
+        '--adv-pairing-weight': Setting(
+            'weight of the pairing', kind=float, low=0, metavar='W',
+            default_help=', '.join(f'{name}: {weight:g}' for name, (_, weight) in PAIRINGS.items())),
+        '--adv-match-masks': Setting(
+            'dropout and stochastic depth drop the same of clean and adversarial images, as in pyramid adversarial '
+            'training', kind=bool, default=False),
         '--adv-generator': Setting(
             f'other images for the aux norm than an attack\'s: {generators} of standard deviation --adv-eps, or '
             'package.module:name of a callable from (model, images, target) to (images, target)', metavar='NAME'),
@@ -112,11 +126,11 @@ def regime_flags() -> Dict[str, Setting]:
     }
 
 
-def _defaults(path: str) -> str:
+def _defaults(path: str, usual_help: Optional[str] = None) -> str:
     # '4, fast-advprop: 1', what the regimes say under a name
     usual, *_ = values = {task: attrgetter(path)(task) for task in (AdvPropTask, *REGIMES.values())}
     others = [f'{task.name}: {_text(value)}' for task, value in values.items() if value != values[usual]]
-    return ', '.join([_text(values[usual]), *others])
+    return ', '.join([usual_help or _text(values[usual]), *others])
 
 
 def _text(value: Any) -> str:
