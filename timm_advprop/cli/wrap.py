@@ -198,11 +198,11 @@ def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: 
     argv = []
     for key, value in recipe.items():
         name = str(key).replace('-', '_')
-        if value is None or name != 'regime' and not name.startswith('adv_'):
+        if value is None or value is False or name != 'regime' and not name.startswith('adv_'):
             continue
         if key not in known:
             raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
-        values = value if isinstance(value, list) else [value]
+        values = [] if value is True else value if isinstance(value, list) else [value]  # a switch has no value
         argv += [f'--{key.replace("_", "-")}', *map(str, values)]
     return argv
 

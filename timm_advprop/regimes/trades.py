@@ -83,10 +83,7 @@ class TradesTask(RegimeTask):
     ):
         super().__init__(model, criterion, **kwargs)
         self.weight = check_weight(weight, self.default_weight)
-        attack = (attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
-        if attack.is_targeted or attack.loss or attack.random_start < 1 or attack.kind == 'ifgsm':
-            raise ValueError('trades attacks by its KL, from random points: its attack is untargeted (target none), '
-                             'has random_start 1 and no other loss, and is not ifgsm.')
+        attack = _checked(attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
         self.attack = replace(attack, loss=_cross_entropy_of_answer)
         self.is_split = has_split_norm(model)
         if self.is_split:
@@ -99,7 +96,8 @@ class TradesTask(RegimeTask):
 
     @classmethod
     def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
-        return dict(attack=one_attack(cls, settings), weight=settings.weight, match_masks=settings.match_masks)
+        attack = _checked(one_attack(cls, settings))
+        return dict(attack=attack, weight=settings.weight, match_masks=settings.match_masks)
 
     @classmethod
     def sources_of_aux_norms(cls, settings: RegimeSettings) -> Sequence[Source]:
@@ -141,6 +139,13 @@ class TradesTask(RegimeTask):
             answer = distributions(model(images), target, self.criterion).softmax(-1)
         with norm_route(model, 'aux') if self.is_split else nullcontext():
             return self.attack(model, images, answer)[0].to(images.dtype)
+
+
+def _checked(attack: Attack) -> Attack:
+    if attack.is_targeted or attack.loss or attack.random_start < 1 or attack.kind == 'ifgsm':
+        raise ValueError('trades attacks by its KL, from random points: its attack is untargeted (target none), has '
+                         'random_start 1 and no other loss, and is not ifgsm.')
+    return attack
 
 
 def _cross_entropy_of_answer(output: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
