@@ -132,6 +132,13 @@ def test_what_the_model_says_is_of_a_softmax_or_of_sigmoids(criterion, target, s
     assert distributions(torch.randn(2, 3), target, criterion).shape == shape
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_what_the_model_says_is_in_float32(dtype):
+    logits = torch.randn(2, 3).to(dtype)
+    for criterion in (nn.CrossEntropyLoss(), BinaryCrossEntropy()):
+        assert distributions(logits, torch.rand(2, 3), criterion).dtype == torch.float32
+
+
 def test_a_single_logit_is_a_question_of_its_own_or_refused():
     logits, labels = torch.randn(2, 1), torch.tensor([0, 1])
     assert distributions(logits, labels, nn.BCEWithLogitsLoss()).shape == (2, 1, 2)
@@ -229,6 +236,22 @@ def test_mixed_targets_are_paired(name, bce):
     result = task(images, target.double())
     assert result['pairing_loss'] > 0
     result['loss'].backward()
+
+
+@pytest.mark.parametrize('pairing', ['alp', lambda main, aux, target: F.mse_loss(main, aux)], ids=['alp', 'function'])
+def test_pairings_of_logits_get_logits_whatever_the_criterion(pairing):
+    model, (images, target) = split_model().train(), make_batch()
+    clean, other = (twin(part) for twin, part in zip(plain_twins(model), (images, images.flip(3))))
+
+    class Mirrored(Strange):
+        shows_clean_images = True
+
+        def __call__(self, model, images, target):
+            return images.flip(3), target
+
+    labels = F.one_hot(target, CLASSES).double()
+    task = AdvPropTask(model, BinaryCrossEntropy(), Mirrored(), pairing=pairing, verbose=False, **HALF)
+    torch.testing.assert_close(task(images, labels)['pairing_loss'], F.mse_loss(clean, other).detach())
 
 
 class Strange(Source):

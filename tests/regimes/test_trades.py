@@ -192,6 +192,15 @@ def test_the_divergence_is_computed_in_float32(amp_dtype):
     result['loss'].backward()
 
 
+def test_the_pass_that_tells_what_to_leave_runs_in_the_precision_of_the_attack():
+    model, (images, target) = tiny_model().train(), make_batch(dtype=torch.float32)
+    attack = Attack(target='none', random_start=1., steps=1, amp_dtype='bfloat16')
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    TradesTask(model, attack=attack, verbose=False, **HALF)(images, target)
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
 # What it says of itself
 
 
