@@ -33,7 +33,7 @@ ALLOWED_LIBRARIES = {
     'norms': ('torch', 'timm.layers', 'timm.utils'),
     'attacks': ('torch',),
     'corruptions': ('torch', 'numpy', 'cv2', 'PIL'),
-    'regimes': ('torch', 'torchvision.transforms', 'numpy', 'timm.loss', 'timm.task'),
+    'regimes': ('torch', 'torchvision.transforms', 'numpy', 'timm.layers', 'timm.loss', 'timm.task'),
     'models': ('torch', 'timm.models'),
 }
 

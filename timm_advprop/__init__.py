@@ -1,6 +1,6 @@
 """AdvProp for timm: models with split norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
-from .attacks import gd, ifgsm, pgd
+from .attacks import gd, ifgsm, pgd, pyramid
 from .errors import InputError
 from .hub import push_to_hub
 from .models import create_model
@@ -22,15 +22,26 @@ from .norms import (
     split_state_dict,
     strip_aux,
 )
-from .regimes import AdvPropTask, Attack, FastAdvPropTask, JointTask, MadryTask, VanillaTask
+from .regimes import (
+    AdvPropTask,
+    Attack,
+    FastAdvPropTask,
+    JointTask,
+    MadryTask,
+    PyramidAttack,
+    TradesTask,
+    VanillaTask,
+    match_masks,
+)
 from .robustness import routed
 from .version import __version__
 from .weights import load_checkpoint
 
 __all__ = [
-    '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask',
+    '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask', 'PyramidAttack',
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
-    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
-    'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint',
-    'models', 'norm_route', 'pgd', 'push_to_hub', 'routed', 'set_norm_route', 'split_state_dict', 'strip_aux',
+    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'TradesTask', 'VanillaTask',
+    'convert_split_norm', 'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm',
+    'load_checkpoint', 'match_masks', 'models', 'norm_route', 'pgd', 'push_to_hub', 'pyramid', 'routed',
+    'set_norm_route', 'split_state_dict', 'strip_aux',
 ]

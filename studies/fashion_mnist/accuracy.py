@@ -84,7 +84,13 @@ def _measure(
     return results
 
 
-def _attacked(model: nn.Module, images: Dataset, trained: Trained, route: str, placement: Placement) -> Dict[str, float]:
+def _attacked(
+        model: nn.Module,
+        images: Dataset,
+        trained: Trained,
+        route: str,
+        placement: Placement,
+) -> Dict[str, float]:
     results = {}
     for eps in STRENGTHS:
         attack = Attack(eps_px=eps, alpha_px=eps / 8, steps=STEPS, target='none', random_start=1.).normalised_by(

@@ -58,7 +58,8 @@ ROWS: Dict[str, Row] = {
 }
 
 CANDIDATES: Dict[str, Row] = {
-    **{f'advprop-eps{eps}': Row((['--regime', 'advprop', *attack_flags(eps)],), f'AdvProp, eps {eps}') for eps in (1, 2, 4)},
+    **{f'advprop-eps{eps}': Row((['--regime', 'advprop', *attack_flags(eps)],), f'AdvProp, eps {eps}')
+       for eps in (1, 2, 4)},
     **{f'vanilla-lr{lr}': Row((['--regime', 'vanilla', '--lr', lr],), f'vanilla, lr {lr}')
        for lr in ('0.05', '0.1', '0.2')},
 }

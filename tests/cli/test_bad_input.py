@@ -76,8 +76,8 @@ UNFIT = [
      'The source os:getcwd must take (model, images, target): too many positional arguments.'),
     (['--adv-source', 'pgd', 'augmx'],
      "Unknown source 'augmx' (--adv-source) (did you mean augmix or augmax?): give one of pgd, ifgsm, gd, "
-     'gaussian-noise, augmix, augmax, corruption, amplitude-mix, or package.module:name of a callable from (model, '
-     'images, target) to (images, target).'),
+     'pyramid, gaussian-noise, augmix, augmax, corruption, amplitude-mix, or package.module:name of a callable from '
+     '(model, images, target) to (images, target).'),
     (['--adv-source', 'pgd', 'augmix sevrity=3'],
      "--adv-source augmix: unknown setting 'sevrity' (did you mean severity?): it has width, depth, severity, alpha."),
     (['--adv-source', 'pgd', 'corruption severities=[1,6]'],

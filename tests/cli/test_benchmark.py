@@ -63,7 +63,7 @@ def test_a_profile_compares_operations_with_those_of_the_first_case(capsys):
     benchmark.main([*SMALL, '--regime', 'advprop', '--adv-steps', '1', '--threads', '1', '--profile'])
     table = capsys.readouterr().out.split('ms and calls of operations')[1].splitlines()
     assert table[0].split() == ['vanilla', 'advprop', 'PGD-1', '×', 'first']
-    rows = {line.split()[0]: [float(value) for value in line.split()[1:]] for line in table[1:]}
+    rows = {line[:60].strip(): [float(value) for value in line[60:].split()] for line in table[1:]}
     forward_calls = rows['aten::convolution_backward'][1::2][:2]
     assert forward_calls[1] == 2 * forward_calls[0]  # a pass of the attack, and one of all images
     assert rows['all'][0] > rows['aten::convolution_backward'][0]

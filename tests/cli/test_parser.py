@@ -150,7 +150,9 @@ def test_wrong_flag_is_one_line(capsys, argv, words):
 def test_adversarial_defaults():
     given = parse_args([]).given
     assert given['regime'] is None
-    assert {value for name, value in given.items() if name.startswith('adv_')} == {None}  # the regime has its own
+    of_regime = {name: value for name, value in given.items() if name.startswith('adv_')}
+    assert of_regime.pop('adv_match_masks') is False
+    assert set(of_regime.values()) == {None}  # the regime has its own
     validation = parse_validate_args([])
     assert validation.model.route == ('main',) and validation.attack.attack is None
     attack = parse_validate_args(['--adv-attack', 'pgd']).attack.attack

@@ -275,6 +275,18 @@ def test_recipe(run, tmp_path, flag):
     assert units[1]['eps'] == pytest.approx([2 * eps for eps in units[0]['eps']])
 
 
+@pytest.mark.parametrize('entries, num_parts', [(dict(adv_match_masks=True), 2), (dict(adv_match_masks=False), None)])
+def test_a_switch_in_a_recipe_has_no_value(tmp_path, entries, num_parts):
+    script = write_script(tmp_path, f"""
+import timm, torch
+from timm.task import ClassificationTask
+model = timm.create_model('test_vit_ap', img_size=32)
+task = ClassificationTask(model=model, criterion=torch.nn.CrossEntropyLoss())
+assert getattr(model.head_drop, 'num_parts', None) == {num_parts}
+""")
+    run_script(script, ['-c', write_recipe(tmp_path, **entries), '--regime', 'trades'])
+
+
 def test_command_line_overrides_the_recipe(run, tmp_path):
     recipe = write_recipe(tmp_path, adv_eps=1, adv_weight=0.25, adv_steps=1)
     saved = run('-c', recipe, '--adv-eps', '2', '--adv-weight', '0.5')

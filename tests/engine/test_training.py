@@ -119,7 +119,8 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient():
     (dict(), 1), (dict(adv_eps=[1., 2.]), 2), (dict(regime='vanilla'), 1), (dict(regime='fast-advprop'), 1),
     (dict(adv_eps=[1., 2.], split_bn=True, aug_splits=2), 3),
     (dict(model='test_resnet', regime='advprop', adv_eps=[1., 2.]), 0),  # split by its task
-    (dict(model='test_resnet', regime='joint'), 0),
+    (dict(model='test_resnet', regime='joint'), 0), (dict(model='test_resnet', regime='trades'), 0),
+    (dict(regime='trades'), 1),
 ], ids=str)
 def test_auxiliary_norms_are_as_many_as_the_regime_needs(values, num_aux):
     assert num_aux_norms(model_of(**values)) == num_aux
@@ -146,6 +147,7 @@ def test_published_weights_take_a_head_of_another_size(tmp_path):
 
 @pytest.mark.parametrize('values, converts', [
     (dict(regime='advprop'), True), (dict(regime='vanilla'), False), (dict(regime=None), False),
+    (dict(regime='trades'), False),
 ], ids=str)
 def test_a_plain_model_takes_auxiliary_norms_where_its_regime_uses_them(tmp_path, values, converts):
     split = timm.create_model('test_resnet_ap', num_classes=10)

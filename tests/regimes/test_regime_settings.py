@@ -23,7 +23,7 @@ DEFAULT = Attack(eps_px=3, random_start=1.)
 ALL = dict(
     regime='advprop', adv_attack='gd', adv_eps=[1., 2.5], adv_alpha=0.5, adv_steps=3, adv_target='none',
     adv_random_start=0.25, adv_norm='l2', adv_norm_stats='train', adv_amp_dtype='bfloat16', adv_weight=0.1,
-    adv_budget='vanilla')
+    adv_pairing='kl', adv_pairing_weight=2., adv_match_masks=True, adv_budget='vanilla')
 
 
 def settings_of(**flags):
@@ -40,6 +40,7 @@ def test_nothing_is_asked_for_by_default():
     assert RegimeSettings.from_values({}) == nothing
     assert RegimeSettings.from_values({name: None for name in ALL}) == nothing
     assert RegimeSettings.from_values(dict(lr=0.1, aug_splits=0, split_bn=False)) == nothing
+    assert RegimeSettings.from_values(dict(adv_pairing='none', adv_match_masks=False)) == nothing
 
 
 def test_every_flag_reaches_the_settings():
@@ -48,7 +49,8 @@ def test_every_flag_reaches_the_settings():
         regime='advprop', attack=dict(
             kind='gd', alpha_px=0.5, steps=3, target='none', random_start=0.25, norm='l2', norm_stats='train',
             amp_dtype='bfloat16'),
-        strengths=(1., 2.5), weight=0.1, budget='vanilla', given=frozenset(ALL) - {'regime'})
+        strengths=(1., 2.5), weight=0.1, pairing='kl', pairing_weight=2., match_masks=True, budget='vanilla',
+        given=frozenset(ALL) - {'regime'})
     attack = dict(kind='gd', alpha_px=0.5, steps=3, target='none', random_start=0.25, norm='l2', norm_stats='train',
                   amp_dtype='bfloat16')
     assert settings.sources(DEFAULT) == [Attack(eps_px=1, **attack), Attack(eps_px=2.5, **attack)]
@@ -147,6 +149,7 @@ def test_what_auxiliary_norms_are_trained_on_is_told():
 @pytest.mark.parametrize('regime, default', [
     ('madry', dict(eps_px=4, target='none', random_start=1.)),
     ('joint', dict(eps_px=4)),
+    ('trades', dict(eps_px=8, alpha_px=2, steps=10, target='none', random_start=1.)),
     ('advprop', dict(eps_px=4)),
     ('fast-advprop', dict(eps_px=1, steps=1, target='none')),
 ])
@@ -161,7 +164,7 @@ def test_each_regime_has_its_own_default_attack(regime, default):
 
 @pytest.mark.parametrize('regime, weight, budget, smallest_batch', [
     ('vanilla', 1, 'epochs', 1), ('madry', 1, 'epochs', 1), ('joint', 1, 'epochs', 1), ('advprop', 1, 'epochs', 1),
-    ('fast-advprop', 0.5, 'vanilla', 5)])
+    ('trades', 6, 'epochs', 1), ('fast-advprop', 0.5, 'vanilla', 5)])
 def test_each_regime_says_what_programs_need_to_know(regime, weight, budget, smallest_batch):
     task_type = REGIMES[regime]
     assert task_type.name == regime
@@ -171,10 +174,12 @@ def test_each_regime_says_what_programs_need_to_know(regime, weight, budget, sma
 
 @pytest.mark.parametrize('regime, no_use_for', [
     ('vanilla', {'split_bn'}),
-    ('madry', {'adv_weight', 'split_bn'}),
+    ('madry', {'adv_weight', 'split_bn', 'adv_pairing', 'adv_pairing_weight', 'adv_match_masks'}),
     ('joint', {'split_bn'}),
+    ('trades', {'adv_target', 'adv_random_start', 'adv_pairing', 'adv_pairing_weight', 'adv_source', 'split_bn'}),
     ('advprop', set()),
-    ('fast-advprop', {'adv_steps', 'adv_norm_stats', 'adv_amp_dtype', 'adv_source', 'aug_splits'}),
+    ('fast-advprop', {'adv_steps', 'adv_norm_stats', 'adv_amp_dtype', 'adv_source', 'aug_splits', 'adv_pairing',
+                      'adv_pairing_weight', 'adv_match_masks'}),
 ])
 def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, no_use_for):
     for name in {*ALL, 'adv_source', 'aug_splits', 'split_bn'} - {'regime'}:

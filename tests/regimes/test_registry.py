@@ -19,6 +19,7 @@ from timm_advprop.regimes import (
     JointTask,
     MadryTask,
     RegimeSettings,
+    TradesTask,
     VanillaTask,
     create_task,
     regime_flags,
@@ -35,7 +36,7 @@ NEGATIVE = 'tests.regimes.regime_models:negative'
 def test_the_regimes_are_those_of_the_paper_and_fast_advprop():
     assert REGIMES == {
         'vanilla': VanillaTask, 'madry': MadryTask, 'joint': JointTask, 'advprop': AdvPropTask,
-        'fast-advprop': FastAdvPropTask}
+        'trades': TradesTask, 'fast-advprop': FastAdvPropTask}
 
 
 @pytest.mark.parametrize('name, task_type', [('test_resnet_ap', AdvPropTask), ('test_resnet', VanillaTask)])
@@ -208,15 +209,17 @@ def test_validation_alone_takes_one_strength_and_the_attack_that_is_worst_by_def
 @pytest.mark.parametrize('flag, words', [
     ('--regime', '(default: advprop where the model has split norms, else vanilla)'),
     ('--adv-attack', '(default: pgd)'),
-    ('--adv-eps', 'several train one aux norm each (default: 4, fast-advprop: 1)'),
-    ('--adv-alpha', '(default: 1)'),
-    ('--adv-steps', '(default: eps + 1, and 1 where eps is at most 1)'),
-    ('--adv-target', '(default: random, madry: none, fast-advprop: none)'),
-    ('--adv-random-start', '(default: 0.8, madry: 1)'),
+    ('--adv-eps', 'several train one aux norm each (default: 4, trades: 8, fast-advprop: 1)'),
+    ('--adv-alpha', '(default: 1, trades: 2)'),
+    ('--adv-steps', '(default: eps + 1, and 1 where eps is at most 1, trades: 10, fast-advprop: 1)'),
+    ('--adv-target', '(default: random, madry: none, trades: none, fast-advprop: none)'),
+    ('--adv-random-start', '(default: 0.8, madry: 1, trades: 1)'),
     ('--adv-norm', '(default: linf)'),
     ('--adv-norm-stats', '(default: eval)'),
     ('--adv-amp-dtype', '(default: as the training step)'),
-    ('--adv-weight', '(default: 1, fast-advprop: 0.5)'),
+    ('--adv-weight', '(default: 1, trades: 6, fast-advprop: 0.5)'),
+    ('--adv-pairing', '(default: none)'),
+    ('--adv-pairing-weight', '(default: alp: 0.5, kl: 6, js: 12)'),
     ('--adv-budget', '(default: epochs, fast-advprop: vanilla)'),
 ])
 def test_help_tells_each_regimes_own_default(flag, words):
@@ -227,10 +230,10 @@ def test_help_follows_the_class_that_says_the_default(monkeypatch):
     monkeypatch.setattr(JointTask, 'default_attack', Attack(eps_px=7, random_start=0.3, kind='ifgsm'))
     monkeypatch.setattr(JointTask, 'default_weight', 0.7)
     monkeypatch.setattr(MadryTask, 'default_budget', 'vanilla')
-    assert '(default: 4, joint: 7, fast-advprop: 1)' in help_text('--adv-eps')
-    assert '(default: 0.8, madry: 1, joint: 0.3)' in help_text('--adv-random-start')
+    assert '(default: 4, joint: 7, trades: 8, fast-advprop: 1)' in help_text('--adv-eps')
+    assert '(default: 0.8, madry: 1, joint: 0.3, trades: 1)' in help_text('--adv-random-start')
     assert '(default: pgd, joint: ifgsm)' in help_text('--adv-attack')
-    assert '(default: 1, joint: 0.7, fast-advprop: 0.5)' in help_text('--adv-weight')
+    assert '(default: 1, joint: 0.7, trades: 6, fast-advprop: 0.5)' in help_text('--adv-weight')
     assert '(default: epochs, madry: vanilla, fast-advprop: vanilla)' in help_text('--adv-budget')
     task = task_of('joint', tiny_model())
     assert (task.attack.eps_px, task.attack.kind, task.weight) == (7, 'ifgsm', 0.7)

@@ -220,7 +220,7 @@ def test_a_function_or_a_source_in_the_users_file_has_one_norm(users_file, name,
 
 
 @pytest.mark.parametrize('name, words', [
-    ('salt', 'Unknown source .salt. .--adv-source.: give one of pgd, ifgsm, gd, gaussian-noise, .*package.module:name'),
+    ('salt', 'Unknown source .salt. .--adv-source.: give one of pgd, ifgsm, gd, pyramid, .*package.module:name'),
     ('no_such_package:noise', 'Cannot import the source no_such_package:noise'),
     ('.a:b', 'Cannot import the source .a:b'),
     ('tests.regimes.regime_models:nothing', 'Cannot import .*nothing'),

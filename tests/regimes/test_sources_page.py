@@ -35,7 +35,8 @@ def test_a_row_tells_class_cost_and_settings(name):
             assert text == 'the 15' and len(CORRUPTIONS) == 15
         else:
             values = about.default if isinstance(about.default, tuple) else [about.default]
-            assert text == ','.join(f'{value:g}' for value in values)
+            assert text == ','.join(value if isinstance(value, str) else 'that of the step' if value is None else
+                                    f'{value:g}' for value in values)
 
 
 def test_the_attacks_row_has_its_defaults():

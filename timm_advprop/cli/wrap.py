@@ -74,7 +74,8 @@ class _TaskFactory:
 
     def __call__(self, model: nn.Module, criterion: Optional[Callable] = None, **kwargs: Any) -> TrainingTask:
         task_type = as_input_error(regime_of, self.settings, has_split_norm(model))
-        if task_type.sources_of_aux_norms(self.settings) and not has_split_norm(model):
+        needs_split = task_type.sources_of_aux_norms(self.settings) and task_type.splits_plain_models
+        if needs_split and not has_split_norm(model):
             raise InputError(f'{type(model).__name__} has no split norms, as the script did not make it by '
                              'timm.create_model: call timm_advprop.convert_split_norm(model) before its optimizer is '
                              'built.')
@@ -197,11 +198,11 @@ def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: 
     argv = []
     for key, value in recipe.items():
         name = str(key).replace('-', '_')
-        if value is None or name != 'regime' and not name.startswith('adv_'):
+        if value is None or value is False or name != 'regime' and not name.startswith('adv_'):
             continue
         if key not in known:
             raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
-        values = value if isinstance(value, list) else [value]
+        values = [] if value is True else value if isinstance(value, list) else [value]  # a switch has no value
         argv += [f'--{key.replace("_", "-")}', *(entry_text(entry, key, path) for entry in values)]
     return argv
 

@@ -5,24 +5,30 @@ One file a family of regimes, one a kind of source. A new regime is a `RegimeTas
 """
 from .advprop import AdvPropTask
 from .amplitude_mix import AmplitudeMix
-from .attack import Attack, frozen
+from .attack import Attack
 from .augmax import AugMax
 from .augmix import AugMix
 from .corrupted import CorruptedImages
 from .fast_advprop import FastAdvPropTask
+from .matched_masks import match_masks
+from .model_attack import ModelAttack, frozen
 from .named_sources import SOURCES, NamedSource
 from .noise import GaussianNoise
 from .one_norm import JointTask, MadryTask
+from .pairing import PAIRINGS
 from .pixels import PixelSource, normalisation_of
+from .pyramid_attack import PyramidAttack
 from .regime_settings import RegimeSettings
 from .registry import REGIMES, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
 from .task import RegimeTask
+from .trades import TradesTask
 from .vanilla import VanillaTask
 
 __all__ = [
     'AdvPropTask', 'AmplitudeMix', 'Attack', 'AugMax', 'AugMix', 'AugmentedView', 'CorruptedImages', 'FastAdvPropTask',
-    'FunctionSource', 'GaussianNoise', 'JointTask', 'MadryTask', 'NamedSource', 'PixelSource', 'REGIMES',
-    'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'VanillaTask', 'create_task', 'frozen', 'normalisation_of',
+    'FunctionSource', 'GaussianNoise', 'JointTask', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
+    'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'TradesTask',
+    'VanillaTask', 'create_task', 'frozen', 'match_masks', 'normalisation_of',
     'regime_flags', 'regime_of', 'split_for_regime',
 ]

@@ -8,6 +8,8 @@ import torch
 import torch.nn as nn
 
 from ..norms import forward_parts, has_split_norm, norm_route, num_aux_norms
+from .matched_masks import match_masks as mask_parts
+from .pairing import PairingLoss, pairing_of
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
@@ -34,6 +36,10 @@ class AdvPropTask(RegimeTask):
         sources: What makes the images of each auxiliary norm, one source or several; by default PGD-5 of strength 4.
             A function (model, images, target) → (images, target) is a source, too.
         weight: Weight of the losses of the sources' images. Augmented views weigh 1.
+        pairing: Loss between the main route and that of each source whose images show the clean ones: a name in
+            `pairing.PAIRINGS` or a function of (main_logits, aux_logits, target) to a scalar.
+        pairing_weight: Weight of the pairing, by default that of its name's paper, 1 for a function.
+        match_masks: Let dropout and stochastic depth treat all parts of a batch alike, see `match_masks`.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
@@ -51,6 +57,9 @@ class AdvPropTask(RegimeTask):
             sources: Optional[Sources] = None,
             *,
             weight: Optional[float] = None,
+            pairing: Optional[Union[str, PairingLoss]] = None,
+            pairing_weight: Optional[float] = None,
+            match_masks: bool = False,
             mean: Optional[Sequence[float]] = None,
             std: Optional[Sequence[float]] = None,
             **kwargs: Any,
@@ -71,12 +80,16 @@ class AdvPropTask(RegimeTask):
             raise ValueError(f'{len(self.sources)} kinds of images beside clean ones (augmented splits, attack '
                              'strengths) need as many auxiliary norms, the model has '
                              f'{num_aux_norms(model)}. Create it with num_aux={len(self.sources)}.')
+        self.pairing = pairing_of(pairing, pairing_weight, self.sources)
         use_split_norms(model)  # raises where there are none
+        if match_masks:
+            mask_parts(model, len(self.parts))
         self.announce()
 
     @classmethod
     def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
-        return dict(sources=cls.sources_of_aux_norms(settings), weight=settings.weight)
+        sources = cls.sources_of_aux_norms(settings)
+        return dict(sources=sources, weight=settings.weight, **settings.between_routes(sources))
 
     @classmethod
     def sources_of_aux_norms(cls, settings: RegimeSettings) -> Sequence[Source]:
@@ -84,7 +97,8 @@ class AdvPropTask(RegimeTask):
 
     def describe(self) -> str:
         made = '; '.join(source.describe() for source in self.sources)
-        return f'{self.name}, {made}, adversarial loss × {self.weight:g}'
+        pairing = self.pairing.describe() if self.pairing else ''
+        return f'{self.name}, {made}, adversarial loss × {self.weight:g}{pairing}'
 
     def relative_cost(self) -> float:
         """Arithmetic of a step relative to a vanilla step on its clean images."""
@@ -100,7 +114,8 @@ class AdvPropTask(RegimeTask):
 
         Returns:
             `'loss'` (weighted sum), `'output'` (clean logits), and for each kind of images, `clean`, `adv`, `aug`, its
-            `…_loss` (detached, the sum of several sources) and `…_top1` (percent, their mean).
+            `…_loss` (detached, the sum of several sources) and `…_top1` (percent, their mean). With a pairing,
+            `'pairing_loss'`, too.
         """
         views = list(zip(input.chunk(self.num_views), target.chunk(self.num_views)))
         parts = [views[0]]
@@ -112,4 +127,5 @@ class AdvPropTask(RegimeTask):
         outputs = forward_parts(self.trainable_module, images)  # one pass through the DDP wrapper
         losses = [self.criterion(output, labels) for output, labels in zip(outputs, targets)]
         loss = sum(weight * part_loss for weight, part_loss in zip(self.weights, losses))
-        return {'loss': loss, 'output': outputs[0], **part_metrics(self.parts, losses, outputs, targets)}
+        result = {'loss': loss, 'output': outputs[0], **part_metrics(self.parts, losses, outputs, targets)}
+        return self.pairing.added_to(result, outputs, targets[0], self.criterion) if self.pairing else result

@@ -7,9 +7,9 @@ import torch.nn as nn
 
 from ..attacks import Forward, Loss, cross_entropy, input_gradient
 from ..settings import setting
-from .attack import frozen
 from .attack_loss import attack_loss_of
 from .augmix import ChainSource, mixed
+from .model_attack import frozen
 from .source import Images
 
 __all__ = ['AugMax']

@@ -72,6 +72,9 @@ class FastAdvPropTask(RegimeTask):
         'adv_amp_dtype': 'its attack trains, in the precision of the step',
         'adv_source': 'its images are made by the pass that trains',
         'aug_splits': 'it trains its routes on different images',
+        'adv_pairing': 'it trains its routes on different images',
+        'adv_pairing_weight': 'it trains its routes on different images',
+        'adv_match_masks': 'it trains its routes on different images',
     }
 
     def __init__(

@@ -13,13 +13,16 @@ from .attack import Attack
 from .augmax import AugMax
 from .augmix import AugMix
 from .corrupted import CorruptedImages
+from .model_attack import ModelAttack
 from .noise import GaussianNoise
+from .pyramid_attack import PyramidAttack
 from .source import NamedImages, Source, as_source, import_source
 
 __all__ = ['SOURCES', 'NamedSource', 'source_names']
 
-# Sources that are not attacks of `ATTACKS`, by name.
+# Sources that are no `Attack`, by name.
 SOURCES: Dict[str, Callable[..., Source]] = {
+    'pyramid': PyramidAttack,
     'gaussian-noise': GaussianNoise,
     'augmix': AugMix,
     'augmax': AugMax,
@@ -93,7 +96,7 @@ class NamedSource:
     @property
     def is_attack(self) -> bool:
         """Whether flags of the attack are its settings, where it has none of its own."""
-        return _is_class(self.maker, Attack)
+        return _is_class(self.maker, ModelAttack)
 
     @property
     def has_strength(self) -> bool:

@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 
 from .attack import Attack
+from .matched_masks import match_masks as mask_parts
+from .pairing import PairingLoss, pairing_of
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
@@ -17,6 +19,8 @@ from .task import RegimeTask, check_weight, one_source, part_metrics, top1, use_
 
 __all__ = ['JointTask', 'MadryTask']
 
+_OF_TWO_KINDS = dict.fromkeys(
+    ('adv_pairing', 'adv_pairing_weight', 'adv_match_masks'), 'it trains on adversarial images alone')
 _OF_AUX_NORMS = {'split_bn': 'its images share one norm'}
 
 AnySource = Union[Source, Callable[..., Images]]
@@ -62,7 +66,7 @@ class MadryTask(_OneNormTask):
     """
     name = 'madry'
     default_attack = Attack(target='none', random_start=1.)
-    no_use_for = {'adv_weight': '', **_OF_AUX_NORMS}
+    no_use_for = {'adv_weight': '', **_OF_TWO_KINDS, **_OF_AUX_NORMS}
 
     def describe(self) -> str:
         return f'{self.name}, {self.attack.describe()}'
@@ -100,6 +104,9 @@ class JointTask(_OneNormTask):
         criterion: Maps (logits, target) to a scalar, for both losses. Cross-entropy by default.
         attack: The attack, by default PGD-5 towards a random wrong label; or another source of the images.
         weight: Weight of the adversarial loss.
+        pairing: Loss between clean and adversarial images, as for `AdvPropTask`.
+        pairing_weight: Weight of the pairing, by default that of its name's paper, 1 for a function.
+        match_masks: Let dropout and stochastic depth treat both kinds of images alike, see `match_masks`.
         mean: Mean of each channel that the inputs were normalised by, in 0–1. The model's `pretrained_cfg` by default.
         std: Standard deviation of each channel, in 0–1. The model's `pretrained_cfg` by default.
         **kwargs: Arguments of `RegimeTask`.
@@ -117,17 +124,26 @@ class JointTask(_OneNormTask):
             attack: Optional[AnySource] = None,
             *,
             weight: Optional[float] = None,
+            pairing: Optional[Union[str, PairingLoss]] = None,
+            pairing_weight: Optional[float] = None,
+            match_masks: bool = False,
             **kwargs: Any,
     ):
         self.weight = check_weight(weight, self.default_weight)
+        self.pairing = pairing_of(pairing, pairing_weight, [
+            as_source(self.default_attack if attack is None else attack)])
         super().__init__(model, criterion, attack, **kwargs)
+        if match_masks:
+            mask_parts(model, 2)
 
     @classmethod
     def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
-        return dict(super().arguments(settings), weight=settings.weight)
+        arguments = super().arguments(settings)
+        return dict(arguments, weight=settings.weight, **settings.between_routes([arguments['attack']]))
 
     def describe(self) -> str:
-        return f'{self.name}, {self.attack.describe()}, adversarial loss × {self.weight:g}'
+        pairing = self.pairing.describe() if self.pairing else ''
+        return f'{self.name}, {self.attack.describe()}, adversarial loss × {self.weight:g}{pairing}'
 
     def relative_cost(self) -> float:
         return 2 + self.attack.relative_cost()
@@ -141,13 +157,15 @@ class JointTask(_OneNormTask):
 
         Returns:
             `'loss'` (clean loss + weight × adversarial loss), `'output'` (clean logits [N, classes]), `'clean_loss'`
-            and `'adv_loss'` (detached), `'clean_top1'` and `'adv_top1'` (percent).
+            and `'adv_loss'` (detached), `'clean_top1'` and `'adv_top1'` (percent). With a pairing, `'pairing_loss'`,
+            too.
         """
         images, labels = self._generated(input, target)
         outputs, targets = self.trainable_module(torch.cat([input, images])).chunk(2), (target, labels)
         losses = [self.criterion(output, labels) for output, labels in zip(outputs, targets)]
-        return {
+        result = {
             'loss': losses[0] + self.weight * losses[1],
             'output': outputs[0],
             **part_metrics(('clean', self.attack.part), losses, outputs, targets),
         }
+        return self.pairing.added_to(result, outputs, target, self.criterion) if self.pairing else result

@@ -1,15 +1,17 @@
 """What was asked of a regime: the AdvProp group of the command line, as given, with no regime's defaults in it."""
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .attack import Attack
 from .named_sources import NamedSource
+from .pairing import pairing_of
 from .source import AugmentedView, Source
 
-__all__ = ['BUDGETS', 'RegimeSettings']
+__all__ = ['BUDGETS', 'NO_PAIRING', 'RegimeSettings']
 
 BUDGETS = ('epochs', 'vanilla')  # what --epochs counts: epochs of the regime, or of vanilla training
+NO_PAIRING = 'none'
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class RegimeSettings:
         named: What makes the images of each auxiliary norm in place of the attack, `name key=value …` as `NamedSource`
             takes them; empty for the attack.
         weight: Weight of the losses of generated images, None for the regime's default.
+        pairing: Loss between routes, a name in `pairing.PAIRINGS`; None for none.
+        pairing_weight: Weight of the pairing, None for its default.
+        match_masks: Dropout and stochastic depth treat all kinds of images alike.
         budget: `'epochs'` or `'vanilla'`, None for the regime's default.
         num_views: Parts of a batch that show the same images through norms of their own: clean, then augmented ones.
         given: Names of the flags that were given, such as `adv_steps`.
@@ -33,6 +38,9 @@ class RegimeSettings:
     strengths: Tuple[float, ...] = ()
     named: Sequence[str] = ()
     weight: Optional[float] = None
+    pairing: Optional[str] = None
+    pairing_weight: Optional[float] = None
+    match_masks: bool = False
     budget: Optional[str] = None
     num_views: int = 1
     given: FrozenSet[str] = frozenset()
@@ -51,7 +59,10 @@ class RegimeSettings:
         Args:
             flags: Values by the names of the flags, `adv_eps` for `--adv-eps`; None where one was not given.
         """
-        given = {name for name, value in flags.items() if name.startswith('adv_') and value is not None}
+        if flags.get('adv_pairing') == NO_PAIRING:  # as over a recipe that has one
+            flags = {**flags, 'adv_pairing': None, 'adv_pairing_weight': None}
+        given = {name for name, value in flags.items()
+                 if name.startswith('adv_') and value is not None and value is not False}
         attack = {name: flags[flag] for name, flag in Attack.names_of_flags().items() if flag in given}
         strengths = attack.pop('eps_px', ())
         splits = bool(flags.get('split_bn'))
@@ -59,6 +70,8 @@ class RegimeSettings:
             regime=flags.get('regime'), attack=attack,
             strengths=tuple(strengths) if isinstance(strengths, (list, tuple)) else (strengths,),
             named=flags.get('adv_source') or (), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
+            pairing=flags.get('adv_pairing'), pairing_weight=flags.get('adv_pairing_weight'),
+            match_masks=bool(flags.get('adv_match_masks')),
             num_views=max(1, flags.get('aug_splits') or 1) if splits else 1,
             given=frozenset(given | {name for name in ('aug_splits', 'split_bn') if flags.get(name)}))
 
@@ -70,6 +83,18 @@ class RegimeSettings:
         """
         attack = replace(default, **self.attack)
         return [replace(attack, eps_px=strength) for strength in self.strengths] or [attack]
+
+    def between_routes(self, sources: Sequence[Source]) -> Dict[str, Any]:
+        """Keyword arguments of a task that compares what its routes say, and matches their masks.
+
+        Args:
+            sources: The sources of the task.
+
+        Raises:
+            ValueError: The pairing is not there, or has nothing to compare.
+        """
+        pairing_of(self.pairing, self.pairing_weight, sources)
+        return dict(pairing=self.pairing, pairing_weight=self.pairing_weight, match_masks=self.match_masks)
 
     def sources(self, default: Attack) -> List[Source]:
         """The sources that were asked for, one for each auxiliary norm: augmented parts of the batch, then others.
@@ -97,12 +122,11 @@ class RegimeSettings:
             for source in sources for strength in (strengths if source in told or source.has_strength else (None,))]
 
     def _check_flags(self, sources: Sequence[NamedSource]) -> None:
-        flags = Attack.names_of_flags()
-        unused = [] if any(source.is_attack for source in sources) else [flags[name] for name in sorted(self.attack)]
+        flags, taken = Attack.names_of_flags(), {
+            name for source in sources if source.is_attack for name in source.options()}
+        unused = [flags[name] for name in sorted(self.attack) if name not in taken]
         if self.strengths and not any(source.has_strength for source in sources):
             unused.append(flags['eps_px'])
-        if 'kind' in self.attack:
-            unused = sorted({*unused, flags['kind']})
         if unused:
             names = ', '.join(source.name for source in sources)
             raise ValueError(f'--adv-source {names} has no use for {", ".join(map(_as_flag, unused))}: leave '

@@ -11,16 +11,19 @@ from ..settings import Setting
 from .advprop import AdvPropTask
 from .attack import Attack
 from .fast_advprop import FastAdvPropTask
+from .model_attack import ModelAttack
 from .named_sources import source_names
 from .one_norm import JointTask, MadryTask
-from .regime_settings import BUDGETS, RegimeSettings
+from .pairing import PAIRINGS
+from .regime_settings import BUDGETS, NO_PAIRING, RegimeSettings
 from .task import RegimeTask
+from .trades import TradesTask
 from .vanilla import VanillaTask
 
 __all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
-    task.name: task for task in (VanillaTask, MadryTask, JointTask, AdvPropTask, FastAdvPropTask)
+    task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
 }
 
 
@@ -60,11 +63,12 @@ def create_task(
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
-    if settings.regime is None and not is_split and (settings.attack or settings.strengths or settings.named):
+    if settings.regime is None and not is_split and (
+            settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for source in (*arguments.get('sources', ()), arguments.get('attack')):
-        if isinstance(source, Attack):
+        if isinstance(source, ModelAttack):
             source = source if criterion is None else source.against(criterion)
             source.check_classes(getattr(model, 'num_classes', 2))
     return task_type(model, criterion, **arguments, **kwargs)
@@ -81,8 +85,9 @@ def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
         ValueError: The regime is unknown, or the model cannot be split.
     """
     is_split = has_split_norm(model)
-    num_aux = len(regime_of(settings, is_split).sources_of_aux_norms(settings))
-    return convert_split_norm(model, num_aux) if num_aux and not is_split else model
+    task_type = regime_of(settings, is_split)
+    num_aux = len(task_type.sources_of_aux_norms(settings))
+    return convert_split_norm(model, num_aux) if num_aux and not is_split and task_type.splits_plain_models else model
 
 
 def regime_flags() -> Dict[str, Setting]:
@@ -93,7 +98,7 @@ def regime_flags() -> Dict[str, Setting]:
             default_help=f'{AdvPropTask.name} where the model has split norms, else {VanillaTask.name}'),
     }
     for name, about in Attack.declared().items():
-        flag = replace(about, default=None, default_help=about.default_help or _defaults(f'default_attack.{name}'))
+        flag = replace(about, default=None, default_help=_defaults(f'default_attack.{name}', about.default_help))
         if name == 'eps_px':
             flag = replace(flag, nargs='+', help=f'{about.help}; several train one aux norm each')
         flags[about.flags[0]] = flag
@@ -106,17 +111,27 @@ def regime_flags() -> Dict[str, Setting]:
             f'what makes the images of each aux norm, in place of the attack: {", ".join(source_names())}, or '
             'package.module:name of a callable from (model, images, target) to (images, target); settings of its own '
             "in quotes, as in 'pgd eps=2 steps=1'", nargs='+', metavar='NAME'),
+        '--adv-pairing': Setting(
+            'loss between clean images and those of each source that show the same: adversarial logit pairing, KL '
+            'divergence as in TRADES, Jensen–Shannon divergence as in AugMix', choices=(NO_PAIRING, *PAIRINGS),
+            default_help=NO_PAIRING),
+        '--adv-pairing-weight': Setting(
+            'weight of the pairing', kind=float, low=0, metavar='W',
+            default_help=', '.join(f'{name}: {weight:g}' for name, (_, weight) in PAIRINGS.items())),
+        '--adv-match-masks': Setting(
+            'dropout and stochastic depth drop the same of clean and adversarial images, as in pyramid adversarial '
+            'training', kind=bool, default=False),
         '--adv-budget': Setting(
             'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
             choices=BUDGETS, default_help=_defaults('default_budget')),
     }
 
 
-def _defaults(path: str) -> str:
+def _defaults(path: str, usual_help: Optional[str] = None) -> str:
     # '4, fast-advprop: 1', what the regimes say under a name
     usual, *_ = values = {task: attrgetter(path)(task) for task in (AdvPropTask, *REGIMES.values())}
     others = [f'{task.name}: {_text(value)}' for task, value in values.items() if value != values[usual]]
-    return ', '.join([_text(values[usual]), *others])
+    return ', '.join([usual_help or _text(values[usual]), *others])
 
 
 def _text(value: Any) -> str:

@@ -27,10 +27,13 @@ class Source:
         part: Begins the names of its loss and accuracy in the log.
         view: The part of the batch it starts from: 0 for the clean images, i for the i-th augmented ones.
         weight: Weight of its loss, None for the task's.
+        shows_clean_images: Its i-th image shows what the i-th clean image does, whatever was done to it: a pairing may
+            ask the model to say the same of both.
     """
     part = 'adv'
     view = 0
     weight: Optional[float] = None
+    shows_clean_images = True
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         """Make images of a batch."""
@@ -61,6 +64,8 @@ class Source:
 class AugmentedView(Source):
     """The i-th augmented part of the batch, as timm's `--aug-splits` delivers it: [clean; augmented; …].
 
+    It shows the clean images under another augmentation: just what AugMix pairs.
+
     Args:
         view: Number of the part, from 1.
     """
@@ -83,6 +88,7 @@ class FunctionSource(Source):
         function: Maps (model, images, target) to (images, target). It gets copies, as it may work in place.
     """
     function: Callable[[nn.Module, torch.Tensor, torch.Tensor], Images]
+    shows_clean_images = False  # it may sort, mix or replace them
 
     def __call__(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Images:
         try:

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..norms import has_split_norm, set_norm_route, train_aux, unsplit_batch_norms
 from .attack import Attack
+from .matched_masks import match_masks
 from .regime_settings import RegimeSettings
 from .source import Source
 
@@ -29,6 +30,7 @@ class RegimeTask(ClassificationTask):
         default_weight: Weight of the losses of generated images.
         default_budget: `'epochs'`, or `'vanilla'` where `--epochs` counts epochs of vanilla training.
         smallest_batch: Fewest images in a batch.
+        splits_plain_models: A plain model is given auxiliary norms where the regime has sources for them.
         takes_scripted: It trains a scripted model, too, which has its main route alone.
         no_use_for: Flags that it has no use for, such as `adv_steps`, and why, '' where that is clear.
 
@@ -45,6 +47,7 @@ class RegimeTask(ClassificationTask):
     default_weight = 1.
     default_budget = 'epochs'
     smallest_batch = 1
+    splits_plain_models = True
     takes_scripted = False
     no_use_for: Mapping[str, str] = {}
 
@@ -62,6 +65,7 @@ class RegimeTask(ClassificationTask):
             criterion = nn.CrossEntropyLoss()
         loss_kwargs = dict(criterion_kwargs=criterion_kwargs) if criterion_kwargs is not None else {}
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose, **loss_kwargs)
+        match_masks(model, 1)  # of an earlier task
 
     @classmethod
     def arguments(cls, settings: RegimeSettings) -> Dict[str, Any]:
