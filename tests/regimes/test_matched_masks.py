@@ -93,7 +93,7 @@ def test_other_batches_and_eval_mode_find_the_plain_module(name):
     output = module(odd.clone())
     torch.manual_seed(5)
     assert torch.equal(output, plain(odd.clone()))
-    assert torch.equal(module.eval()(batch), batch)
+    assert module.eval()(batch).data_ptr() == batch.data_ptr()  # nothing was computed
 
 
 @KINDS

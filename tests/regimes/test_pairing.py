@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
+from tests.cli.programs import run_train
+from tests.engine.runs import read_summary
 from tests.regimes.regime_models import (
     ALPHA,
     CLASSES,
@@ -313,3 +315,14 @@ def test_wrong_flags_are_refused_before_anything_is_built(flags, words):
 def test_a_plain_model_wants_its_regime_named():
     with pytest.raises(ValueError, match='say which regime'):
         task_of(None, nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), adv_pairing='kl')
+
+
+def test_a_pairing_trains_through_the_program(few_digits, tmp_path, caplog):
+    with caplog.at_level('INFO'):
+        run = run_train(few_digits, tmp_path, '--adv-pairing', 'alp', '--adv-pairing-weight', '2', '--adv-match-masks')
+    row, = read_summary(run)
+    terms = {name: float(row[f'train_{name}_loss']) for name in ('clean', 'adv', 'pairing')}
+    assert terms['pairing'] > 0
+    assert float(row['train_loss']) == pytest.approx(
+        terms['clean'] + terms['adv'] + 2 * terms['pairing'], rel=1e-4)
+    assert 'pairing alp × 2' in caplog.text

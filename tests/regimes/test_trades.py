@@ -6,6 +6,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
+from tests.cli.programs import run_train
+from tests.engine.runs import load, read_summary
 from tests.regimes.regime_models import (
     CLASSES,
     HALF,
@@ -267,3 +269,13 @@ def test_what_it_cannot_train_is_refused():
     with pytest.raises(ValueError, match='would mix clean and other images'):
         TradesTask(half_split, verbose=False, **HALF)
     assert num_aux_norms(half_split) == 1
+
+
+@pytest.mark.parametrize('model', ['test_resnet', 'test_resnet_ap'])
+def test_it_trains_through_the_program(few_digits, tmp_path, model):
+    run = run_train(few_digits, tmp_path, '--regime', 'trades', '--model', model, '--adv-steps', '1')
+    row, = read_summary(run)
+    assert float(row['train_loss']) == pytest.approx(
+        float(row['train_clean_loss']) + 6 * float(row['train_adv_loss']), rel=1e-4)
+    state = load(run / 'last.pth.tar')['state_dict']
+    assert ('bn1.aux_bn.0.weight' in state) == model.endswith('_ap')

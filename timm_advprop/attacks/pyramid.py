@@ -70,7 +70,7 @@ def pyramid(
         for _ in range(steps):
             grad = gradient(forward, moved.clamp(low, high).to(images.dtype), target, loss).to(center.dtype)
             grad = torch.where((moved >= low) & (moved <= high), grad, 0.)
-            directions = [_patch_sums(grad, scale).nan_to_num().sign() for scale in scales]  # of opposite overflows
+            directions = [_patch_sums(grad, scale).sign() for scale in scales]
             levels = [torch.addcmul(level, direction, alpha, value=-1. if targeted else 1.).clamp(-eps, eps)
                       for level, direction in zip(levels, directions)]
             moved = center + _sum_of(levels, scales, weights, center.shape[2:])
