@@ -16,7 +16,10 @@ from .task import RegimeTask, check_weight, one_attack, part_metrics, top1, use_
 
 __all__ = ['JointTask', 'MadryTask']
 
-_OF_AUX_NORMS = {'adv_generator': 'it has no auxiliary norms', 'split_bn': 'its images share one norm'}
+_OF_AUX_NORMS = {
+    **dict.fromkeys(('adv_bn_momentum', 'adv_generator', 'adv_share'), 'it has no auxiliary norms'),
+    'split_bn': 'its images share one norm',
+}
 
 
 class _OneNormTask(RegimeTask):

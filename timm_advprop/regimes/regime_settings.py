@@ -28,6 +28,8 @@ class RegimeSettings:
             target).
         weight: Weight of the losses of generated images, None for the regime's default.
         budget: `'epochs'` or `'vanilla'`, None for the regime's default.
+        share: What main and auxiliary norms share, see `convert_split_norm`; None for what those of the model do.
+        bn_momentum: Momentum of the auxiliary norms' statistics, None for that of the main norms.
         num_views: Parts of a batch that show the same images through norms of their own: clean, then augmented ones.
         given: Names of the flags that were given, such as `adv_steps`.
     """
@@ -37,6 +39,8 @@ class RegimeSettings:
     generator: Optional[str] = None
     weight: Optional[float] = None
     budget: Optional[str] = None
+    share: Optional[str] = None
+    bn_momentum: Optional[float] = None
     num_views: int = 1
     given: FrozenSet[str] = frozenset()
 
@@ -60,6 +64,7 @@ class RegimeSettings:
             regime=flags.get('regime'), attack=attack,
             strengths=tuple(strengths) if isinstance(strengths, (list, tuple)) else (strengths,),
             generator=flags.get('adv_generator'), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
+            share=flags.get('adv_share'), bn_momentum=flags.get('adv_bn_momentum'),
             num_views=max(1, flags.get('aug_splits') or 1) if splits else 1,
             given=frozenset(given | {name for name in ('aug_splits', 'split_bn') if flags.get(name)}))
 

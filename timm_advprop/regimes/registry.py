@@ -5,8 +5,9 @@ from typing import Any, Callable, Dict, Optional, Type
 
 import torch.nn as nn
 from timm.task import TrainingTask
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..norms import convert_split_norm, has_split_norm
+from ..norms import SHARES, configure_batch_norm, convert_split_norm, has_split_norm, share_of, split_norms
 from ..settings import Setting
 from .advprop import AdvPropTask
 from .attack import Attack
@@ -70,18 +71,28 @@ def create_task(
 
 
 def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
-    """Convert a plain model in place where the regime that was asked for needs split norms.
+    """Convert a plain model in place where the regime that was asked for needs split norms, and set their momentum.
 
     Args:
         settings: What was asked for.
-        model: Any model. One with split norms stays as it is.
+        model: Any model. One with split norms stays split as it is.
 
     Raises:
-        ValueError: The regime is unknown, or the model cannot be split.
+        ValueError: The regime is unknown, the model cannot be split, or its split norms share something else.
     """
     is_split = has_split_norm(model)
     num_aux = len(regime_of(settings, is_split).sources_of_aux_norms(settings))
-    return convert_split_norm(model, num_aux) if num_aux and not is_split else model
+    if not is_split and num_aux:
+        convert_split_norm(model, num_aux, settings.share)
+    _check_share(settings, model)
+    return configure_batch_norm(model, aux_momentum=settings.bn_momentum)
+
+
+def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
+    has_statistics = any(isinstance(norm, _BatchNorm) for norm in split_norms(model))
+    if settings.share is not None and has_statistics and share_of(model) != settings.share:
+        raise ValueError(f'The model has split norms of share={share_of(model)!r}, --adv-share asks for '
+                         f'{settings.share}: create it with share={settings.share!r}.')
 
 
 def regime_flags() -> Dict[str, Setting]:
@@ -105,6 +116,13 @@ def regime_flags() -> Dict[str, Setting]:
         '--adv-generator': Setting(
             f'other images for the aux norm than an attack\'s: {generators} of standard deviation --adv-eps, or '
             'package.module:name of a callable from (model, images, target) to (images, target)', metavar='NAME'),
+        '--adv-share': Setting(
+            'what clean and adversarial images share in batch norms: none; statistics, so that the aux norms have '
+            'weights and biases alone; or the same, updated by clean images alone', choices=SHARES,
+            default_help='none, or what the norms of the model do'),
+        '--adv-bn-momentum': Setting(
+            'momentum of the aux norms\' statistics', kind=float, low=0, high=1, metavar='M',
+            default_help='that of the main norms'),
         '--adv-budget': Setting(
             'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
             choices=BUDGETS, default_help=_defaults('default_budget')),
