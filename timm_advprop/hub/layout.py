@@ -18,7 +18,7 @@ from ..models import create_model
 from ..norms import has_split_norm, set_norm_route, share_of, split_state_dict, strip_aux
 from ..output import replacing
 from ..version import __version__
-from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
+from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, OF_SPLIT_MODELS, WEIGHTS_FILE, Publication, file_digest
 from ..weights.downloads import redact
 from .card import render_card
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE, draw_pictures
@@ -111,10 +111,9 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
     if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all, and transformers give num_classes twice
-        plain._model_args = {name: value for name, value in plain._model_args.items() if name not in ('num_aux', 'share')}
-    model_args = dict(release.recipe.get('model_kwargs') or {})
-    for name in ('num_aux', 'share'):
-        model_args.pop(name, None)
+        plain._model_args = {name: value for name, value in plain._model_args.items() if name not in OF_SPLIT_MODELS}
+    model_args = {name: value for name, value in (release.recipe.get('model_kwargs') or {}).items()
+                  if name not in OF_SPLIT_MODELS}
     if release.recipe.get('gp'):
         model_args['global_pool'] = release.recipe['gp']
     try:

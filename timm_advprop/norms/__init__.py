@@ -36,9 +36,9 @@ from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 
 __all__ = [
     'Route', 'SHARES', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm',
-    'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'batch_statistics',
-    'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'forward_parts', 'freeze_norms',
-    'has_split_norm', 'index_aux_key', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms',
-    'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
+    'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
+    'batch_statistics', 'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'forward_parts',
+    'freeze_norms', 'has_split_norm', 'index_aux_key', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in',
+    'num_aux_norms', 'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
     'train_aux', 'unsplit_batch_norms',
 ]

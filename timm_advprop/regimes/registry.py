@@ -85,7 +85,7 @@ def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
     if not is_split and num_aux:
         convert_split_norm(model, num_aux, settings.share)
     _check_share(settings, model)
-    return configure_batch_norm(model, aux_momentum=settings.bn_momentum)
+    return model if settings.bn_momentum is None else configure_batch_norm(model, aux_momentum=settings.bn_momentum)
 
 
 def _check_share(settings: RegimeSettings, model: nn.Module) -> None:

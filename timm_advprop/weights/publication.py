@@ -24,11 +24,12 @@ from ..norms import SHARES, num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
 from .soundness import check_values
 
-__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
+__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'OF_SPLIT_MODELS', 'Publication', 'WEIGHTS_FILE', 'file_digest',
            'open_publication', 'read_config']
 
 WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
 CONFIG_KEY = 'timm_advprop'
+OF_SPLIT_MODELS = ('num_aux', 'share')  # their arguments, beside those of the plain model
 
 # Arguments of timm's factory and builder, which say what is loaded and how. The others reach the model alone.
 _NOT_OF_MODELS = {
@@ -37,7 +38,6 @@ _NOT_OF_MODELS = {
     'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict', 'scriptable',
     'variant',
 }
-_OF_SPLIT_MODELS = ('num_aux', 'share')  # arguments of theirs, beside those of the plain model
 _MOST_AUX = 100  # more would be a mistake, or an attempt to exhaust the memory
 
 _logger = logging.getLogger(__name__)
@@ -134,11 +134,11 @@ class Publication:
         if refused:
             raise InputError(f'{CONFIG_FILE} of {self.name} has the model argument {min(refused)}, which is not one: '
                              'the model is not created.')
-        return {name: value for name, value in self._saved_args.items() if name not in _OF_SPLIT_MODELS}
+        return {name: value for name, value in self._saved_args.items() if name not in OF_SPLIT_MODELS}
 
     @property
     def _saved_args(self) -> Dict[str, Any]:
-        # Those of split models are among them where timm's own save_for_hf saved a split model: all norms are in one file then.
+        # Those of split models are among them where timm's own save_for_hf saved one: all norms are in one file then.
         return _parse_model_cfg(deepcopy(self.config), {})[2] if 'architecture' in self.config else {}
 
     def load_state_dict(self) -> Dict[str, torch.Tensor]:
