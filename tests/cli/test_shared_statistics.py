@@ -1,6 +1,5 @@
 """Runs whose norms share statistics: trained, resumed, validated, published, and what is refused in one line."""
 import json
-import shutil
 
 import pytest
 import timm
@@ -11,9 +10,8 @@ import timm_advprop
 from tests.cli.programs import FAST, run_train, run_validate
 from tests.engine.runs import equal_states, load, read_summary
 from timm_advprop.cli.train import main as train_main
-from timm_advprop.errors import InputError
 from timm_advprop.hub.layout import write_publication
-from timm_advprop.hub.release import open_release, release_model
+from timm_advprop.hub.release import open_release
 from timm_advprop.norms import configure_batch_norm, share_in, share_of, split_norms, split_state_dict, strip_aux
 from timm_advprop.regimes import AdvPropTask
 from timm_advprop.weights import load_checkpoint, open_checkpoint
@@ -83,8 +81,8 @@ def test_both_routes_are_validated(trained, few_digits, capsys):
     main = run_validate(few_digits, capsys, '--checkpoint', path, '--crop-pct', '1')
     assert main['top1'] == round(float(read_summary(folder)[-1]['eval_top1']), 4)
     for model in ('test_resnet_ap', 'test_resnet'):
-        aux = run_validate(few_digits, capsys, '--checkpoint', path, '--crop-pct', '1', '--route', 'aux', '--adv-attack',
-                           'pgd', '--adv-eps', '1', '--model', model)
+        aux = run_validate(few_digits, capsys, '--checkpoint', path, '--crop-pct', '1', '--model', model, '--route',
+                           'aux', '--adv-attack', 'pgd', '--adv-eps', '1')
         assert aux['weights'] != main['weights'] and 'adv_top1' in aux
 
 
@@ -166,39 +164,6 @@ def test_a_published_model_comes_back_as_it_was(published, tmp_path):
     plain = timm.create_model(f'local-dir:{target}', pretrained=True)  # stock timm's reading
     assert equal_states(plain.state_dict(), strip_aux(model).state_dict())
     assert 'Auxiliary norms: weight and bias;' in (target / 'README.md').read_text()
-
-
-def test_a_published_model_can_be_made_one_that_shares_nothing_and_not_the_other_way(published, tmp_path):
-    share, _, target = published
-    model = timm_advprop.create_model(f'local-dir:{target}', share='none')
-    assert torch.equal(model.bn1.aux_bn[0].running_var, model.bn1.running_var)
-    full = tmp_path / 'full'
-    full.mkdir()
-    write_publication(release_model(timm.create_model('test_resnet_ap')), str(full), 'user/full')
-    assert 'share' not in json.loads((full / 'config.json').read_text())['timm_advprop']
-    with pytest.raises(InputError, match="create the model with share='none'"):
-        timm_advprop.create_model(f'local-dir:{full}', share=share)
-
-
-@pytest.mark.parametrize('wrong', ['some', 3, ['statistics'], {}])
-def test_a_damaged_config_is_refused(wrong, published, tmp_path):
-    _, _, target = published
-    damaged = tmp_path / 'damaged'
-    shutil.copytree(target, damaged)
-    config = json.loads((damaged / 'config.json').read_text())
-    config['timm_advprop']['share'] = wrong
-    (damaged / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(InputError, match='is damaged'):
-        timm_advprop.create_model(f'local-dir:{damaged}')
-
-
-@pytest.mark.parametrize('share', SHARED)
-def test_a_model_that_timm_saved_comes_back_as_it_was(share, tmp_path, randomize_norms):
-    model = randomize_norms(timm.create_model('test_resnet_ap', num_classes=5, num_aux=2, share=share))
-    timm.models.save_for_hf(
-        model, tmp_path, model_args=dict(num_aux=2, share=share), safe_serialization=True)
-    loaded = timm_advprop.create_model(f'local-dir:{tmp_path}')
-    assert share_of(loaded) == share and equal_states(loaded.state_dict(), model.state_dict())
 
 
 def test_training_goes_on_from_a_published_model(published, few_digits, tmp_path):
