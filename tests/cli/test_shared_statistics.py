@@ -14,7 +14,7 @@ from timm_advprop.hub.layout import write_publication
 from timm_advprop.hub.release import open_release
 from timm_advprop.norms import configure_batch_norm, share_in, share_of, split_norms, split_state_dict, strip_aux
 from timm_advprop.regimes import AdvPropTask
-from timm_advprop.weights import load_checkpoint, open_checkpoint
+from timm_advprop.weights import load_checkpoint, load_read_checkpoint, open_checkpoint, read_checkpoint
 
 SHARED = ('statistics', 'statistics-of-main')
 
@@ -139,6 +139,14 @@ def test_loading_tells_what_the_norms_share(trained):
             with timm_advprop.norm_route(each, route):
                 outputs.append(each(images))
         torch.testing.assert_close(*outputs)
+
+
+def test_a_plain_model_gets_the_norms_of_a_checkpoint(trained):
+    _, folder = trained
+    path = str(folder / 'last.pth.tar')
+    model = timm.create_model('test_resnet', num_classes=10)
+    load_read_checkpoint(model, read_checkpoint(path), path, convert=True)
+    assert share_of(model) == 'statistics' and equal_states(model.state_dict(), load(path)['state_dict'])
 
 
 # Publishing

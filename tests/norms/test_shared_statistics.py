@@ -164,6 +164,14 @@ def test_frozen_norms_keep_what_is_theirs(main, aux, share, randomize_norms):
     assert [value.requires_grad for part in norm_parameters(norm) for value in part] == [not main] * 2 + [not aux] * 2
 
 
+def test_frozen_weights_and_biases_go_with_the_statistics_of_a_training_main_norm(share, randomize_norms):
+    norm = shared_norm(nn.BatchNorm2d, share, randomize_norms)
+    freeze_norms(norm, main=False, aux=True)
+    set_norm_route(norm.train(), 'aux')
+    images = torch.randn(4, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(norm(images), normalised(images, *statistics(images)[:2], norm.aux_bn[0]), **TOLERANCE)
+
+
 @pytest.mark.parametrize('settings', [
     dict(affine=False), dict(momentum=None), dict(track_running_stats=False)], ids=str)
 @pytest.mark.parametrize('layer, shape', LAYERS)
