@@ -53,6 +53,10 @@ def test_a_model_of_the_hub_comes_back_as_it_was(hub, share, shared_model):
     assert torch.equal(features.state_dict()['bn1.aux_bn.1.weight'], shared_model.bn1.aux_bn[1].weight)
 
 
+def test_the_untrained_architecture_shares_too(folder, share):
+    assert share_of(timm_advprop.create_model(f'local-dir:{folder}', pretrained=False)) == share
+
+
 def test_the_card_says_what_is_shared(folder, share):
     assert f'Auxiliary norms: weight and bias; the {"statistics" if share == SHARED[0] else "running statistics"} are '\
         in (folder / 'README.md').read_text()
