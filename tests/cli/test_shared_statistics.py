@@ -8,7 +8,7 @@ import yaml
 
 import timm_advprop
 from tests.cli.programs import FAST, run_train, run_validate
-from tests.engine.runs import equal_states, load, read_summary
+from tests.engine.runs import equal_states, load, read_summary, run
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.hub.layout import write_publication
 from timm_advprop.hub.release import open_release
@@ -22,7 +22,7 @@ SHARED = ('statistics', 'statistics-of-main')
 @pytest.fixture(scope='module', params=SHARED)
 def trained(request, few_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp('trained')
-    return request.param, run_train(few_digits, folder, '--adv-share', request.param, '--epochs', '2')
+    return request.param, run(few_digits, folder, adv_share=request.param, epochs=2)
 
 
 def error_of(capsys, *flags):
@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_as_one_that_ran_through(trained, few_digits, tmp_pat
     share, folder = trained
     flags = ('--adv-share', share, '--epochs', '2')
     resumed = run_train(few_digits, tmp_path, *flags, '--resume', str(folder / 'checkpoint-0.pth.tar'))
-    assert equal_states(*(load(run / 'last.pth.tar')['state_dict'] for run in (folder, resumed)))
+    assert equal_states(*(load(path / 'last.pth.tar')['state_dict'] for path in (folder, resumed)))
 
 
 def test_resuming_as_norms_that_share_nothing_is_refused(trained, few_digits, tmp_path, capsys):
@@ -176,5 +176,5 @@ def test_a_published_model_comes_back_as_it_was(published, tmp_path):
 
 def test_training_goes_on_from_a_published_model(published, few_digits, tmp_path):
     share, folder, target = published
-    run = run_train(few_digits, tmp_path, '--model', f'local-dir:{target}', '--pretrained')
-    assert share_in(load(run / 'last.pth.tar')['state_dict']) == 'statistics'
+    folder = run_train(few_digits, tmp_path, '--model', f'local-dir:{target}', '--pretrained')
+    assert share_in(load(folder / 'last.pth.tar')['state_dict']) == 'statistics'
