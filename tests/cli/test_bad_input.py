@@ -58,6 +58,7 @@ OUT_OF_RANGE = [
     (['--skip-bad-images', '-1'], '--skip-bad-images: must be at least 0, got -1'),
     (['--adv-alpha', 'nan'], '--adv-alpha: must be at least 0 (in 0–255 pixels), got nan'),
     (['--adv-weight', 'nan'], '--adv-weight: must be at least 0, got nan'),
+    (['--adv-bn-momentum', '1.5'], '--adv-bn-momentum: must be from 0 to 1, got 1.5'),
     *((['--aa', policy], f'--aa: must be a policy such as original, v0, 3a, rand-m9-mstd0.5-inc1 or augmix-m5-w4-d2 '
        f'({why}), got {policy}') for policy, why in (
         ('rand-m', "'m' is no option of one"), ('rand-p2', "'p2' is no option of one"),
@@ -94,6 +95,14 @@ UNFIT = [
      'with another image, up to 1 (--adv-source, --adv-eps).'),
     (['--regime', 'fast-advprop', '--adv-source', 'augmix'],
      'Regime fast-advprop has no use for --adv-source (its images are made by the pass that trains): leave it out.'),
+    (['--adv-share', 'statistics', '--adv-bn-momentum', '0.01'],
+     '--adv-share statistics leaves no statistics to the auxiliary norms that --adv-bn-momentum could be of: leave one '
+     'of them out.'),
+    (['--model', 'test_resnet', '--adv-share', 'statistics'],
+     'Regime vanilla has no use for --adv-share (it has no auxiliary norms): leave it out, or name another regime with '
+     '--regime.'),
+    (['--regime', 'joint', '--adv-bn-momentum', '0.01'],
+     'Regime joint has no use for --adv-bn-momentum (it has no auxiliary norms): leave it out.'),
     (['--input-size', '1', '32', '32', '--in-chans', '3'],
      '--in-chans 3 and --input-size 1 32 32 differ in the number of channels.'),
     (['--model', 'test_convnext', '--img-size', '2', '--regime', 'vanilla'],

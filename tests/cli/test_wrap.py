@@ -212,6 +212,19 @@ def test_auxiliary_norms_are_trained_and_plain_timm_loads_the_rest(run):
         torch.testing.assert_close(plain.eval()(saved['images']), saved['logits'])
 
 
+@pytest.mark.parametrize('model', ['test_resnet_ap', 'test_resnet'])
+def test_norms_share_statistics_where_that_is_asked_for(run, model):
+    saved = run('--model', model, '--regime', 'advprop', '--adv-eps', '1', '--adv-share', 'statistics')
+    aux = timm_advprop.split_state_dict(saved['state_dict'])[1]
+    assert {key.rpartition('.')[2] for key in aux} == {'weight', 'bias'}
+
+
+def test_auxiliary_statistics_have_a_momentum_of_their_own(run):
+    states = [run('--adv-eps', '1', '--adv-bn-momentum', momentum)['state_dict'] for momentum in ('0', '0.5')]
+    assert [state['bn1.aux_bn.0.running_mean'].any().item() for state in states] == [False, True]
+    assert torch.equal(*(state['bn1.running_mean'] for state in states))
+
+
 def test_plain_model_trains_as_without_the_wrapper(run, script, tmp_path, monkeypatch, caplog):
     saved = run('--model', 'test_resnet')
     monkeypatch.setattr(sys, 'argv', [script, '--model', 'test_resnet', '--output', str(tmp_path / 'own.pth')])

@@ -23,14 +23,14 @@ class Observer:
         self.images = images
         monkeypatch.setattr(builder, 'convert_split_norm', self)
 
-    def __call__(self, model, num_aux):
+    def __call__(self, model, num_aux, share):
         self.keys = list(model.state_dict())
         self.architecture = model.pretrained_cfg['architecture']
         self.norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         if self.images is not None:
             self.output = forward(model.eval(), self.images)
             model.train()
-        return convert_split_norm(model, num_aux)
+        return convert_split_norm(model, num_aux, share)
 
 
 def forward(model, images):

@@ -44,7 +44,8 @@ def split_model(name='test_resnet_ap', dtype=torch.float64, seed=0, **kwargs):
                     (module.running_mean, -0.5, 0.5),
                     (module.running_var, 0.5, 1.5),
             ):
-                nn.init.uniform_(value, low, high)
+                if value is not None:
+                    nn.init.uniform_(value, low, high)
     return model.to(dtype)
 
 

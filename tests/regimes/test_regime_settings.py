@@ -173,16 +173,17 @@ def test_each_regime_says_what_programs_need_to_know(regime, weight, budget, sma
 
 
 @pytest.mark.parametrize('regime, no_use_for', [
-    ('vanilla', {'split_bn'}),
-    ('madry', {'adv_weight', 'split_bn', 'adv_pairing', 'adv_pairing_weight', 'adv_match_masks'}),
-    ('joint', {'split_bn'}),
+    ('vanilla', {'adv_bn_momentum', 'adv_share', 'split_bn'}),
+    ('madry', {'adv_bn_momentum', 'adv_share', 'adv_weight', 'split_bn', 'adv_pairing', 'adv_pairing_weight',
+               'adv_match_masks'}),
+    ('joint', {'adv_bn_momentum', 'adv_share', 'split_bn'}),
     ('trades', {'adv_target', 'adv_random_start', 'adv_pairing', 'adv_pairing_weight', 'adv_source', 'split_bn'}),
     ('advprop', set()),
     ('fast-advprop', {'adv_steps', 'adv_norm_stats', 'adv_amp_dtype', 'adv_source', 'aug_splits', 'adv_pairing',
                       'adv_pairing_weight', 'adv_match_masks'}),
 ])
 def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, no_use_for):
-    for name in {*ALL, 'adv_source', 'aug_splits', 'split_bn'} - {'regime'}:
+    for name in {*ALL, 'adv_bn_momentum', 'adv_source', 'adv_share', 'aug_splits', 'split_bn'} - {'regime'}:
         settings = RegimeSettings(given=frozenset({name, 'adv_eps'}))
         if name in no_use_for:
             with pytest.raises(ValueError, match=f'^Regime {regime} has no use for --{name.replace("_", "-")}.*: '
@@ -190,6 +191,14 @@ def test_each_regime_refuses_the_flags_it_has_no_use_for_and_no_others(regime, n
                 REGIMES[regime].check(settings)
         else:
             REGIMES[regime].check(settings)
+
+
+@pytest.mark.parametrize('share', ['statistics', 'statistics-of-main'])
+def test_a_momentum_of_statistics_that_are_shared_is_refused(share):
+    settings = settings_of(adv_share=share, adv_bn_momentum=0.)
+    with pytest.raises(ValueError, match=f'^--adv-share {share} leaves no statistics .* --adv-bn-momentum'):
+        AdvPropTask.check(settings)
+    AdvPropTask.check(settings_of(adv_share='none', adv_bn_momentum=0.01))
 
 
 def test_augmented_norms_without_augmented_parts_are_no_crash():

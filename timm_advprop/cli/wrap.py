@@ -23,7 +23,9 @@ from timm.layers import convert_splitbn_model
 from timm.task import ClassificationTask, TrainingTask
 
 from ..engine.datasets import channel_normalisation
+from ..engine.open_model import base_name
 from ..errors import InputError, as_input_error, exits_on_input_error, near_matches
+from ..models import split_models
 from ..norms import convert_sync_batchnorm, has_split_norm
 from ..regimes import RegimeSettings, create_task, regime_flags, regime_of, split_for_regime
 from .parser import ProgramParser, entry_text, read_recipe
@@ -93,6 +95,8 @@ class _TaskFactory:
     def create_model(self, *args: Any, **kwargs: Any) -> nn.Module:
         # Not when the task is built: timm's scripts before 1.0.27 build the optimizer first, and it has to have the
         # parameters of auxiliary norms, too.
+        if self.settings.share and base_name(str(args[0] if args else kwargs.get('model_name'))) in split_models():
+            kwargs.setdefault('share', self.settings.share)
         return as_input_error(split_for_regime, self.settings, _create_model(*args, **kwargs))
 
     def resolve_data_config(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:

@@ -41,6 +41,7 @@ def open_model(
         checkpoint: Optional[Checkpoint] = None,
         num_aux: int = 0,
         convert: bool = True,
+        share: Optional[str] = None,
         **kwargs: Any,
 ) -> nn.Module:
     """Create the model that settings name, and load a checkpoint into it.
@@ -51,6 +52,8 @@ def open_model(
         checkpoint: Weights for it.
         num_aux: Auxiliary norms that it shall have for each norm where it has split norms; 0 for its own number.
         convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
+        share: What main and auxiliary norms shall share, see `convert_split_norm`; by default what those of the
+            checkpoint do, else those of the model.
         **kwargs: Further arguments of `timm.create_model`; `--model-kwargs` override them.
 
     Raises:
@@ -61,11 +64,12 @@ def open_model(
         set_fast_norm()
     settings: Dict[str, Any] = dict(
         pretrained=model.pretrained, num_classes=model.num_classes, in_chans=image.channels, global_pool=model.gp)
-    if num_aux and (':' in model.model or base_name(model.model) in split_models()):
-        settings['num_aux'] = num_aux
+    share = checkpoint.share if share is None and checkpoint is not None else share
+    if ':' in model.model or base_name(model.model) in split_models():
+        settings.update(num_aux=num_aux or None, share=share)
     created = open_architecture(model.model, model.model_kwargs, **{**settings, **kwargs})
     if checkpoint is not None:
-        load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert)
+        load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert, share=share)
     return created
 
 

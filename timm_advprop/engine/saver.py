@@ -15,6 +15,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 
 from ..errors import InputError, one_line
+from ..norms import share_of
 from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 
@@ -211,6 +212,7 @@ def resume(
     raw = checkpoint.raw
     try:
         _load(task, checkpoint, ('state_dict', 'model'))
+        _check_norms(task, checkpoint)
         if optimizer is not None and 'optimizer' in raw:
             _load_optimizer(optimizer, raw['optimizer'])
         if loss_scaler is not None and loss_scaler.state_dict_key in raw:
@@ -280,6 +282,13 @@ def _load(task: TrainingTask, checkpoint: Checkpoint, keys: Any, ema: bool = Fal
     task_state = checkpoint.raw.get(key.replace('state_dict', 'task_state')) if key and 'state_dict' in key else None
     task.load_checkpoint_state(state_dict, task_state, ema=ema)
     _logger.info(f'Loaded {key or "weights"} of {checkpoint.path}{" into the average" if ema else ""}.')
+
+
+def _check_norms(task: TrainingTask, checkpoint: Checkpoint) -> None:
+    # Shared statistics load into norms that share none, for another training than that of the checkpoint.
+    if checkpoint.share not in (None, 'none') and share_of(unwrap_model(task.get_trainable_module())) == 'none':
+        raise ValueError(f'its norms share statistics: give --adv-share {checkpoint.share}, or begin another run with '
+                         '--initial-checkpoint.')
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:

@@ -163,6 +163,7 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
         open_checkpoint(initial) if initial else None,
         num_aux=num_aux if num_aux > 1 else 0,
         convert=regime.regime is not None and num_aux > 0 and task_type.splits_plain_models,
+        share=regime.share,
         pretrained=model_settings.pretrained or bool(model_settings.pretrained_path),
         pretrained_cfg_overlay=(
             dict(file=model_settings.pretrained_path, num_classes=-1) if model_settings.pretrained_path else None),

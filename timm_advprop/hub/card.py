@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..norms import split_state_dict
+from ..norms import share_of, split_state_dict
 from ..output import markdown_table
 from ..version import __version__
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE
@@ -67,6 +67,11 @@ _CITATION = '''```bibtex
 }
 ```'''
 _COLUMNS = ('trained_on', 'attack', 'eps_px', 'alpha_px', 'steps', 'target', 'random_start')  # of an auxiliary norm
+_SHARES = {
+    'statistics': 'weight and bias; the statistics are those of all images, shared with the main norms',
+    'statistics-of-main': 'weight and bias; the running statistics are those of clean images, shared with the main '
+                          'norms',
+}
 _WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')  # timm's readers of data sets that need no --data-dir
 
 
@@ -120,6 +125,7 @@ def _details(release: Release) -> str:
     rows: Dict[str, Any] = {
         'Architecture': f'`{release.architecture}`',
         'Parameters': f'{main:,}' + (f', and {aux:,} in auxiliary norms' if aux else ''),
+        'Auxiliary norms': _SHARES.get(share_of(release.model)),
         'Input': f'{"x".join(map(str, config["input_size"]))}, mean {mean}, std {std}',
         'Classes': str(release.model.num_classes),
         'Data set': release.dataset,

@@ -81,7 +81,7 @@ def draw_norms(model: nn.Module, path: str) -> None:
         InputError: matplotlib is not installed.
     """
     norms = list(split_norms(model))
-    entries = [name for name in _ENTRIES if any(getattr(norm, name, None) is not None for norm in norms)]
+    entries = [name for name in _ENTRIES if any(_has_own(norm, name) for norm in norms)]
     num_aux = len(norms[0].aux_bn)
     figure = new_figure((2.7 * len(entries), 2.7 * num_aux + 0.3))
     axes = figure.subplots(num_aux, len(entries), squeeze=False)
@@ -103,12 +103,16 @@ def draw_norms(model: nn.Module, path: str) -> None:
     figure.savefig(path)
 
 
+def _has_own(norm: nn.Module, name: str) -> bool:
+    # An auxiliary norm that shares the main norm's statistics has none.
+    return all(getattr(part, name, None) is not None for part in (norm, norm.aux_bn[0]))
+
+
 def _paired_values(norms: List[nn.Module], name: str, i: int) -> Tuple[Any, Any, Any]:
     main, aux, depth = [], [], []
     for position, norm in enumerate(norms):
-        value = getattr(norm, name, None)
-        if value is not None:
-            main.append(value.detach().float().flatten())
+        if _has_own(norm, name):
+            main.append(getattr(norm, name).detach().float().flatten())
             aux.append(getattr(norm.aux_bn[i], name).detach().float().flatten())
             depth.append(torch.full_like(main[-1], position / max(len(norms) - 1, 1)))
     return tuple(torch.cat(values).numpy() for values in (main, aux, depth))

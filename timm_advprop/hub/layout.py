@@ -15,10 +15,10 @@ from timm.models import save_for_hf
 
 from ..errors import InputError, one_line
 from ..models import create_model
-from ..norms import has_split_norm, set_norm_route, split_state_dict, strip_aux
+from ..norms import has_split_norm, set_norm_route, share_of, split_state_dict, strip_aux
 from ..output import replacing
 from ..version import __version__
-from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, Publication, file_digest
+from ..weights import AUX_FILE, CONFIG_FILE, CONFIG_KEY, OF_SPLIT_MODELS, WEIGHTS_FILE, Publication, file_digest
 from ..weights.downloads import redact
 from .card import render_card
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE, draw_pictures
@@ -111,9 +111,9 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
     if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all, and transformers give num_classes twice
-        plain._model_args = {name: value for name, value in plain._model_args.items() if name != 'num_aux'}
-    model_args = dict(release.recipe.get('model_kwargs') or {})
-    model_args.pop('num_aux', None)
+        plain._model_args = {name: value for name, value in plain._model_args.items() if name not in OF_SPLIT_MODELS}
+    model_args = {name: value for name, value in (release.recipe.get('model_kwargs') or {}).items()
+                  if name not in OF_SPLIT_MODELS}
     if release.recipe.get('gp'):
         model_args['global_pool'] = release.recipe['gp']
     try:
@@ -126,6 +126,7 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     written = [name for name in (WEIGHTS_FILE, AUX_FILE) if os.path.isfile(os.path.join(folder, name))]
     details = dict(
         version=__version__, num_aux=len(release.aux_norms), regime=release.regime, aux_norms=release.aux_norms,
+        share=None if share_of(release.model) == 'none' else share_of(release.model),
         epoch=release.epoch, averaged=release.averaged,
         sha256={name: file_digest(os.path.join(folder, name)) for name in written})
     path = Path(folder, CONFIG_FILE)

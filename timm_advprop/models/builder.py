@@ -12,7 +12,15 @@ from timm.models import get_arch_pretrained_cfgs, model_entrypoint, resolve_pret
 from timm.models._pretrained import PretrainedCfg
 
 from ..errors import InputError
-from ..norms import convert_split_norm, has_split_norm, index_aux_key, num_aux_in, split_state_dict
+from ..norms import (
+    convert_split_norm,
+    has_split_norm,
+    index_aux_key,
+    num_aux_in,
+    share_in,
+    share_of,
+    split_state_dict,
+)
 from ..weights import Publication, check_kinds, refuse_misfits
 
 __all__ = ['build_split_model', 'entry_point']
@@ -27,6 +35,7 @@ def build_split_model(
         base: str,
         pretrained: bool = False,
         num_aux: Optional[int] = None,
+        share: Optional[str] = None,
         pretrained_cfg: Optional[Union[str, Dict[str, Any], PretrainedCfg]] = None,
         pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
         publication: Optional[Publication] = None,
@@ -37,14 +46,16 @@ def build_split_model(
     Weights are loaded by timm itself into the split model, so plain weights and weights with auxiliary norms both
     load, for any `num_classes`, `in_chans` or `features_only`. Auxiliary norms that the weights lack start as copies
     of the main norms. A Hub repository or local folder that is not timm's own says in its `config.json` what it holds:
-    classes, input, normalisation and number of auxiliary norms are taken from there. From the Hub only safetensors
-    files are read.
+    classes, input, normalisation, number of auxiliary norms and what they share are taken from there. From the Hub only
+    safetensors files are read.
 
     Args:
         variant: Registered name of the model, `*_ap`.
         base: Name of the timm architecture it is built on.
         pretrained: Load the weights that the pretrained cfg names.
         num_aux: Number of auxiliary norms for each norm that is split; by default that of the weights, else 1.
+        share: What main and auxiliary norms share, see `convert_split_norm`; by default that of the weights, else
+            `'none'`.
         pretrained_cfg: Tag or cfg, as for `timm.create_model`.
         pretrained_cfg_overlay: Entries that replace those of the cfg, as for `timm.create_model`.
         publication: What the cfg names, where that is open already.
@@ -64,11 +75,12 @@ def build_split_model(
         cfg = resolve_pretrained_cfg(variant, publication.pretrained_cfg, pretrained_cfg_overlay)
         kwargs = {**publication.model_args, **kwargs}
         num_aux = publication.num_aux or 1 if num_aux is None else num_aux
+        share = publication.share if share is None else share
     num_aux = 1 if num_aux is None else num_aux
     cfg = dataclasses.replace(cfg, architecture=variant)
-    with _timm_loads_with(_SplitAndLoad(num_aux, cfg, publication, kwargs.get('features_only', False))):
+    with _timm_loads_with(_SplitAndLoad(num_aux, share, cfg, publication, kwargs.get('features_only', False))):
         model = model_entrypoint(base)(pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
-    return model if has_split_norm(model) else convert_split_norm(model, num_aux)
+    return model if has_split_norm(model) else convert_split_norm(model, num_aux, share)
 
 
 def entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.Module]:
@@ -84,7 +96,7 @@ def entry_point(module_name: str, variant: str, base: str) -> Callable[..., nn.M
 
     create.__name__ = create.__qualname__ = variant
     create.__module__ = module_name
-    create.__doc__ = f'timm\'s `{base}` with split norms; takes its arguments, and `num_aux`.'
+    create.__doc__ = f'timm\'s `{base}` with split norms; takes its arguments, `num_aux` and `share`.'
     return create
 
 
@@ -143,6 +155,7 @@ def _timm_loads_with(split_and_load: Callable[..., None]) -> Iterator[None]:
 class _SplitAndLoad:
     # What happens in place of timm's load_pretrained.
     num_aux: int
+    share: Optional[str]
     cfg: PretrainedCfg
     publication: Optional[Publication]
     features_only: bool
@@ -157,7 +170,7 @@ class _SplitAndLoad:
     ) -> None:
         if _is_npz(self.cfg):  # copied in, past the state dict: auxiliary norms are made of these norms afterwards
             return load_pretrained(model, pretrained_cfg, filter_fn=filter_fn, **kwargs)
-        convert_split_norm(model, self.num_aux)
+        convert_split_norm(model, self.num_aux, self.share)
         checked = bool(self.cfg.file or self.cfg.state_dict)  # timm's own weights fit
         if self.publication is not None:
             checked = bool(self.publication.config)
@@ -178,6 +191,11 @@ def _published_weights(publication: Publication, model: nn.Module, features_only
     state_dict = publication.load_state_dict()
     num_aux, aux = num_aux_in(state_dict), split_state_dict(state_dict)[1]
     expected = {key for key in split_state_dict(model.state_dict())[1] if num_aux_in([key]) <= num_aux}
+    if share_in(state_dict) != 'none':  # its norms have no statistics, those of a model that shares nothing get copies
+        expected &= dict(model.named_parameters()).keys()
+    elif aux and share_of(model) != 'none':
+        raise InputError(f'The auxiliary norms of {publication.name} have statistics of their own: create the model '
+                         'with share=\'none\' (--adv-share none).')
     # norms that are missing would start as copies without a word; a model of features may do without the last ones
     misfits = expected - aux.keys() if features_only else expected ^ aux.keys()
     if aux and misfits:

@@ -18,6 +18,7 @@ def create_model(
         name: Union[str, Publication],
         pretrained: Optional[bool] = None,
         num_aux: Optional[int] = None,
+        share: Optional[str] = None,
         **kwargs: Any,
 ) -> nn.Module:
     """Create a split model from published weights: `create_model('hf-hub:user/name')`.
@@ -31,6 +32,8 @@ def create_model(
         pretrained: Load the weights; by default those of a repository or a folder are loaded.
         num_aux: Number of auxiliary norms for each norm; by default the published number, or 1 for plain weights. With
             0, the plain model of a repository or a folder.
+        share: What main and auxiliary norms share, see `convert_split_norm`; by default what was published, else
+            `'none'`.
         **kwargs: Arguments of `timm.create_model`, which replace the published ones.
 
     Raises:
@@ -42,7 +45,7 @@ def create_model(
     else:
         source, location = parse_model_name(name)
         if not source:
-            return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, **kwargs)
+            return create_timm_model(name, pretrained=bool(pretrained), num_aux=num_aux, share=share, **kwargs)
         publication = open_publication(source, location, kwargs.get('cache_dir'))
     base = base_of(publication.architecture)
     if not is_model(base):
@@ -51,7 +54,8 @@ def create_model(
     kwargs.update(pretrained=pretrained is not False, pretrained_cfg=publication.pretrained_cfg)
     if num_aux == 0:
         return _create_plain(base, publication, **kwargs)
-    kwargs.update(num_aux=num_aux or publication.num_aux or 1, publication=publication)
+    kwargs.update(
+        num_aux=num_aux or publication.num_aux or 1, share=share or publication.share, publication=publication)
     variant = next((variant for variant, other in split_models().items() if other == base), None)
     if variant is None:  # not in the zoo, but its norms can be split all the same
         return build_split_model(base, base, **kwargs)

@@ -11,6 +11,9 @@ layer norms and their kin are split. A *route* says which of the norms an image 
 * `'split'`: training only. The batch is divided along dimension 0, the first part goes through the main norm, part
   i through auxiliary norm i. A model in eval mode uses its main norms on this route.
 
+The routes of batch norms may share their statistics, and have affine parameters alone of their own: see
+`shared_statistics`.
+
 The tasks of `regimes` leave a model on route `'main'`: it is divided inside of a step alone. Tools that pass a model's
 images in train mode, such as `torch.optim.swa_utils.update_bn`, work on the main norms then; but that one resets the
 statistics of every batch norm, so give it `strip_aux(model)`.
@@ -27,13 +30,15 @@ from .batch_norm_settings import batch_statistics, configure_batch_norm
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux, unsplit_batch_norms
 from .parameters import freeze_norms, norm_parameters, train_aux
 from .routes import Route, forward_parts, norm_route, set_norm_route
+from .shared_statistics import SHARES, share_in, share_of
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
 from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 
 __all__ = [
-    'Route', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
-    'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'batch_statistics',
-    'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'forward_parts', 'freeze_norms',
-    'has_split_norm', 'index_aux_key', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms',
-    'set_norm_route', 'split_norms', 'split_state_dict', 'strip_aux', 'train_aux', 'unsplit_batch_norms',
+    'Route', 'SHARES', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm',
+    'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
+    'batch_statistics', 'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'forward_parts',
+    'freeze_norms', 'has_split_norm', 'index_aux_key', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in',
+    'num_aux_norms', 'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
+    'train_aux', 'unsplit_batch_norms',
 ]

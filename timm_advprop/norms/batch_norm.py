@@ -8,6 +8,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, register_notrace_modul
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch_norm_parts import normalise_parts, takes_parts
+from .shared_statistics import NONE, SharingNorm
 from .split_norm import SplitNorm
 
 __all__ = [
@@ -16,7 +17,7 @@ __all__ = [
 ]
 
 
-class _SplitBatchNorm(SplitNorm, _BatchNorm):
+class _SplitBatchNorm(SharingNorm, _BatchNorm):
     # A _BatchNorm, but no nn.BatchNorm2d, BatchNormAct2d or nn.SyncBatchNorm: timm's freeze_batch_norm_2d would take it
     # for the plain layer, copy the main norm and never look below it. As it is, timm goes on to the auxiliary norms,
     # and AuxNorms refuses.
@@ -30,9 +31,10 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
             num_aux: int = 1,
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
+            share: str = NONE,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.add_aux_norms(num_aux)
+        self.add_aux_norms(num_aux, share)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         self._check_input_dim(input)
@@ -41,19 +43,28 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
         return self._activate(self._normalize_by_route(input))
 
     def _normalize(self, input: torch.Tensor) -> torch.Tensor:
-        # The main norm. torch's own forward does the same, but TorchScript cannot reach it through super().
+        return self._normalize_with(input, self.weight, self.bias, self.track_running_stats)
+
+    def _normalize_with(
+            self,
+            input: torch.Tensor,
+            weight: Optional[torch.Tensor],
+            bias: Optional[torch.Tensor],
+            track: bool,
+    ) -> torch.Tensor:
+        # torch's own forward does the same, but TorchScript cannot reach it through super().
         momentum = 0. if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+        if self.training and track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1. / float(self.num_batches_tracked)
-        use_buffers = not self.training or self.track_running_stats
+        use_buffers = not self.training or track
         return F.batch_norm(
             input,
             self.running_mean if use_buffers else None,
             self.running_var if use_buffers else None,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
@@ -73,15 +84,17 @@ class _SplitBatchNorm(SplitNorm, _BatchNorm):
         # An attack runs in eval mode, with parameters that need no gradient: a batch norm is then one multiply-add of
         # each value, and its backward one multiplication. torch's batch_norm computes the sums for the gradients of
         # weight and bias in its backward all the same, which costs three times as much.
-        fixed = not norm.training and norm.running_var is not None and norm.affine and not norm.weight.requires_grad
+        owner = norm if self.share == NONE else self  # of the statistics
+        fixed = not owner.training and owner.running_var is not None and norm.affine and not norm.weight.requires_grad
         if fixed and torch.is_grad_enabled() and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
-            return _multiply_add(norm, input)
-        return norm(input)
+            return _multiply_add(owner, norm, input)
+        return norm(input) if owner is norm else self._normalize_for_aux(norm, input)
 
 
-def _multiply_add(norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+def _multiply_add(owner: nn.Module, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    # by the statistics of one and the weight and bias of the other
+    scale = norm.weight * torch.rsqrt(owner.running_var + owner.eps)
+    shift = torch.addcmul(norm.bias, owner.running_mean, scale, value=-1)
     # under autocast these are rounded as the weights of a convolution are
     scale, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (scale, shift))
     return torch.addcmul(shift, input, scale)
@@ -89,7 +102,7 @@ def _multiply_add(norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
 
 class _ActMixin:
     # timm's norm + activation layer; a converted one brings its drop and act along.
-    def __init__(self, num_features: int, num_aux: int = 1, **kwargs: Any):
+    def __init__(self, num_features: int, num_aux: int = 1, share: str = NONE, **kwargs: Any):
         plain = BatchNormAct2d(num_features, **kwargs)
         super().__init__(
             num_features,
@@ -100,6 +113,7 @@ class _ActMixin:
             num_aux=num_aux,
             device=kwargs.get('device'),
             dtype=kwargs.get('dtype'),
+            share=share,
         )
         self.drop, self.act = plain.drop, plain.act
 
@@ -120,6 +134,7 @@ class SplitBatchNorm1d(_SplitBatchNorm):
         num_aux: Number of auxiliary norms, at least 1.
         device: Device of parameters and buffers.
         dtype: Type of parameters and buffers.
+        share: What all norms share, `'none'`, `'statistics'` or `'statistics-of-main'`, see `convert_split_norm`.
     """
     plain_type = aux_type = nn.BatchNorm1d
 
@@ -143,6 +158,7 @@ class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
     Args:
         num_features: Channels C.
         num_aux: Number of auxiliary norms, at least 1.
+        share: What all norms share, see `SplitBatchNorm1d`.
         **kwargs: Arguments of timm's `BatchNormAct2d`.
     """
     plain_type = BatchNormAct2d
@@ -166,10 +182,28 @@ class SplitSyncBatchNorm(_SplitBatchNorm):
     def _normalize(self, input: torch.Tensor) -> torch.Tensor:
         return nn.SyncBatchNorm.forward(self, input)
 
+    def _normalize_with(
+            self,
+            input: torch.Tensor,
+            weight: Optional[torch.Tensor],
+            bias: Optional[torch.Tensor],
+            track: bool,
+    ) -> torch.Tensor:
+        return nn.SyncBatchNorm.forward(_WithAffine(self, weight, bias, track), input)
+
     def _copy_main_norm(self) -> nn.Module:
         copy = super()._copy_main_norm()
         copy.process_group = self.process_group
         return copy
+
+
+class _WithAffine:
+    # A batch norm with another weight and bias: torch's synchronised norm takes them from the module alone.
+    def __init__(self, norm: nn.Module, weight: Optional[torch.Tensor], bias: Optional[torch.Tensor], track: bool):
+        self.norm, self.weight, self.bias, self.track_running_stats = norm, weight, bias, track
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.norm, name)
 
 
 @register_notrace_module

@@ -1,18 +1,19 @@
 """From plain norms to split norms and back."""
 from copy import deepcopy
-from typing import Any, Dict, Optional, Tuple, Type
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
 
 import torch.nn as nn
 from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 
 from .affine_norm import split_affine_norm_type
 from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
+from .shared_statistics import SharingNorm, check_share, share_of
 from .split_norm import AuxNorms, SplitNorm, has_split_norm, num_aux_norms, split_norms
 
 __all__ = ['convert_split_norm', 'convert_sync_batchnorm', 'strip_aux', 'unsplit_batch_norms']
 
 
-def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None) -> nn.Module:
+def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None, share: Optional[str] = None) -> nn.Module:
     """Give every batch norm of a model auxiliary norms, in place; in a model without any, every layer norm or its kin.
 
     Each auxiliary norm starts as a copy of the main norm, whose parameters, buffers, hooks and state-dict keys stay as
@@ -27,32 +28,34 @@ def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None) -> nn.Mo
         model: Any model with norms, or a norm.
         num_aux: Number of auxiliary norms for each norm, at least 1; by default that of split norms in the
             model, else 1.
+        share: What the routes share: `'none'`, as AdvProp does; `'statistics'`, so that all images of a step are
+            normalised together and update the same running statistics, and each route has its own weight and bias; or
+            `'statistics-of-main'`, where the clean images alone update these. By default what split norms in the model
+            share, else `'none'`. Norms without running statistics, such as layer norms, have none to share.
 
     Returns:
         The same model.
 
     Raises:
         ValueError: The model has no norms, has split norms alone, or split norms with another number of auxiliary
-            ones; or it has norms with running statistics of a kind that cannot be split, or layers of torch that go
-            past their norms (they are named). The model is then left untouched.
+            ones or another `share`, or `share` is unknown; or it has norms with running statistics of a kind that
+            cannot be split, or layers of torch that go past their norms (they are named). The model is then left
+            untouched.
     """
     present = num_aux_norms(model)
     num_aux = (present or 1) if num_aux is None else num_aux
     if num_aux < 1:
         raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
+    share = share_of(model) if share is None else check_share(share)
     norms = _norms_to_split(model)
-    if present and not norms:
-        raise ValueError('The model has split norms already.')
-    if present not in (0, num_aux):
-        raise ValueError(f'The model has split norms with {present} auxiliary norms each, the others cannot have '
-                         f'{num_aux}.')
+    _refuse_unlike(model, norms, num_aux, share)
     _refuse_unknown(model, norms)
     for norm, split in norms.values():
         # The norm becomes another kind instead of making room for a new module: parameters, buffers, hooks, state-dict
         # keys and every reference to the module (a norm used twice, the model itself) stay what they are, and nothing
         # is copied that could be forgotten.
         norm.__class__ = split
-        norm.add_aux_norms(num_aux)
+        norm.add_aux_norms(num_aux, share)
     return model
 
 
@@ -90,7 +93,7 @@ def strip_aux(model: nn.Module) -> nn.Module:
     plain = deepcopy(model)
     for norm in list(split_norms(plain)):
         del norm.aux_bn
-        for name in ('route', 'split_sizes', 'split_in', 'frozen'):
+        for name in ('route', 'split_sizes', 'split_in', 'frozen', 'share'):
             norm.__dict__.pop(name, None)
         norm.__class__ = norm.plain_type
     return plain
@@ -114,6 +117,19 @@ def _norms_to_split(model: nn.Module) -> Dict[str, Tuple[nn.Module, Optional[Typ
         return batch_norms
     affine_norms = ((name, (norm, split_affine_norm_type(norm))) for name, norm in _plain_modules(model).items())
     return {name: (norm, split) for name, (norm, split) in affine_norms if split}
+
+
+def _refuse_unlike(model: nn.Module, norms: Mapping[str, Any], num_aux: int, share: str) -> None:
+    # Norms of a model that is split in part are all of a kind.
+    present, sharing = num_aux_norms(model), [norm for norm in split_norms(model) if isinstance(norm, SharingNorm)]
+    if present and not norms:
+        raise ValueError('The model has split norms already.')
+    if present not in (0, num_aux):
+        raise ValueError(f'The model has split norms with {present} auxiliary norms each, the others cannot have '
+                         f'{num_aux}.')
+    if sharing and share != sharing[0].share:
+        raise ValueError(f'The model has split norms of share={sharing[0].share!r}, the others cannot be of '
+                         f'share={share!r}.')
 
 
 def _refuse_unknown(model: nn.Module, norms: Dict[str, Tuple[nn.Module, Optional[Type[SplitNorm]]]]) -> None:

@@ -25,8 +25,9 @@ def freeze_norms(model: nn.Module, main: bool = True, aux: bool = True) -> None:
     """Freeze the main norms of a model, the auxiliary ones, or both, until the next call.
 
     The parameters of a frozen norm require no gradients, and its statistics stay, whatever `model.train()` does: in
-    train mode, too, it normalises by its running statistics. Which norm an image passes does not change. (To freeze
-    all statistics for a while, put every `_BatchNorm` into eval mode after `model.train()`, as in a plain model.)
+    train mode, too, it normalises by its running statistics. Those that all routes share are the main norm's. Which
+    norm an image passes does not change. (To freeze all statistics for a while, put every `_BatchNorm` into eval mode
+    after `model.train()`, as in a plain model.)
 
     Args:
         model: A model with split norms. Its other parameters, and norms that are not split, are left alone.

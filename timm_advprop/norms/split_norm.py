@@ -52,17 +52,19 @@ class SplitNorm(nn.Module):
     # nn.Module does not take for a child.
     split_in = None
     frozen = (False, False)  # main norm, auxiliary norms: see freeze_norms
+    share = 'none'  # of main and auxiliary norms: see shared_statistics
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():  # a scripted model is the main route
             return self._normalize(x)
         return self._normalize_by_route(x)
 
-    def add_aux_norms(self, num_aux: int) -> None:
+    def add_aux_norms(self, num_aux: int, share: str = 'none') -> None:
         """Add auxiliary norms, copies of the main norm.
 
         Args:
             num_aux: Their number, at least 1.
+            share: What all norms share, see `shared_statistics`; nothing where the norm keeps no running statistics.
         """
         if num_aux < 1:
             raise ValueError(f'num_aux must be at least 1, got {num_aux}.')
@@ -160,9 +162,11 @@ class SplitNorm(nn.Module):
                               f'num_aux={len(self.aux_bn) + surplus}.')
         for i, aux in enumerate(self.aux_bn):
             aux_prefix = f'{prefix}aux_bn.{i}.'
-            if not any(key.startswith(aux_prefix) for key in keys):  # one that is there in part stays an error
+            missing = [name for name in aux.state_dict() if aux_prefix + name not in keys]
+            # All are missing, or the statistics, which it shared with the main norm. Else it stays an error.
+            if missing in (list(aux.state_dict()), [name for name, _ in aux.named_buffers()]):
                 state_dict.update({aux_prefix + name: state_dict[prefix + name].clone()
-                                   for name in aux.state_dict() if prefix + name in state_dict})
+                                   for name in missing if prefix + name in state_dict})
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 

@@ -21,7 +21,10 @@ __all__ = ['JointTask', 'MadryTask']
 
 _OF_TWO_KINDS = dict.fromkeys(
     ('adv_pairing', 'adv_pairing_weight', 'adv_match_masks'), 'it trains on adversarial images alone')
-_OF_AUX_NORMS = {'split_bn': 'its images share one norm'}
+_OF_AUX_NORMS = {
+    **dict.fromkeys(('adv_bn_momentum', 'adv_share'), 'it has no auxiliary norms'),
+    'split_bn': 'its images share one norm',
+}
 
 AnySource = Union[Source, Callable[..., Images]]
 

@@ -29,6 +29,8 @@ class RegimeSettings:
         pairing_weight: Weight of the pairing, None for its default.
         match_masks: Dropout and stochastic depth treat all kinds of images alike.
         budget: `'epochs'` or `'vanilla'`, None for the regime's default.
+        share: What main and auxiliary norms share, see `convert_split_norm`; None for what those of the model do.
+        bn_momentum: Momentum of the auxiliary norms' statistics, None for that of the main norms.
         num_views: Parts of a batch that show the same images through norms of their own: clean, then augmented ones.
         given: Names of the flags that were given, such as `adv_steps`.
         runs_code: Whether code that `named` names is imported. Where not, its sources only tell its name.
@@ -42,6 +44,8 @@ class RegimeSettings:
     pairing_weight: Optional[float] = None
     match_masks: bool = False
     budget: Optional[str] = None
+    share: Optional[str] = None
+    bn_momentum: Optional[float] = None
     num_views: int = 1
     given: FrozenSet[str] = frozenset()
     runs_code: bool = True
@@ -71,7 +75,8 @@ class RegimeSettings:
             strengths=tuple(strengths) if isinstance(strengths, (list, tuple)) else (strengths,),
             named=flags.get('adv_source') or (), weight=flags.get('adv_weight'), budget=flags.get('adv_budget'),
             pairing=flags.get('adv_pairing'), pairing_weight=flags.get('adv_pairing_weight'),
-            match_masks=bool(flags.get('adv_match_masks')),
+            match_masks=bool(flags.get('adv_match_masks')), share=flags.get('adv_share'),
+            bn_momentum=flags.get('adv_bn_momentum'),
             num_views=max(1, flags.get('aug_splits') or 1) if splits else 1,
             given=frozenset(given | {name for name in ('aug_splits', 'split_bn') if flags.get(name)}))
 

@@ -5,8 +5,9 @@ from typing import Any, Callable, Dict, Optional, Type
 
 import torch.nn as nn
 from timm.task import TrainingTask
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..norms import convert_split_norm, has_split_norm
+from ..norms import SHARES, configure_batch_norm, convert_split_norm, has_split_norm, share_of, split_norms
 from ..settings import Setting
 from .advprop import AdvPropTask
 from .attack import Attack
@@ -75,19 +76,35 @@ def create_task(
 
 
 def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
-    """Convert a plain model in place where the regime that was asked for needs split norms.
+    """Convert a plain model in place where the regime that was asked for needs split norms, and set their momentum.
 
     Args:
         settings: What was asked for.
-        model: Any model. One with split norms stays as it is.
+        model: Any model. One with split norms stays split as it is.
 
     Raises:
-        ValueError: The regime is unknown, or the model cannot be split.
+        ValueError: The regime is unknown, the model cannot be split, or its split norms share something else.
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
     num_aux = len(task_type.sources_of_aux_norms(settings))
-    return convert_split_norm(model, num_aux) if num_aux and not is_split and task_type.splits_plain_models else model
+    if not is_split and num_aux and task_type.splits_plain_models:
+        convert_split_norm(model, num_aux, settings.share)
+    _check_share(settings, model)
+    return model if settings.bn_momentum is None else configure_batch_norm(model, aux_momentum=settings.bn_momentum)
+
+
+def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
+    asked = [flag for flag, value in dict(share=settings.share, bn_momentum=settings.bn_momentum).items()
+             if value is not None]
+    if asked and not has_split_norm(model):
+        flag = f'--adv-{asked[0].replace("_", "-")}'
+        raise ValueError(f'{flag} is of auxiliary norms, {type(model).__name__} has none: give its *_ap model, or leave '
+                         f'{flag} out.')
+    has_statistics = any(isinstance(norm, _BatchNorm) for norm in split_norms(model))
+    if settings.share is not None and has_statistics and share_of(model) != settings.share:
+        raise ValueError(f'The model has split norms of share={share_of(model)!r}, --adv-share asks for '
+                         f'{settings.share}: create it with share={settings.share!r}.')
 
 
 def regime_flags() -> Dict[str, Setting]:
@@ -121,6 +138,13 @@ def regime_flags() -> Dict[str, Setting]:
         '--adv-match-masks': Setting(
             'dropout and stochastic depth drop the same of clean and adversarial images, as in pyramid adversarial '
             'training', kind=bool, default=False),
+        '--adv-share': Setting(
+            'what clean and adversarial images share in batch norms: none; statistics, so that the aux norms have '
+            'weights and biases alone; or the same, updated by clean images alone', choices=SHARES,
+            default_help='none, or what the norms of the model do'),
+        '--adv-bn-momentum': Setting(
+            'momentum of the aux norms\' statistics', kind=float, low=0, high=1, metavar='M',
+            default_help='that of the main norms'),
         '--adv-budget': Setting(
             'train all --epochs, or as many as cost what --epochs of vanilla training do; the schedule follows',
             choices=BUDGETS, default_help=_defaults('default_budget')),

@@ -92,6 +92,9 @@ class RegimeTask(ClassificationTask):
             why = cls.no_use_for[flag] and f' ({cls.no_use_for[flag]})'
             advice = 'leave it out' + ('' if settings.regime else ', or name another regime with --regime')
             raise ValueError(f'Regime {cls.name} has no use for --{flag.replace("_", "-")}{why}: {advice}.')
+        if settings.bn_momentum is not None and settings.share not in (None, 'none'):
+            raise ValueError(f'--adv-share {settings.share} leaves no statistics to the auxiliary norms that '
+                             '--adv-bn-momentum could be of: leave one of them out.')
 
     @property
     def unwrapped_module(self) -> nn.Module:

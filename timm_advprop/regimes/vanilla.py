@@ -22,7 +22,10 @@ class VanillaTask(RegimeTask):
     """
     name = 'vanilla'
     takes_scripted = True
-    no_use_for = {'split_bn': 'its images share one norm'}  # settings of an attack may stand in a recipe that is shared
+    no_use_for = {  # settings of an attack may stand in a recipe that is shared
+        **dict.fromkeys(('adv_bn_momentum', 'adv_share'), 'it has no auxiliary norms'),
+        'split_bn': 'its images share one norm',
+    }
 
     def __init__(
             self,

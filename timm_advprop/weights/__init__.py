@@ -13,6 +13,7 @@ from .publication import (
     AUX_FILE,
     CONFIG_FILE,
     CONFIG_KEY,
+    OF_SPLIT_MODELS,
     WEIGHTS_FILE,
     Publication,
     file_digest,
@@ -22,7 +23,7 @@ from .publication import (
 from .soundness import check_kinds
 
 __all__ = [
-    'AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Checkpoint', 'Publication', 'WEIGHTS_FILE', 'allow_numpy_scalars',
-    'check_kinds', 'explain_misfit', 'file_digest', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
-    'open_publication', 'read_checkpoint', 'read_config', 'refuse_misfits', 'weights_digest',
+    'AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Checkpoint', 'OF_SPLIT_MODELS', 'Publication', 'WEIGHTS_FILE',
+    'allow_numpy_scalars', 'check_kinds', 'explain_misfit', 'file_digest', 'load_checkpoint', 'load_read_checkpoint',
+    'open_checkpoint', 'open_publication', 'read_checkpoint', 'read_config', 'refuse_misfits', 'weights_digest',
 ]

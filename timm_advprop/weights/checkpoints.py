@@ -19,12 +19,14 @@ from timm.models import clean_state_dict
 
 from ..errors import InputError
 from ..norms import (
+    SHARES,
     convert_split_norm,
     has_split_norm,
     index_aux_key,
     main_key,
     num_aux_in,
     num_aux_norms,
+    share_in,
     split_state_dict,
 )
 from .misfits import explain_misfit
@@ -60,6 +62,15 @@ class Checkpoint:
     epoch: Optional[int]
     metric: Optional[float]
     raw: Mapping[str, Any]
+
+    @property
+    def share(self) -> Optional[str]:
+        """What main and auxiliary norms share, see `convert_split_norm`; None where there are no auxiliary norms."""
+        if not num_aux_in(self.state_dict):
+            return None
+        found, model_kwargs = share_in(self.state_dict), self.args.get('model_kwargs')
+        said = self.args.get('adv_share') or (model_kwargs if isinstance(model_kwargs, dict) else {}).get('share')
+        return said if found != 'none' and said in SHARES[1:] else found  # the keys do not tell which of both kinds
 
 
 def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
@@ -119,6 +130,7 @@ def load_read_checkpoint(
         state_dict: Dict[str, torch.Tensor],
         path: str,
         convert: bool = False,
+        share: Optional[str] = None,
 ) -> None:
     """Load what `read_checkpoint` returned, see `load_checkpoint`.
 
@@ -127,12 +139,13 @@ def load_read_checkpoint(
         state_dict: The state dict.
         path: The file it came from.
         convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
+        share: What these share, see `convert_split_norm`; by default what the keys say.
     """
     name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     num_aux = num_aux_in(state_dict)
     if num_aux and convert and not has_split_norm(model):
         _logger.info(f'{path} has auxiliary norms: {name} gets them too.')
-        convert_split_norm(model, num_aux)
+        convert_split_norm(model, num_aux, share or share_in(state_dict))
     if num_aux > num_aux_norms(model):  # told here, as a plain model would name each of them an unexpected key
         advice = f'create it with num_aux={num_aux}' if has_split_norm(model) else (
             f'take its *_ap model, or call convert_split_norm(model, num_aux={num_aux}) first')
@@ -201,6 +214,9 @@ def _batch_counts(state_dict: Dict[str, torch.Tensor]) -> List[torch.Tensor]:
 
 def _tell_copied_norms(expected: Mapping[str, Any], state_dict: Mapping[str, Any], path: str) -> None:
     copied = sorted({key.rpartition('.')[0] for key in expected if key not in state_dict})
+    if share_in(state_dict) != 'none' and share_in({**state_dict, **expected}) == 'none':
+        _logger.info(f'Main and auxiliary norms of {path} share statistics: each starts with a copy of its own.')
+        copied = [norm for norm in copied if not any(key.startswith(f'{norm}.') for key in state_dict)]
     if expected and not num_aux_in(state_dict):
         _logger.info(f'{path} is a plain checkpoint: auxiliary norms start as copies of the main norms.')
     elif copied:

@@ -17,9 +17,9 @@ _NAMES_SHOWN = 4
 def explain_misfit(error: RuntimeError) -> str:
     """What torch says of a state dict that does not fit, in one line that names the first keys of each kind."""
     heading, *lines = (line.strip() for line in str(error).splitlines())
-    surplus = [line for line in lines if 'more auxiliary norms' in line]
-    if surplus or not lines:
-        return surplus[0] if surplus else heading
+    refused = [line for line in lines if 'aux_bn: ' in line]  # what a split norm says itself
+    if refused or not lines:
+        return refused[0] if refused else heading
     sizes = [line for line in lines if line.startswith('size mismatch')]
     parts = [_shorten_keys(line) for line in lines if line not in sizes]
     parts += [_shorten_sizes(line) for line in sizes[:_NAMES_SHOWN]]

@@ -20,15 +20,16 @@ from timm.models._hub import _parse_model_cfg
 from timm.models._pretrained import PretrainedCfg
 
 from ..errors import InputError, one_line
-from ..norms import num_aux_in, split_state_dict
+from ..norms import SHARES, num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
 from .soundness import check_values
 
-__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'Publication', 'WEIGHTS_FILE', 'file_digest',
+__all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'OF_SPLIT_MODELS', 'Publication', 'WEIGHTS_FILE', 'file_digest',
            'open_publication', 'read_config']
 
 WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'config.json'
 CONFIG_KEY = 'timm_advprop'
+OF_SPLIT_MODELS = ('num_aux', 'share')  # their arguments, beside those of the plain model
 
 # Arguments of timm's factory and builder, which say what is loaded and how. The others reach the model alone.
 _NOT_OF_MODELS = {
@@ -52,7 +53,7 @@ class Publication:
         config: Contents of `config.json`, empty where there is none.
 
     Attributes:
-        details: What `config.json` says of AdvProp: `num_aux`, `regime`, `aux_norms`, …; empty for a plain model.
+        details: What `config.json` says of AdvProp: `num_aux`, `share`, `regime`, …; empty for a plain model.
     """
 
     def __init__(self, name: str, locate: Callable[..., Optional[str]], origin: Dict[str, Any], config: Dict[str, Any]):
@@ -99,6 +100,11 @@ class Publication:
         return self.details.get('num_aux') or self._saved_args.get('num_aux') or 0
 
     @property
+    def share(self) -> str:
+        """What main and auxiliary norms share, see `convert_split_norm`."""
+        return self.details.get('share') or self._saved_args.get('share') or 'none'
+
+    @property
     def architecture(self) -> str:
         """The plain timm architecture.
 
@@ -128,11 +134,11 @@ class Publication:
         if refused:
             raise InputError(f'{CONFIG_FILE} of {self.name} has the model argument {min(refused)}, which is not one: '
                              'the model is not created.')
-        return {name: value for name, value in self._saved_args.items() if name != 'num_aux'}
+        return {name: value for name, value in self._saved_args.items() if name not in OF_SPLIT_MODELS}
 
     @property
     def _saved_args(self) -> Dict[str, Any]:
-        # `num_aux` is among them where timm's own save_for_hf saved a split model: all norms are in one file then.
+        # Those of split models are among them where timm's own save_for_hf saved one: all norms are in one file then.
         return _parse_model_cfg(deepcopy(self.config), {})[2] if 'architecture' in self.config else {}
 
     def load_state_dict(self) -> Dict[str, torch.Tensor]:
@@ -230,9 +236,11 @@ def _is_well_formed(config: Any) -> bool:
     if not isinstance(config, dict):
         return False
     details = config.get(CONFIG_KEY, {})
+    shares = [part.get('share') for part in (details, config.get('model_args', {})) if isinstance(part, dict)]
     return (
         all(isinstance(config.get(entry, {}), dict) for entry in ('model_args', 'pretrained_cfg', CONFIG_KEY))
         and isinstance(details.get('sha256', {}), dict)
         and type(details.get('num_aux', 0)) is int
         and 0 <= details.get('num_aux', 0) <= _MOST_AUX
+        and all(share in (None, *SHARES) for share in shares)
     )
