@@ -13,6 +13,7 @@ from .norms import (
     SplitLayerNorm2d,
     SplitSyncBatchNorm,
     SplitSyncBatchNormAct,
+    blend_routes,
     convert_split_norm,
     convert_sync_batchnorm,
     freeze_norms,
@@ -30,7 +31,8 @@ from .weights import load_checkpoint
 __all__ = [
     '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask',
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
-    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'convert_split_norm',
-    'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm', 'load_checkpoint',
-    'models', 'norm_route', 'pgd', 'push_to_hub', 'routed', 'set_norm_route', 'split_state_dict', 'strip_aux',
+    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'VanillaTask', 'blend_routes',
+    'convert_split_norm', 'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm',
+    'load_checkpoint', 'models', 'norm_route', 'pgd', 'push_to_hub', 'routed', 'set_norm_route', 'split_state_dict',
+    'strip_aux',
 ]
