@@ -128,6 +128,7 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
         version=__version__, num_aux=len(release.aux_norms), regime=release.regime, aux_norms=release.aux_norms,
         epoch=release.epoch, averaged=release.averaged,
         sha256={name: file_digest(os.path.join(folder, name)) for name in written})
+    details.update(release.blend.details() if release.blend else {})
     path = Path(folder, CONFIG_FILE)
     config = json.loads(path.read_bytes())
     config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}

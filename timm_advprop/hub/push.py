@@ -39,6 +39,7 @@ from ..weights.downloads import (
     redact,
     tells_wait,
 )
+from .blending import BlendRequest
 from .layout import FILES, write_publication
 from .release import open_release, release_model
 
@@ -67,6 +68,9 @@ def push_to_hub(
         dataset: Optional[str] = None,
         license: Optional[str] = None,
         images: bool = True,
+        route: Optional[Union[str, float]] = None,
+        recalibrate: int = 0,
+        data_dir: Optional[str] = None,
 ) -> str:
     """Publish a model on the Hugging Face Hub, as one commit.
 
@@ -88,6 +92,10 @@ def push_to_hub(
         dataset: Name of the data set on the card, by default that of the run.
         license: Licence, by default that of the weights the run began with, else `apache-2.0`.
         images: Put validation images on the card, where the run's data set is there.
+        route: Publish the plain model of this route alone, without auxiliary norms: `'main'`, `'aux'`, the number of an
+            auxiliary norm, or the share of the first one in a blend with the main norms, such as 0.3.
+        recalibrate: Take the running statistics of that model from this many images of the run's training split.
+        data_dir: Root folder of their data set, by default that of the run.
 
     Returns:
         Address of the commit.
@@ -98,7 +106,8 @@ def push_to_hub(
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
         raise InputError(f'{revision!r} is not the name of a branch.')
-    about = dict(results=results, dataset=dataset, license=license)
+    blend = BlendRequest.of(route, recalibrate, data_dir)
+    about = dict(results=results, dataset=dataset, license=license, blend=blend)
     if isinstance(model_or_checkpoint, nn.Module):
         release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
     else:

@@ -1,4 +1,4 @@
-"""Blended routes: one plain model between the routes of a split one (Rebuffi et al., ICLR 2023, section 4)."""
+"""Blended routes: one plain model between the routes of a split one (Rebuffi et al., ICLR 2023)."""
 from itertools import chain
 from math import isclose, isfinite
 from numbers import Real
@@ -17,7 +17,7 @@ def blend_routes(model: nn.Module, weights: Union[float, Sequence[float]]) -> nn
     """Copy a model with split norms as a plain one whose norms are a weighted mix of main and auxiliary norms.
 
     Parameters and running statistics are mixed linearly, as Rebuffi et al. (*Revisiting adapters with adversarial
-    training*, ICLR 2023) interpolate between the adapters of clean and of adversarial images. A weight of 1 gives that
+    training*, ICLR 2023, arXiv:2210.04886) interpolate between the adapters of clean and of adversarial images. A weight of 1 gives that
     norm bit for bit: with 0 the result is `strip_aux(model)`. Where an auxiliary norm has no tensor of its own, it
     takes part with the main norm's; numbers of batches are the main norm's unless another weight is 1.
 
