@@ -33,7 +33,7 @@ __all__ = ['Measured', 'main', 'render_table']
 WEIGHTS = (0., 0.25, 0.5, 0.75, 1.)  # of the auxiliary norms
 STRENGTHS, STEPS = (2, 4, 8), 20
 NUM_ATTACKED, NUM_RECALIBRATION = 1000, 1000
-CSV, PICTURE = 'results/blended_routes.csv', 'results/blended_routes.png'
+RESULTS = 'results/blended_routes'
 MIXED, RECALIBRATED = 'mixed', 'recalibrated'
 _BATCH_SIZE = 250
 _COLORS = {MIXED: '#0072B2', RECALIBRATED: '#D55E00'}  # Okabe and Ito
@@ -62,17 +62,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Measure blends of each run."""
     parser = argparse.ArgumentParser(prog='python -m studies.blended_routes', description=__doc__.splitlines()[0])
     parser.add_argument('data', metavar='DATA', help='folder of the data set')
+    parser.add_argument('--results', default=RESULTS, metavar='PATH', help='files to write, without their endings')
     parser.add_argument('runs', metavar='RUN', nargs='+', help='checkpoints with auxiliary norms, a seed each')
     args = parser.parse_args(argv)
     check_root('the study', 'pyproject.toml')
     new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
     measured = [each for run in args.runs for each in _measure_run(run, args.data)]
-    os.makedirs(os.path.dirname(CSV), exist_ok=True)
-    with replacing(CSV) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+    table, picture = f'{args.results}.csv', f'{args.results}.png'
+    os.makedirs(os.path.dirname(os.path.abspath(table)), exist_ok=True)
+    with replacing(table) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([Measured._fields, *measured])
-    _draw(PICTURE, measured)
+    _draw(picture, measured)
     print(render_table(measured))
-    print(f'\nWritten: {CSV}, {PICTURE}')
+    print(f'\nWritten: {table}, {picture}')
 
 
 def render_table(measured: Sequence[Measured]) -> str:

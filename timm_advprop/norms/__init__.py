@@ -29,8 +29,8 @@ from .batch_norm_settings import batch_statistics, configure_batch_norm
 from .blend import blend_routes
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux, unsplit_batch_norms
 from .parameters import freeze_norms, norm_parameters, train_aux
-from .recalibration import can_recalibrate, recalibrate
 from .routes import Route, forward_parts, norm_route, set_norm_route
+from .running_statistics import can_recalibrate, recalibrate
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
 from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 

@@ -17,9 +17,9 @@ def blend_routes(model: nn.Module, weights: Union[float, Sequence[float]]) -> nn
     """Copy a model with split norms as a plain one whose norms are a weighted mix of main and auxiliary norms.
 
     Parameters and running statistics are mixed linearly, as Rebuffi et al. (*Revisiting adapters with adversarial
-    training*, ICLR 2023, arXiv:2210.04886) interpolate between the adapters of clean and of adversarial images. A weight of 1 gives that
-    norm bit for bit: with 0 the result is `strip_aux(model)`. Where an auxiliary norm has no tensor of its own, it
-    takes part with the main norm's; numbers of batches are the main norm's unless another weight is 1.
+    training*, ICLR 2023, arXiv:2210.04886) interpolate between the adapters of clean and of adversarial images. A
+    weight of 1 gives that norm bit for bit: with 0 the result is `strip_aux(model)`. Where an auxiliary norm has no
+    tensor of its own, it takes part with the main norm's. Numbers of batches are never mixed.
 
     Args:
         model: A model with split norms. It is left as it is.
