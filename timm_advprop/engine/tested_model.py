@@ -83,11 +83,12 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
 def _check_settings(settings: EvalSettings, attacked: bool) -> None:
     model, num_gpu = settings.model, settings.device.num_gpu
     for wrong, message in (
-            (model.torchscript and (attacked or not model.is_plain),
-             '--torchscript has only the main route or a blend and takes no attack'),
+            (model.torchscript and attacked, '--torchscript takes no attack'),
+            (model.torchscript and not model.is_plain,
+             '--torchscript has only the main route: use --route main or a blend such as --route 0.3'),
             (model.torchscript and model.torchcompile, '--torchscript and --torchcompile exclude each other'),
             (model.reparam and not model.is_plain,
-             '--reparam folds the norms of a plain model: use --route main or a blend such as --route 0.3'),
+             '--reparam folds the main norms only: use --route main or a blend such as --route 0.3'),
             (settings.data.recalibrate_split != 'train' and not model.recalibrate,
              '--recalibrate-split belongs to --recalibrate N'),
             (num_gpu > torch.cuda.device_count() and num_gpu > 1,

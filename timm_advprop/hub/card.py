@@ -108,9 +108,10 @@ def _metadata(release: Release, name: str) -> ModelCardData:
         metric_name=f'{metric}, {result.images}, {result.norms} norms (percent)', metric_value=round(value, 4))
         for result in results for metric, value in (('Top-1', result.top1), ('Top-5', result.top5))
         if value is not None]
+    advprop = ['advprop'] if release.aux_norms or release.blend else []
     return ModelCardData(
         library_name='timm', pipeline_tag='image-classification', license=release.license,
-        tags=['image-classification', 'timm', 'timm-advprop', *(['advprop'] if release.aux_norms or release.blend else [])],
+        tags=['image-classification', 'timm', 'timm-advprop', *advprop],
         datasets=datasets or None, model_name=name if results else None, eval_results=entries or None)
 
 

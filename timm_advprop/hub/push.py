@@ -103,11 +103,10 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
+    about = dict(
+        results=results, dataset=dataset, license=license, blend=BlendRequest.of(route, recalibrate, data_dir))
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
-    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
-        raise InputError(f'{revision!r} is not the name of a branch.')
-    blend = BlendRequest.of(route, recalibrate, data_dir)
-    about = dict(results=results, dataset=dataset, license=license, blend=blend)
+    _check_branch(revision)
     if isinstance(model_or_checkpoint, nn.Module):
         release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
     else:
@@ -117,6 +116,11 @@ def push_to_hub(
         files = write_publication(release, folder, repo_id, images, token)
         files = {name: os.path.join(folder, name) for name in files}
         return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
+
+
+def _check_branch(revision: Optional[str]) -> None:
+    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
+        raise InputError(f'{revision!r} is not the name of a branch.')
 
 
 def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> HfApi:
