@@ -31,7 +31,7 @@ from .trained import Trained, check_root, open_trained
 __all__ = ['Measured', 'main', 'render_table']
 
 WEIGHTS = (0., 0.25, 0.5, 0.75, 1.)  # of the auxiliary norms
-STRENGTHS, STEPS = (2, 4, 8), 20
+STRENGTHS, STEPS = (4, 8), 10
 NUM_ATTACKED, NUM_RECALIBRATION = 1000, 1000
 RESULTS = 'results/blended_routes'
 MIXED, RECALIBRATED = 'mixed', 'recalibrated'
@@ -111,7 +111,7 @@ def _accuracies(model: nn.Module, trained: Trained, data: str, placement) -> Dic
     attacked = Subset(dataset, range(0, len(dataset), max(1, len(dataset) // NUM_ATTACKED)))
     top1 = {'clean': clean['top1']}
     for eps in STRENGTHS:
-        attack = Attack(eps_px=eps, alpha_px=eps / 8, steps=STEPS, target='none', random_start=1.).normalised_by(
+        attack = Attack(eps_px=eps, alpha_px=eps / 4, steps=STEPS, target='none', random_start=1.).normalised_by(
             *channel_normalisation(trained.config))
         torch.manual_seed(0)
         found = evaluate(model, DataLoader(attacked, _BATCH_SIZE), placement, attack=attack, log_name=None)

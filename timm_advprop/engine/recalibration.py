@@ -91,8 +91,10 @@ class Recalibration:
         dataset = open_split(
             self.data, self.split, self.config, num_samples=self.num_images, batch_size=_BATCH_SIZE,
             seed=settings.seed)
-        if not isinstance(dataset, IterableDataset) and self.num_images < len(dataset):
-            dataset = SampledImages(dataset, self.num_images)
+        if not isinstance(dataset, IterableDataset):
+            # each batch over all of the split: where it is of one class, as in a folder, its variance is too small
+            num_images = min(self.num_images, len(dataset))
+            dataset = SampledImages(dataset, num_images, num_rounds=-(-num_images // _BATCH_SIZE))
         loader = make_loader(
             dataset, self.config, placement, settings, _BATCH_SIZE, interpolation=self.config['interpolation'],
             crop_pct=self.config['crop_pct'], crop_mode=self.config['crop_mode'],

@@ -7,11 +7,13 @@ from ..engine.results_file import Results
 from ..engine.route_names import route_share
 from .summary import evaluated, headline, is_summary, number
 
-__all__ = ['Blend', 'blends_in', 'draw_blends', 'rows_of_blends']
+__all__ = ['Blend', 'Curves', 'blends_in', 'draw_blends', 'rows_of_blends']
 
 _SIZE = 8
 _COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 _CLEAN = 'clean'
+_LEAST_RANGE = 4.  # of an axis, in percent
+_LABEL_SIZE = (0.12, 0.04)  # of a label, as shares of the panel
 
 
 class Blend(NamedTuple):
@@ -96,11 +98,13 @@ def _panel_of(images: str) -> str:
 
 def _draw_panel(axis: Any, curve: Sequence[Blend], kinds: Sequence[str]) -> None:
     clean = [blend.top1[_CLEAN] for blend in curve]
+    values = {images: [blend.top1[images] for blend in curve] for images in kinds}
+    axis.set_xlim(*_limits(clean))
+    axis.set_ylim(*_limits([value for of_kind in values.values() for value in of_kind]))
     for images, color in zip(kinds, _COLORS * len(kinds)):
-        values = [blend.top1[images] for blend in curve]
-        axis.plot(clean, values, marker='o', markersize=4, linewidth=1.2, color=color, label=images)
-        for blend, *place in zip(curve, clean, values):
-            axis.annotate(f'{blend.weight:g}', place, (4, 4), textcoords='offset points', fontsize=_SIZE - 2,
+        axis.plot(clean, values[images], marker='o', markersize=4, linewidth=1.2, color=color, label=images)
+        for place, names in _labels(axis, curve, list(zip(clean, values[images]))).items():
+            axis.annotate(', '.join(names), place, (5, 3), textcoords='offset points', fontsize=_SIZE - 1.5,
                           color=color)
     axis.set_xlabel('clean top-1 (%)', fontsize=_SIZE)
     axis.set_ylabel('top-1 (%)', fontsize=_SIZE)
@@ -108,5 +112,23 @@ def _draw_panel(axis: Any, curve: Sequence[Blend], kinds: Sequence[str]) -> None
     axis.grid(linewidth=0.4, color='0.88')
     axis.set_axisbelow(True)
     axis.spines[['top', 'right']].set_visible(False)
-    if len(kinds) > 1:
-        axis.legend(fontsize=_SIZE - 1, frameon=False)
+    if len(kinds) > 1:  # beside the panel, where no line can be
+        axis.legend(fontsize=_SIZE - 1, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+
+
+def _limits(values: Sequence[float]) -> Tuple[float, float]:
+    # Of an axis: differences of a few images shall not fill it.
+    middle, width = (min(values) + max(values)) / 2, max(_LEAST_RANGE, 1.25 * (max(values) - min(values)))
+    return middle - width / 2, middle + width / 2
+
+
+def _labels(axis: Any, curve: Sequence[Blend], places: Sequence[Tuple[float, float]]) -> Dict[Any, List[str]]:
+    # Names of points by where they stand; those of points that lie on each other stand together.
+    labels: Dict[Any, List[str]] = {}
+    scales = [high - low for low, high in (axis.get_xlim(), axis.get_ylim())]
+    for blend, place in zip(curve, places):
+        near = (other for other in labels if all(
+            abs(a - b) < share * scale for a, b, share, scale in zip(place, other, _LABEL_SIZE, scales)))
+        labels.setdefault(next(near, place), []).append(
+            blend.route if blend.route in ('main', 'aux') else f'{blend.weight:g}')
+    return labels

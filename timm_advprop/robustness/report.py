@@ -5,9 +5,10 @@ from statistics import fmean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..engine.results_file import Results, write_results
+from ..engine.route_names import is_blend
 from ..errors import InputError
 from ..output import markdown_table, replacing
-from .blend_chart import blends_in, draw_blends, rows_of_blends
+from .blend_chart import Curves, blends_in, draw_blends, rows_of_blends
 from .charts import draw_attacks, draw_corruptions
 from .severities import ALL_CORRUPTIONS, SEVERITIES
 from .suites import SUITES
@@ -44,7 +45,10 @@ def write_report(rows: Sequence[Results], path: str) -> str:
     base, rows = os.path.splitext(path)[0], newest(rows)
     text = overview(rows)
     details = [_details(rows, suite) for suite in ('corruptions', 'imagenet-c')]
-    files = [path, f'{base}.md', *_draw(rows, base), *_write_blends(rows, base)]
+    curves = blends_in(rows)
+    on_curves = {(*key, blend.route) for key, curve in curves.items() for blend in curve if is_blend(blend.route)}
+    files = [path, f'{base}.md', *_draw([row for row in rows if evaluated(row) not in on_curves], base),
+             *_write_blends(curves, rows, base)]
     with replacing(f'{base}.md') as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.write('\n\n'.join(filter(None, (f'# Robustness\n\n{text}', *details))) + '\n')
     return f'{text}\n\nWritten: {", ".join(files)}'
@@ -141,9 +145,9 @@ def _draw(rows: Sequence[Results], base: str) -> List[str]:
     return files
 
 
-def _write_blends(rows: Sequence[Results], base: str) -> List[str]:
-    # The curve of the blends of a model, where there is one.
-    curves, files = blends_in(rows), [f'{base}_blend.csv', f'{base}_blend.png']
+def _write_blends(curves: Curves, rows: Sequence[Results], base: str) -> List[str]:
+    # The curves of blends, in a table and a picture of their own: the others have no room for them.
+    files = [f'{base}_blend.csv', f'{base}_blend.png']
     if not curves:
         return []
     write_results(files[0], rows_of_blends(curves))
