@@ -92,9 +92,9 @@ def push_to_hub(
         dataset: Name of the data set on the card, by default that of the run.
         license: Licence, by default that of the weights the run began with, else `apache-2.0`.
         images: Put validation images on the card, where the run's data set is there.
-        route: Publish the plain model of this route alone, without auxiliary norms: `'main'`, `'aux'`, the number of an
-            auxiliary norm, or the share of the first one in a blend with the main norms, such as 0.3.
-        recalibrate: Take the running statistics of that model from this many images of the run's training split.
+        route: Publish the plain model of this route alone: `'main'`, `'aux'`, the number of an auxiliary norm, or the
+            share of the first one in a blend with the main norms, such as 0.3.
+        recalibrate: Take that model's running statistics from this many images of the run's training split.
         data_dir: Root folder of their data set, by default that of the run.
 
     Returns:
@@ -103,14 +103,13 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
-    about = dict(
-        results=results, dataset=dataset, license=license, blend=BlendRequest.of(route, recalibrate, data_dir))
+    blend = BlendRequest.of(route, recalibrate, data_dir)
+    about = dict(results=results, dataset=dataset, license=license, blend=blend)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     _check_branch(revision)
-    if isinstance(model_or_checkpoint, nn.Module):
-        release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
-    else:
-        release = open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
+    is_model = isinstance(model_or_checkpoint, nn.Module)
+    release = release_model(model_or_checkpoint, recipe, model_kwargs, **about) if is_model else open_release(
+        model_or_checkpoint, model, model_kwargs, recipe, **about)
     branch = _Branch(api, repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, images, token)
