@@ -41,7 +41,7 @@ from ..weights.downloads import (
 )
 from .blending import BlendRequest
 from .layout import FILES, write_publication
-from .release import open_release, release_model
+from .release import Release, open_release, release_model
 
 __all__ = ['check_can_push', 'push_to_hub']
 
@@ -107,14 +107,24 @@ def push_to_hub(
     about = dict(results=results, dataset=dataset, license=license, blend=blend)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     _check_branch(revision)
-    is_model = isinstance(model_or_checkpoint, nn.Module)
-    release = release_model(model_or_checkpoint, recipe, model_kwargs, **about) if is_model else open_release(
-        model_or_checkpoint, model, model_kwargs, recipe, **about)
+    release = _release_of(model_or_checkpoint, model, model_kwargs, recipe, **about)
     branch = _Branch(api, repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, images, token)
         files = {name: os.path.join(folder, name) for name in files}
         return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
+
+
+def _release_of(
+        model_or_checkpoint: Union[nn.Module, str, os.PathLike],
+        model: Optional[str],
+        model_kwargs: Optional[Mapping[str, Any]],
+        recipe: Optional[Mapping[str, Any]],
+        **about: Any,
+) -> Release:
+    if isinstance(model_or_checkpoint, nn.Module):
+        return release_model(model_or_checkpoint, recipe, model_kwargs, **about)
+    return open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
 
 
 def _check_branch(revision: Optional[str]) -> None:
