@@ -107,6 +107,15 @@ def test_an_auxiliary_norm_without_statistics_takes_part_with_those_of_the_main_
         assert not torch.equal(blend['bn1.weight'], main['bn1.weight'])
 
 
+def test_synchronised_norms_are_mixed_as_others(plain, split):
+    expected = blend_routes(split, (.2, .5, .3))
+    blend = blend_routes(timm_advprop.convert_sync_batchnorm(deepcopy(split)), (.2, .5, .3))
+    assert equal_states(blend.state_dict(), expected.state_dict())
+    kinds = {type(module) for module in blend.modules()}
+    assert any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds) and not any(
+        issubclass(kind, SplitNorm) for kind in kinds)
+
+
 def test_parameters_of_a_norms_children_are_mixed(randomize_norms):
     class Shifted(nn.GroupNorm):
         def __init__(self):

@@ -1,13 +1,13 @@
 """The curve of a model's blends: its points, its table, its picture."""
-import csv
 import sys
 
 import pytest
 from PIL import Image
 
+from tests.robustness.suite_runs import read_rows, run_suites, train_digits
 from tests.robustness.test_summary import corrupted, row
 from timm_advprop.engine.figures import new_figure
-from timm_advprop.robustness import blend_chart, report
+from timm_advprop.robustness import blend_chart, evaluate_suites, report
 from timm_advprop.robustness.blend_chart import blends_in, draw_blends, rows_of_blends
 from timm_advprop.robustness.report import names_of_evaluated, write_report
 from timm_advprop.robustness.summary import summary_rows
@@ -96,8 +96,7 @@ def test_blends_of_a_curve_are_in_no_other_picture(tmp_path, monkeypatch):
 def test_table_and_picture_lie_beside_the_results(tmp_path):
     said = write_report(rows_of_a_curve(), str(tmp_path / 'r.csv'))
     assert 'r_blend.csv' in said and 'r_blend.png' in said
-    with open(tmp_path / 'r_blend.csv', newline='') as file:
-        assert [each['weight'] for each in csv.DictReader(file)] == ['0.0', '0.25', '0.5', '1.0']
+    assert [each['weight'] for each in read_rows(tmp_path / 'r_blend.csv')] == ['0.0', '0.25', '0.5', '1.0']
     with Image.open(tmp_path / 'r_blend.png') as picture:
         assert picture.size[0] > 500
 
@@ -106,3 +105,24 @@ def test_without_matplotlib_the_table_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     said = write_report(rows_of_a_curve(), str(tmp_path / 'r.csv'))
     assert {file.name for file in tmp_path.iterdir()} == {'r.md', 'r_blend.csv'} and '.png' not in said
+
+
+def test_blends_are_measured_once_and_never_taken_for_each_other(few_digits, tmp_path, monkeypatch, one_thread):
+    checkpoint, path = train_digits(few_digits, tmp_path / 'last.pth', steps=5), tmp_path / 'r.csv'
+    flags = ['--suite', 'attacks', '--adv-steps', '1', '--adv-eps', '8', '--num-samples', '20']
+    measured = []
+    complete = evaluate_suites.complete_rows
+    monkeypatch.setattr(evaluate_suites, 'complete_rows', lambda tested, cell, rows: (
+        measured.append(tested.settings.model.route) or complete(tested, cell, rows)))
+    rows = run_suites(few_digits, checkpoint, path, '--route', '0', '0.5', '1', *flags)
+    assert measured == [route for route in ('main', '0.5', 'aux') for _ in range(2)]
+    assert len({each['weights'] for each in rows}) == 3 and len({each['cell'] for each in rows}) == 6
+    measured.clear()
+    run_suites(few_digits, checkpoint, path, '--route', '0', '.50', '0.25', *flags)
+    assert measured == ['0.25'] * 2
+    run_suites(few_digits, checkpoint, path, '--route', '0.5', '--recalibrate', '20', *flags)
+    run_suites(few_digits, checkpoint, path, '--route', '0.5', '--recalibrate', '20', *flags)
+    assert measured == ['0.25'] * 2 + ['0.5'] * 2
+    assert [each['route'] for each in read_rows(tmp_path / 'r_blend.csv')] == ['main', '0.25', '0.5', 'aux']
+    assert {each['recalibrated'] for each in read_rows(path) if each['route'] == '0.5'} == {
+        '', '20 images of split train of ' + few_digits.rpartition('/')[2]}
