@@ -13,6 +13,7 @@ from .norms import (
     SplitLayerNorm2d,
     SplitSyncBatchNorm,
     SplitSyncBatchNormAct,
+    blend_routes,
     convert_split_norm,
     convert_sync_batchnorm,
     freeze_norms,
@@ -40,7 +41,7 @@ from .weights import load_checkpoint
 __all__ = [
     '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask', 'PyramidAttack',
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
-    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'TradesTask', 'VanillaTask',
+    'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'TradesTask', 'VanillaTask', 'blend_routes',
     'convert_split_norm', 'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm',
     'load_checkpoint', 'match_masks', 'models', 'norm_route', 'pgd', 'push_to_hub', 'pyramid', 'routed',
     'set_norm_route', 'split_state_dict', 'strip_aux',

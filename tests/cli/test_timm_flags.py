@@ -13,7 +13,8 @@ PROGRAMS = {'train': train, 'validate': validate}
 EVERY_FLAG = [(program, flag) for program in PROGRAMS for flag in TIMM[program]]
 OWN_FLAGS = {
     'train': {*regime_flags(), '--push-to-hub', '--hub-private', '--local-rank', '--skip-bad-images'},
-    'validate': {*(about.flags[0] for about in Attack.declared().values()), '--route', '--skip-bad-images', '--suite'},
+    'validate': {*(about.flags[0] for about in Attack.declared().values()), '--recalibrate',
+                 '--recalibrate-split', '--route', '--skip-bad-images', '--suite'},
 }
 TAKE_SEVERAL = ('--model', '--checkpoint')  # of validate.py, one in timm's script
 

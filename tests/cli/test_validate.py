@@ -161,7 +161,11 @@ def test_models_checkpoints_and_routes_are_validated_one_by_one(validated, capsy
 
 @pytest.mark.parametrize('flags, words', [
     (['--model', 'a', 'b', '--checkpoint', 'x', 'y', 'z'], '3 checkpoints (--checkpoint) are not one for each of 2'),
-    (['--route', 'sideways'], 'must be main, aux, or the number'),
+    (['--route', 'sideways'], 'must be main, aux, the number of an auxiliary norm, or a share'),
+    (['--route', '1.5'], 'must be main, aux, the number of an auxiliary norm, or a share'),
+    (['--route', '-0.2'], 'must be main, aux, the number of an auxiliary norm, or a share'),
+    (['--route', 'nan'], 'must be main, aux, the number of an auxiliary norm, or a share'),
+    (['--recalibrate', '1'], 'must be 0 for none, or at least 2'),
     (['--route', '-1'], '--route'),
     (['--adv-eps', '4'], '--adv-eps: these belong to an attack'),
     (['--adv-attack', 'pgd', '--adv-eps', '2', '4'], 'Several strengths'),

@@ -378,7 +378,7 @@ def test_published_weights_are_taken_where_there_is_no_checkpoint(few_digits, mo
 
 @pytest.mark.parametrize('values, words', [
     (dict(torchscript=True, route='aux'), '--torchscript has only the main route'),
-    (dict(torchscript=True, adv_attack='pgd'), '--torchscript has only the main route and takes no attack'),
+    (dict(torchscript=True, adv_attack='pgd'), '--torchscript takes no attack'),
     (dict(torchscript=True, torchcompile='eager'), 'exclude each other'),
     (dict(reparam=True, route='aux'), '--reparam folds the main norms only: use --route main'),
     (dict(num_gpu=99), '--num-gpu 99'),

@@ -307,7 +307,7 @@ def test_smaller_batches_go_on_with_the_cells_that_are_there(few_digits, checkpo
     (['--suite', 'autoattack', '--real-labels', 'real.json'], 'leave out --real-labels'),
     (['--suite', 'autoattack', '--adv-steps', '9'], 'Suite autoattack takes --adv-eps and --adv-norm'),
     (['--suite', 'autoattack', '--adv-attack', 'pgd'], 'Suite autoattack takes --adv-eps and --adv-norm'),
-    (['--suite', 'attacks', '--torchscript'], '--torchscript has only the main route and takes no attack'),
+    (['--suite', 'attacks', '--torchscript'], '--torchscript takes no attack'),
     (['--suite', 'attacks', '--split', 'nope'], "No split 'nope'"),
     (['--suite', 'attacks', '--input-img-mode', 'L'], 'Images of mode L (--input-img-mode) have 1 channels'),
     (['--suite', 'attacks', '--adv-eps', '-1'], '--adv-eps'),

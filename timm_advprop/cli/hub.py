@@ -15,6 +15,7 @@ from ..engine.open_model import open_architecture
 from ..engine.results_file import read_results
 from ..errors import InputError, as_input_error, exits_on_input_error
 from ..hub import push_to_hub
+from ..hub.blending import BlendRequest
 from ..hub.layout import CARD, check_replaceable, replace_folder, write_publication
 from ..hub.release import open_release
 from ..models import base_of
@@ -45,6 +46,13 @@ class PushSettings(Settings):
     license: Optional[str] = setting(
         None, 'licence', metavar='NAME', default_help='that of the weights the run began with, else apache-2.0')
     no_images: bool = setting(False, 'no validation images on the card')
+    route: Optional[str] = setting(
+        None, 'publish the plain model of one route alone: main, aux, i for the i-th auxiliary norms, or a share such '
+        'as 0.3 for a blend of main and first auxiliary norms', metavar='ROUTE', default_help='all norms')
+    recalibrate: int = setting(
+        0, 'take that model\'s running statistics from N images of the run\'s training split', low=0, metavar='N')
+    data_dir: Optional[str] = setting(
+        None, 'root folder of that data set', metavar='DIR', default_help='that of the run')
 
 
 @exits_on_input_error
@@ -79,12 +87,14 @@ def _push(checkpoint: str, repo_id: str, settings: PushSettings) -> None:
     results = [row for path in settings.results for row in read_results(path)]
     about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=results, dataset=settings.dataset,
                  license=settings.license)
+    of_route = dict(route=settings.route, recalibrate=settings.recalibrate, data_dir=settings.data_dir)
     if settings.dry_run:
         folder = settings.to or os.path.join('output', 'hub', repo_id.split('/')[-1])
-        return _write_folder(folder, checkpoint, repo_id, images=not settings.no_images, **about)
+        return _write_folder(folder, checkpoint, repo_id, images=not settings.no_images,
+                             blend=BlendRequest.of(**of_route), **about)
     url = push_to_hub(
         checkpoint, repo_id, message=settings.message, revision=settings.revision, private=settings.private or None,
-        images=not settings.no_images, **about)
+        images=not settings.no_images, **of_route, **about)
     print(f'Published {repo_id}: {url}')
 
 

@@ -20,7 +20,7 @@ from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
 __all__ = [
     'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'class_names', 'dataset_name',
-    'image_transform', 'insert_before_tensor', 'make_loader', 'open_split', 'resolve_image_config',
+    'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader', 'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
@@ -163,6 +163,15 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
         raise InputError('No data set: give its folder with --data-dir.')
     if not reader or data.dataset.lower() in _TORCH_FOLDERS:
         _check_split_folder(data.data_dir, split)
+
+
+def has_split_folder(data: DataSettings, split: str) -> bool:
+    """Whether a split is a folder of its own; True for data sets that are no folders. timm takes the whole folder for a
+    split that it does not find."""
+    if _reader(data) and data.dataset.lower() not in _TORCH_FOLDERS:
+        return True
+    names = next((names for names in _SPLIT_NAMES if split in names), (split.split('[')[0],))
+    return any(os.path.isdir(os.path.join(data.data_dir or '', name)) for name in names)
 
 
 def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 from ..norms import Route
 from ..regimes import Attack
 from ..settings import ProgramSettings, Setting, Settings, setting
+from .route_names import canonical_route, is_blend, norm_route_of, route_problem
 from .run_settings import DataSettings, DeviceSettings, ImageSettings, LoaderSettings, ModelSettings
 
 __all__ = ['EvalModelsSettings', 'EvalSettings', 'TestAttack']
@@ -18,6 +19,7 @@ class EvalDataSettings(DataSettings):
     split: str = setting('validation', 'split', metavar='NAME')
     num_samples: Optional[int] = setting(
         None, 'evaluate N images, evenly spread over the split', low=1, metavar='N', default_help='all')
+    recalibrate_split: str = setting('train', 'split of the images of --recalibrate', metavar='NAME')
     real_labels: str = setting('', 'ImageNet "real" labels, a JSON file', metavar='FILE')
     valid_labels: str = setting('', 'file with the class indices that the labels stand for', metavar='FILE')
     metrics_avg: Optional[str] = setting(
@@ -25,16 +27,13 @@ class EvalDataSettings(DataSettings):
         choices=('micro', 'macro', 'weighted'))
 
 
-_ROUTES = {'main': 'main', 'clean': 'main', '0': 'main', 'aux': 'aux', '1': 'aux'}
-
-
-def _route_problem(route: str) -> Optional[str]:
-    return None if route in _ROUTES or route.isdecimal() else 'must be main, aux, or the number of an auxiliary norm'
+def _count_problem(number: int) -> Optional[str]:
+    return 'must be 0 for none, or at least 2' if number == 1 else None
 
 
 _ABOUT_MODEL = dict(metavar='NAME', flags=('-m',))
 _ABOUT_CHECKPOINT = dict(metavar='PATH')
-_ABOUT_ROUTE = dict(metavar='ROUTE', check=_route_problem)
+_ABOUT_ROUTE = dict(metavar='ROUTE', check=route_problem)
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,27 @@ class EvalModelSettings(ModelSettings):
     checkpoint: str = setting('', 'checkpoint file', **_ABOUT_CHECKPOINT)
     use_ema: bool = setting(False, 'use the averaged weights of the checkpoint')
     route: str = setting('main', 'norms that images pass', **_ABOUT_ROUTE)
+    recalibrate: int = setting(
+        0, 'take the running statistics of a route from N images of --recalibrate-split', low=0, check=_count_problem,
+        metavar='N')
     test_pool: bool = setting(False, 'test-time pooling of larger images')
     reparam: bool = setting(False, 'reparameterise the plain model')
-    torchscript: bool = setting(False, 'script the model (main route only)')
+    torchscript: bool = setting(False, 'script the model (no auxiliary route, no attack)')
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.route, str):
-            object.__setattr__(self, 'route', _ROUTES.get(self.route, self.route))
+            object.__setattr__(self, 'route', canonical_route(self.route))
 
     @property
     def norm_route(self) -> Route:
-        """The route as `set_norm_route` takes it."""
-        return int(self.route) if self.route.isdecimal() else self.route
+        """The route as `set_norm_route` takes it; a blend has none but main."""
+        return norm_route_of(self.route)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a plain model is evaluated: that of the main norms, a blend, or one with statistics of its own."""
+        return self.route == 'main' or is_blend(self.route) or bool(self.recalibrate)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class EvalModelsSettings(EvalModelSettings):
     checkpoint: Tuple[str, ...] = setting(
         (), 'checkpoint files or folders of them, of one model, or one for each model', nargs='+', **_ABOUT_CHECKPOINT)
     route: Tuple[str, ...] = setting(
-        ('main',), 'norms that images pass: main, aux, or i for the i-th auxiliary norms', nargs='+', **_ABOUT_ROUTE)
+        ('main',), 'norms that images pass: main, aux, i for the i-th auxiliary norms, or a share such as 0.3 for a '
+        'blend of main and first auxiliary norms', nargs='+', **_ABOUT_ROUTE)
 
     def one(self, model: str, checkpoint: str, route: str) -> EvalModelSettings:
         """The settings of one of them."""

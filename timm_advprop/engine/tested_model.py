@@ -1,6 +1,6 @@
 """The model of a validation run: opened, checked, on its device and its route."""
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 import torch
@@ -9,12 +9,14 @@ from timm.layers import apply_test_time_pool
 from timm.utils import reparameterize_model
 
 from ..errors import InputError, as_input_error
-from ..norms import has_split_norm, num_aux_in, set_norm_route, strip_aux
+from ..norms import Route, has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..weights import open_checkpoint, weights_digest
 from .datasets import DataConfig, resolve_image_config
 from .eval_settings import EvalModelSettings, EvalSettings
 from .open_model import open_model, try_images
 from .placement import Placement, open_placement
+from .recalibration import Recalibration
+from .route_names import is_blend, plain_model_of
 
 __all__ = ['TestedModel', 'open_tested_model']
 
@@ -31,6 +33,7 @@ class TestedModel:
         num_classes: Number of its classes.
         weights: Name of its weights, see `weights_digest`.
         param_count: Number of its parameters, in millions.
+        recalibrated: The images that its statistics were taken from, '' where they are those of training.
     """
     settings: EvalSettings
     model: nn.Module
@@ -39,7 +42,13 @@ class TestedModel:
     num_classes: int
     weights: str
     param_count: float
+    recalibrated: str = ''
     __test__ = False  # no test of pytest's
+
+    @property
+    def route(self) -> Route:
+        """The route that the model is on: `'main'` for a plain model, whatever its norms are made of."""
+        return 'main' if self.settings.model.is_plain else self.settings.model.norm_route
 
 
 def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -> TestedModel:
@@ -54,23 +63,34 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
     """
     _check_settings(settings, settings.attack.attack is not None if attacked is None else attacked)
     placement = open_placement(settings.device, settings.loader.seed)
+    recalibration = _recalibration(settings)
     model = _open(settings)
     weights = weights_digest(model.state_dict(), settings.model.route)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     config = resolve_image_config(
         settings.image, model, verbose=True, use_test_size=not settings.image.use_train_size)
+    if recalibration is not None:
+        recalibration = replace(recalibration, config=config)
+        model = recalibration(model.to(placement.device), placement, settings.loader)
+        weights = recalibration.digest(weights)
     num_classes = model.num_classes
     model, config = _prepare(model, settings, config, placement)
-    return TestedModel(settings, model, config, placement, num_classes, weights, round(param_count / 1e6, 2))
+    return TestedModel(
+        settings, model, config, placement, num_classes, weights, round(param_count / 1e6, 2),
+        recalibration.describe() if recalibration is not None else '')
 
 
 def _check_settings(settings: EvalSettings, attacked: bool) -> None:
     model, num_gpu = settings.model, settings.device.num_gpu
     for wrong, message in (
-            (model.torchscript and (attacked or model.route != 'main'),
-             '--torchscript has only the main route and takes no attack'),
+            (model.torchscript and attacked, '--torchscript takes no attack'),
+            (model.torchscript and not model.is_plain,
+             '--torchscript has only the main route: use --route main or a blend such as --route 0.3'),
             (model.torchscript and model.torchcompile, '--torchscript and --torchcompile exclude each other'),
-            (model.reparam and model.route != 'main', '--reparam folds the main norms only: use --route main'),
+            (model.reparam and not model.is_plain,
+             '--reparam folds the main norms only: use --route main or a blend such as --route 0.3'),
+            (settings.data.recalibrate_split != 'train' and not model.recalibrate,
+             '--recalibrate-split belongs to --recalibrate N'),
             (num_gpu > torch.cuda.device_count() and num_gpu > 1,
              f'--num-gpu {num_gpu}, but {torch.cuda.device_count()} are available'),
             (num_gpu > 1 and attacked, 'an attack runs on one GPU: use --num-gpu 1'),
@@ -79,6 +99,16 @@ def _check_settings(settings: EvalSettings, attacked: bool) -> None:
     ):
         if wrong:
             raise InputError(f'{message}.')
+
+
+def _recalibration(settings: EvalSettings) -> Optional[Recalibration]:
+    if not settings.model.recalibrate:
+        return None
+    recalibration = Recalibration(
+        settings.data, settings.data.recalibrate_split, settings.model.recalibrate, config={},
+        crop_border_pixels=settings.image.crop_border_pixels)
+    recalibration.check_split(settings.data.split)
+    return recalibration
 
 
 def _open(settings: EvalSettings) -> nn.Module:
@@ -90,6 +120,10 @@ def _open(settings: EvalSettings) -> nn.Module:
     if model.route != 'main' and not has_split_norm(opened):
         raise InputError(f'--route {model.route} needs auxiliary norms, {model.model} has none: '
                          'give a *_ap model or a checkpoint with auxiliary norms.')
+    if is_blend(model.route) or model.recalibrate:
+        return as_input_error(plain_model_of, opened, model.route)
+    if has_split_norm(opened):
+        as_input_error(set_norm_route, opened, model.norm_route)
     return opened
 
 
@@ -104,8 +138,6 @@ def _prepare(
     if model_settings.test_pool:
         model, pooled = apply_test_time_pool(model, config)
         config = {**config, 'crop_pct': 1.0} if pooled else config
-    if has_split_norm(model):
-        as_input_error(set_norm_route, model, model_settings.norm_route)
     if model_settings.reparam:
         model = reparameterize_model(strip_aux(model))
     model = placement.place(model).eval()

@@ -94,6 +94,8 @@ def measure(
         model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=tested.param_count,
         img_size=config['input_size'][-1], crop_pct=config['crop_pct'], interpolation=config['interpolation'],
         route=settings.model.route, dataset=dataset_name(data), split=data.split, weights=tested.weights)
+    if tested.recalibrated:
+        results['recalibrated'] = tested.recalibrated
     if not isinstance(dataset, IterableDataset):
         results['num_images'] = len(dataset)
     if getattr(dataset, 'num_bad', 0):

@@ -38,11 +38,14 @@ class SampledImages(WrappedImages):
     Args:
         dataset: Maps an index to an image and a label.
         num_images: Number of images, at most that of the data set.
+        num_rounds: Rounds over the data set in which they come, so that a batch has images of all classes; with 1 they
+            come in its order.
     """
 
-    def __init__(self, dataset: Dataset, num_images: int):
+    def __init__(self, dataset: Dataset, num_images: int, num_rounds: int = 1):
         super().__init__(dataset)
-        self.indices = [place * len(dataset) // num_images for place in range(num_images)]
+        spread = [place * len(dataset) // num_images for place in range(num_images)]
+        self.indices = [index for first in range(num_rounds) for index in spread[first::num_rounds]]
 
     @property
     def num_bad(self) -> int:

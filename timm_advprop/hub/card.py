@@ -3,9 +3,11 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..engine.route_names import is_blend, route_share
 from ..norms import share_of, split_state_dict
 from ..output import markdown_table
 from ..version import __version__
+from .blending import Blend
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE
 from .release import Release, Result
 
@@ -90,6 +92,7 @@ def render_card(release: Release, repo_id: str, files: Sequence[str]) -> str:
         f'# {name}',
         f'`{release.architecture}`, an image classifier of timm{release.dataset and f" trained on {release.dataset}"}'
         f'{_WITH_AUX_NORMS if release.aux_norms else ""}.',
+        _blend(release.blend) if release.blend else '',
         _details(release),
         _aux_norms(release.aux_norms) if any(release.aux_norms) else '',
         _measured(release.results) if release.results else '',
@@ -111,9 +114,10 @@ def _metadata(release: Release, name: str) -> ModelCardData:
         metric_name=f'{metric}, {result.images}, {result.norms} norms (percent)', metric_value=round(value, 4))
         for result in results for metric, value in (('Top-1', result.top1), ('Top-5', result.top5))
         if value is not None]
+    advprop = ['advprop'] if release.aux_norms or release.blend else []
     return ModelCardData(
         library_name='timm', pipeline_tag='image-classification', license=release.license,
-        tags=['image-classification', 'timm', 'timm-advprop', *(['advprop'] if release.aux_norms else [])],
+        tags=['image-classification', 'timm', 'timm-advprop', *advprop],
         datasets=datasets or None, model_name=name if results else None, eval_results=entries or None)
 
 
@@ -134,6 +138,21 @@ def _details(release: Release) -> str:
         'Weights': 'exponential moving average' if release.averaged else None,
     }
     return '## Model\n\n' + '\n'.join(f'- {name}: {value}' for name, value in rows.items() if value)
+
+
+def _blend(blend: Blend) -> str:
+    # What the norms are made of, and what the auxiliary norms among them were trained on.
+    share = route_share(blend.route)
+    text = f'Its norms are the {"main" if share == 0 else "auxiliary"} norms of a training run'
+    if is_blend(blend.route):
+        text = (f'Its norms lie between those of a training run: {100 * (1 - share):.6g}% main norm and '
+                f'{100 * share:.6g}% auxiliary norm, parameters and running statistics mixed linearly, as Rebuffi et '
+                'al. ([ICLR 2023](https://arxiv.org/abs/2210.04886)) interpolate between adapters')
+    if blend.recalibrated:
+        text += f'; running statistics were then taken again from {blend.recalibrated}'
+    text += '. It is a plain model of timm, without auxiliary norms.'
+    used = [norm for number, norm in enumerate(blend.aux_norms, 1) if blend.uses_aux(number) and norm]
+    return f'{text} Auxiliary norms of that run:\n\n{_aux_norms(used)}' if used else text
 
 
 def _aux_norms(norms: Sequence[Mapping[str, Any]]) -> str:
@@ -186,4 +205,9 @@ def _training(release: Release, repo_id: str) -> str:
     start = start or (model if model.startswith('local-dir:') else None)
     if start:  # a file or folder of its own machine
         text += f'\n\nThe run began with `{start}`, which is not part of this repository.'
-    return text + ('\n\n`summary.csv` has the metrics of every epoch.' if release.summary else '')
+    of_blend = ''
+    if release.blend:
+        text += (f'\n\nThe recipe trains main and auxiliary norms. `timm-advprop-hub push CHECKPOINT {repo_id} '
+                 f'{release.blend.flags}` makes this model of them.')
+        of_blend = ', measured through the main norms'
+    return text + (f'\n\n`summary.csv` has the metrics of every epoch{of_blend}.' if release.summary else '')

@@ -129,6 +129,7 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
         share=None if share_of(release.model) == 'none' else share_of(release.model),
         epoch=release.epoch, averaged=release.averaged,
         sha256={name: file_digest(os.path.join(folder, name)) for name in written})
+    details.update(release.blend.details() if release.blend else {})
     path = Path(folder, CONFIG_FILE)
     config = json.loads(path.read_bytes())
     config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}

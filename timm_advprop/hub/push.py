@@ -39,8 +39,9 @@ from ..weights.downloads import (
     redact,
     tells_wait,
 )
+from .blending import BlendRequest
 from .layout import FILES, write_publication
-from .release import open_release, release_model
+from .release import Release, open_release, release_model
 
 __all__ = ['check_can_push', 'push_to_hub']
 
@@ -67,6 +68,9 @@ def push_to_hub(
         dataset: Optional[str] = None,
         license: Optional[str] = None,
         images: bool = True,
+        route: Optional[Union[str, float]] = None,
+        recalibrate: int = 0,
+        data_dir: Optional[str] = None,
 ) -> str:
     """Publish a model on the Hugging Face Hub, as one commit.
 
@@ -88,6 +92,10 @@ def push_to_hub(
         dataset: Name of the data set on the card, by default that of the run.
         license: Licence, by default that of the weights the run began with, else `apache-2.0`.
         images: Put validation images on the card, where the run's data set is there.
+        route: Publish the plain model of this route alone: `'main'`, `'aux'`, the number of an auxiliary norm, or the
+            share of the first one in a blend with the main norms, such as 0.3.
+        recalibrate: Take that model's running statistics from this many images of the run's training split.
+        data_dir: Root folder of their data set, by default that of the run.
 
     Returns:
         Address of the commit.
@@ -95,19 +103,33 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
+    blend = BlendRequest.of(route, recalibrate, data_dir)
+    about = dict(results=results, dataset=dataset, license=license, blend=blend)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
-    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
-        raise InputError(f'{revision!r} is not the name of a branch.')
-    about = dict(results=results, dataset=dataset, license=license)
-    if isinstance(model_or_checkpoint, nn.Module):
-        release = release_model(model_or_checkpoint, recipe, model_kwargs, **about)
-    else:
-        release = open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
+    _check_branch(revision)
+    release = _release_of(model_or_checkpoint, model, model_kwargs, recipe, **about)
     branch = _Branch(api, repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
         files = write_publication(release, folder, repo_id, images, token)
         files = {name: os.path.join(folder, name) for name in files}
         return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
+
+
+def _release_of(
+        model_or_checkpoint: Union[nn.Module, str, os.PathLike],
+        model: Optional[str],
+        model_kwargs: Optional[Mapping[str, Any]],
+        recipe: Optional[Mapping[str, Any]],
+        **about: Any,
+) -> Release:
+    if isinstance(model_or_checkpoint, nn.Module):
+        return release_model(model_or_checkpoint, recipe, model_kwargs, **about)
+    return open_release(model_or_checkpoint, model, model_kwargs, recipe, **about)
+
+
+def _check_branch(revision: Optional[str]) -> None:
+    if revision and (not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', revision) or '..' in revision):
+        raise InputError(f'{revision!r} is not the name of a branch.')
 
 
 def check_can_push(repo_id: str, token: Optional[str] = None, must_reach: bool = True) -> HfApi:

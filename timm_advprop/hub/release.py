@@ -6,7 +6,7 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -23,6 +23,7 @@ from ..regimes import RegimeSettings, regime_of
 from ..robustness.summary import headline, is_summary
 from ..weights import open_checkpoint, weights_digest
 from ..weights.downloads import redact
+from .blending import Blend, BlendRequest, blended
 
 __all__ = ['Release', 'Result', 'open_release', 'release_model']
 
@@ -40,7 +41,8 @@ class Result(NamedTuple):
 
     Args:
         images: `'clean'`, `'under <attack>'`, or a suite of `timm_advprop.robustness`.
-        norms: `'main'`, `'aux'`, or `'aux <number>'`: the norms that images passed, and that the attack saw.
+        norms: `'main'`, `'aux'`, `'aux <number>'`, or `'blend <share>'`: the norms that images passed, and that the
+            attack saw.
         top1: Top-1 accuracy.
         top5: Top-5 accuracy, None where there are no more than 5 classes to tell apart.
         dataset: Name of the data set.
@@ -76,6 +78,7 @@ class Release:
         summary: The run's `summary.csv`.
         epoch: Epoch that the weights are from.
         averaged: The weights are an exponential moving average.
+        blend: What its norms are made of, where it is the plain model of a route.
         results: What was measured, each kind once.
     """
     model: nn.Module
@@ -90,6 +93,7 @@ class Release:
     summary: str = ''
     epoch: Optional[int] = None
     averaged: bool = False
+    blend: Optional[Blend] = None
     results: Sequence[Result] = ()
 
 
@@ -97,14 +101,16 @@ def release_model(
         model: nn.Module,
         recipe: Optional[Mapping[str, Any]] = None,
         model_kwargs: Optional[Mapping[str, Any]] = None,
+        blend: Optional[BlendRequest] = None,
         **about: Any,
 ) -> Release:
-    """Publish a model as it is.
+    """Publish a model as it is, or the plain model of a route.
 
     Args:
         model: A timm model with or without split norms; DDP and compilation are taken off. It is left as it is.
         recipe: Arguments of the run, under the names of `args.yaml`.
         model_kwargs: Arguments that the model was created with, where timm does not remember them.
+        blend: The route, None for all of them.
         **about: `results`, `dataset` and `license`, see `push_to_hub`.
 
     Raises:
@@ -114,7 +120,8 @@ def release_model(
     if not (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or not hasattr(model, 'num_classes'):
         raise InputError(f'{type(model).__name__} is not a timm classifier: only models that timm can create again '
                          'can be published.')
-    return _describe(deepcopy(model).cpu(), _with_model_kwargs(recipe or {}, model_kwargs), ImageSettings(), **about)
+    recipe = _with_model_kwargs(recipe or {}, model_kwargs)
+    return _describe(deepcopy(model).cpu(), recipe, ImageSettings(), blend, **about)
 
 
 def open_release(
@@ -122,9 +129,10 @@ def open_release(
         model: Optional[str] = None,
         model_kwargs: Optional[Mapping[str, Any]] = None,
         recipe: Optional[Mapping[str, Any]] = None,
+        blend: Optional[BlendRequest] = None,
         **about: Any,
 ) -> Release:
-    """Publish a checkpoint: the averaged weights where there are any.
+    """Publish a checkpoint, or the plain model of a route: the averaged weights where there are any.
 
     Args:
         checkpoint: A checkpoint of the training program or of timm's, which say which model they are of, or a file with
@@ -132,6 +140,7 @@ def open_release(
         model: Model name, for a file that does not say it.
         model_kwargs: Further arguments of the model, for such a file.
         recipe: Arguments of the run that replace or add to those in the checkpoint.
+        blend: The route, None for all of them.
         **about: `results`, `dataset` and `license`, see `push_to_hub`.
 
     Raises:
@@ -151,7 +160,7 @@ def open_release(
     created = open_model(settings, image, opened, num_aux=num_aux_in(opened.state_dict))
     summary = Path(opened.path).with_name('summary.csv')
     return _describe(
-        created, recipe, image, **about,
+        created, recipe, image, blend, **about,
         summary=summary.read_bytes().decode(errors='replace') if opened.args and summary.is_file() else '',
         epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
 
@@ -160,6 +169,7 @@ def _describe(
         model: nn.Module,
         recipe: Mapping[str, Any],
         image: ImageSettings,
+        blend: Optional[BlendRequest] = None,
         results: Sequence[Mapping[str, Any]] = (),
         dataset: Optional[str] = None,
         license: Optional[str] = None,
@@ -169,16 +179,22 @@ def _describe(
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
     began_with_weights = recipe.get('pretrained', True)  # every run says whether it did
     regime, aux_norms = as_input_error(_training_of_norms, recipe, model)
+    config = dict(config, input_size=(channels, *config['input_size'][1:]))
+    made_of = None
+    if blend is not None:
+        model, made_of = blended(model, blend, recipe, config, aux_norms)
+        aux_norms = []
     release = Release(
         model=model,
         architecture=base_of(model.pretrained_cfg['architecture']),
-        data_config=dict(config, input_size=(channels, *config['input_size'][1:])),
+        data_config=config,
         recipe=recipe,
         published_recipe=_publishable(recipe, left_out=_OF_ONE_RUN),
         regime=regime,
         aux_norms=aux_norms,
         dataset=dataset or dataset_name(as_input_error(DataSettings.from_values, recipe)),
         license=license or began_with_weights and model.pretrained_cfg.get('license') or 'apache-2.0',
+        blend=made_of,
         **of_run,
     )
     return replace(release, results=_measured(release, results, dataset))
@@ -197,19 +213,19 @@ def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Opt
 
 
 def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:
-    weights = {route: weights_digest(release.model.state_dict(), route)
+    weights = {route: _names_of_weights(release, route)
                for route in {row.get('route') or 'main' for row in rows}}
     rows = _of_published_weights(weights, rows)
     for row in rows:
         _check_row(release, weights, row)
-    own = _row_of_run(release)
+    own = _row_of_run(release) if release.blend is None else None
     measured = [(own, 'train.py')] if own else []
     measured += [(row, 'validate.py') for row in rows]
     results = {}
     for row, source in measured:
         for images, prefix in _kinds_of_images(row).items():
             result = Result(
-                images, _norms_of(str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
+                images, _norms_of(release, str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
                 dataset=_dataset_of(row) or dataset or str(row.get('dataset') or release.dataset),
                 split=str(row.get('split') or ('test' if _dataset_of(row) else 'validation')), source=source,
                 num_images=int(row['num_images']) if row.get('num_images') else None)
@@ -218,10 +234,19 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
         result.images != 'clean', natural_key(result.images), result.norms != 'main'))
 
 
-def _of_published_weights(weights: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+def _names_of_weights(release: Release, route: str) -> Set[str]:
+    # Of a blend, the validation program knows two: as a blend, and as the plain model that it is once it is published.
+    names = {weights_digest(release.model.state_dict(), route)}
+    return {*names, release.blend.weights} if release.blend and route in (release.blend.route, 'main') else names
+
+
+def _of_published_weights(
+        weights: Mapping[str, Set[str]],
+        rows: Sequence[Mapping[str, Any]],
+) -> List[Mapping[str, Any]]:
     # Suites compare models: a file of theirs has rows of others, too.
     of_suites = [row for row in rows if row.get('suite')]
-    own = [row for row in of_suites if row.get('weights') == weights[row.get('route') or 'main']]
+    own = [row for row in of_suites if row.get('weights') in weights[row.get('route') or 'main']]
     return [row for row in rows if not row.get('suite')] + (own or of_suites[:1])  # which is refused
 
 
@@ -241,7 +266,9 @@ def _kinds_of_images(row: Mapping[str, Any]) -> Dict[str, str]:
     return {attack or title: ''} if title else {}
 
 
-def _norms_of(route: str) -> str:
+def _norms_of(release: Release, route: str) -> str:
+    if release.blend:
+        return release.blend.name
     return route if route in ('main', 'aux') else f'aux {route}'
 
 
@@ -256,14 +283,14 @@ def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
     return dict(metrics, split=release.recipe.get('val_split')) if 'top1' in metrics else None
 
 
-def _check_row(release: Release, weights: Mapping[str, str], row: Mapping[str, Any]) -> None:
+def _check_row(release: Release, weights: Mapping[str, Set[str]], row: Mapping[str, Any]) -> None:
     name = str(row['model'])
     if ':' not in name and base_of(base_name(name)) != release.architecture:
         raise InputError(f'The results are of {name}, the published model is {release.architecture}.')
     if not row.get('weights'):
         raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
                          'this version.')
-    if row['weights'] != weights[row.get('route') or 'main']:
+    if row['weights'] not in weights[row.get('route') or 'main']:
         also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
         raise InputError(f'The results of {name} are of other weights than those that are published.{also}')
 

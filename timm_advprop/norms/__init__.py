@@ -17,6 +17,8 @@ The routes of batch norms may share their statistics, and have affine parameters
 The tasks of `regimes` leave a model on route `'main'`: it is divided inside of a step alone. Tools that pass a model's
 images in train mode, such as `torch.optim.swa_utils.update_bn`, work on the main norms then; but that one resets the
 statistics of every batch norm, so give it `strip_aux(model)`.
+
+Between the routes lie plain models, whose norms are a mix of main and auxiliary ones: `blend_routes`.
 """
 from .affine_norm import SplitGroupNorm, SplitLayerNorm, SplitLayerNorm2d
 from .batch_norm import (
@@ -27,9 +29,11 @@ from .batch_norm import (
     SplitSyncBatchNormAct,
 )
 from .batch_norm_settings import batch_statistics, configure_batch_norm
+from .blend import blend_routes
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux, unsplit_batch_norms
 from .parameters import freeze_norms, norm_parameters, train_aux
 from .routes import Route, forward_parts, norm_route, set_norm_route
+from .running_statistics import can_recalibrate, recalibrate
 from .shared_statistics import SHARES, share_in, share_of
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
 from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
@@ -37,8 +41,9 @@ from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
 __all__ = [
     'Route', 'SHARES', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm',
     'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
-    'batch_statistics', 'configure_batch_norm', 'convert_split_norm', 'convert_sync_batchnorm', 'forward_parts',
-    'freeze_norms', 'has_split_norm', 'index_aux_key', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in',
-    'num_aux_norms', 'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
+    'batch_statistics', 'blend_routes', 'can_recalibrate', 'configure_batch_norm', 'convert_split_norm',
+    'convert_sync_batchnorm', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key', 'main_key',
+    'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'recalibrate', 'set_norm_route', 'share_in',
+    'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
     'train_aux', 'unsplit_batch_norms',
 ]

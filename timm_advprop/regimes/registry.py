@@ -99,8 +99,8 @@ def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
              if value is not None]
     if asked and not has_split_norm(model):
         flag = f'--adv-{asked[0].replace("_", "-")}'
-        raise ValueError(f'{flag} is of auxiliary norms, {type(model).__name__} has none: give its *_ap model, or leave '
-                         f'{flag} out.')
+        raise ValueError(f'{flag} is of auxiliary norms, {type(model).__name__} has none: give its *_ap model, or '
+                         f'leave {flag} out.')
     has_statistics = any(isinstance(norm, _BatchNorm) for norm in split_norms(model))
     if settings.share is not None and has_statistics and share_of(model) != settings.share:
         raise ValueError(f'The model has split norms of share={share_of(model)!r}, --adv-share asks for '

@@ -60,7 +60,7 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
     mean, std = channel_normalisation(tested.config)
     classes = read_valid_labels(tested.settings.data, tested.num_classes)
     model = routed(
-        tested.model, tested.settings.model.norm_route, mean, std,
+        tested.model, tested.route, mean, std,
         output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
         model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)

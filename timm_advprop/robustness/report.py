@@ -5,9 +5,11 @@ from statistics import fmean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
-from ..engine.results_file import Results
+from ..engine.results_file import Results, write_results
+from ..engine.route_names import is_blend
 from ..errors import InputError
 from ..output import markdown_table, replacing
+from .blend_chart import Curves, blends_in, draw_blends, rows_of_blends
 from .charts import draw_attacks, draw_corruptions
 from .suites import SUITES
 from .summary import evaluated, headline, is_summary, newest, number, place_in_overview
@@ -35,7 +37,7 @@ def write_report(rows: Sequence[Results], path: str) -> str:
     Args:
         rows: Rows of the results file, summaries among them.
         path: The results file: `results.md`, `results_corruptions.png` and `results_attacks.png` lie beside
-            `results.csv`.
+            `results.csv`; where there are blends, their curve as `results_blend.csv` and `results_blend.png`.
 
     Returns:
         The overview and the names of the files, to print.
@@ -43,7 +45,10 @@ def write_report(rows: Sequence[Results], path: str) -> str:
     base, rows = os.path.splitext(path)[0], newest(rows)
     text = overview(rows)
     details = [_details(rows, suite) for suite in ('corruptions', 'imagenet-c')]
-    files = [path, f'{base}.md', *_draw(rows, base)]
+    curves = blends_in(rows)
+    on_curves = {(*key, blend.route) for key, curve in curves.items() for blend in curve if is_blend(blend.route)}
+    files = [path, f'{base}.md', *_draw([row for row in rows if evaluated(row) not in on_curves], base),
+             *_write_blends(curves, rows, base)]
     with replacing(f'{base}.md') as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.write('\n\n'.join(filter(None, (f'# Robustness\n\n{text}', *details))) + '\n')
     return f'{text}\n\nWritten: {", ".join(files)}'
@@ -137,4 +142,17 @@ def _draw(rows: Sequence[Results], base: str) -> List[str]:
                 files.append(file)
     except InputError as error:
         _logger.warning(f'Pictures are left out: {error}')
+    return files
+
+
+def _write_blends(curves: Curves, rows: Sequence[Results], base: str) -> List[str]:
+    # The curves of blends, in a table and a picture of their own: the others have no room for them.
+    files = [f'{base}_blend.csv', f'{base}_blend.png']
+    if not curves:
+        return []
+    write_results(files[0], rows_of_blends(curves))
+    try:
+        draw_blends(files[1], curves, names_of_evaluated(rows))
+    except InputError:  # matplotlib is missing, which was said
+        return files[:1]
     return files
