@@ -12,6 +12,7 @@ import timm_advprop
 from studies.fashion_mnist import charts, study
 from studies.fashion_mnist import job as job_module
 from studies.fashion_mnist.accuracy import STRENGTHS, measure_accuracy
+from studies.fashion_mnist.beyond import BEYOND
 from studies.fashion_mnist.costs import measure_costs
 from studies.fashion_mnist.job import Job
 from studies.fashion_mnist.report import write_report
@@ -96,7 +97,7 @@ def test_test_images_are_left_alone_where_settings_are_chosen(tmp_path, calls):
     assert 'clean_top1' not in _job(tmp_path, num_attacked=0).run() and calls == ['train']
 
 
-@pytest.mark.parametrize('name, row', [*ROWS.items(), *CANDIDATES.items()])
+@pytest.mark.parametrize('name, row', [*ROWS.items(), *CANDIDATES.items(), *BEYOND.items()])
 def test_rows_are_command_lines_of_the_training_program_with_one_budget(name, row):
     parsed = [parse_args(['--config', RECIPE, *flags]) for flags in row.phases]
     assert sum(settings.schedule.epochs for settings in parsed) == EPOCHS
@@ -112,8 +113,9 @@ def test_accuracy_is_measured_for_each_strength_and_route(data, tmp_path):
     args = Namespace(**parse_args(['--config', RECIPE]).given)
     torch.save(dict(state_dict=model.state_dict(), args=args, arch='test_resnet', epoch=0), tmp_path / 'last.pth.tar')
     results = measure_accuracy(str(tmp_path / 'last.pth.tar'), data, 1, 8, Placement(torch.device('cpu')))
-    assert set(results) == {'clean_top1', *(f'pgd_eps{eps}_{route}_top1' for eps in STRENGTHS
-                                            for route in ('main', 'aux'))}
+    groups = [f'{group}_top1' for group in ('noise', 'blur', 'weather', 'digital')]
+    attacked = [f'pgd_eps{eps}_{route}_top1' for eps in STRENGTHS for route in ('main', 'aux')]
+    assert set(results) == {'clean_top1', 'corruption_top1', *groups, *attacked}
     assert all(0 <= value <= 100 for value in results.values())
 
 
