@@ -155,7 +155,7 @@ def test_the_class_is_swapped_in_place_and_back():
 def test_copies_and_pickles_stay_matched():
     model = match_masks(vit(**DROPS), 2).train()
     images = torch.randn(3, 3, 32, 32).repeat(2, 1, 1, 1)
-    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model)), strip_aux(model)):
+    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
         first, second = copy(images).chunk(2)
         torch.testing.assert_close(first, second)
     assert set(strip_aux(model).state_dict()) == set(timm.create_model('test_vit', num_classes=CLASSES).state_dict())
@@ -251,3 +251,12 @@ def test_the_flag_asks_for_them(regime):
     assert model.head_drop.num_parts == 2
     task_of(regime, model, adv_match_masks=False)
     assert type(model.head_drop) is nn.Dropout
+
+
+def test_a_stripped_model_has_plain_modules():
+    model = vit(**DROPS)
+    AdvPropTask(model, match_masks=True, verbose=False, **HALF)
+    plain = strip_aux(model)
+    assert type(plain.head_drop) is nn.Dropout and 'num_parts' not in vars(plain.head_drop)
+    assert isinstance(model.head_drop, MatchedDropout)
+    assert not [module for module in plain.modules() if hasattr(module, 'plain_type')]

@@ -84,6 +84,8 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Optional[Any] = None
 def strip_aux(model: nn.Module) -> nn.Module:
     """Copy a model without its auxiliary norms: plain norms again, the model that stock timm knows.
 
+    Whatever else changed its class in place for the training, as matched masks do, is plain again, too.
+
     Args:
         model: A model with or without split norms. It is left as it is.
 
@@ -93,9 +95,10 @@ def strip_aux(model: nn.Module) -> nn.Module:
     plain = deepcopy(model)
     for norm in list(split_norms(plain)):
         del norm.aux_bn
-        for name in ('route', 'split_sizes', 'split_in', 'frozen', 'share'):
-            norm.__dict__.pop(name, None)
-        norm.__class__ = norm.plain_type
+    for module in plain.modules():
+        for name in getattr(module, 'own_state', ()):
+            module.__dict__.pop(name, None)
+        module.__class__ = getattr(module, 'plain_type', type(module))
     return plain
 
 

@@ -45,6 +45,7 @@ class SplitNorm(nn.Module):
     the forward pass of the main norm. It is registered as a leaf of FX graphs (`register_notrace_module`): a trace
     would hold the route of its moment forever.
     """
+    own_state = ('route', 'split_sizes', 'split_in', 'frozen', 'share')  # which its plain norm does not have
     # Of the class, so that a norm nobody routed has them, whichever way it came to be: made, converted, unpickled.
     route = MAIN
     split_sizes = None

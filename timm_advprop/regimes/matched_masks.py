@@ -14,6 +14,7 @@ __all__ = ['match_masks']
 class _MatchedMask(nn.Module):
     # Mixin for a module that multiplies its input by a random mask; it comes before the plain module among the bases.
     # The mask is what the plain module makes of ones.
+    own_state = ('num_parts',)  # which its plain module does not have, see strip_aux
     num_parts = 1
     rate = 'p'  # the attribute that is 0 where nothing is dropped
 
