@@ -85,10 +85,12 @@ def test_a_users_class_gets_numbers_lists_and_words():
 
 
 def test_each_source_has_its_own_settings_and_flags_are_the_attacks_defaults():
-    sources = sources_of('pgd steps=1', 'gaussian-noise', 'gd eps=2', 'harder', adv_steps=7, adv_target='none')
+    sources = sources_of(
+        'pgd steps=1', 'gaussian-noise', 'gd eps=2', 'harder', 'harder steps=2', adv_steps=7, adv_target='none')
     assert sources == [
         Attack(eps_px=3, random_start=1., steps=1, target='none'), GaussianNoise(),
-        Attack(kind='gd', eps_px=2, random_start=1., steps=7, target='none'), Harder(steps=7, target='none')]
+        Attack(kind='gd', eps_px=2, random_start=1., steps=7, target='none'), Harder(steps=7, target='none'),
+        Harder(steps=2, target='none')]
 
 
 def test_a_strength_is_that_of_all_sources_that_have_one_and_say_none():
