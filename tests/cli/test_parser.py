@@ -75,10 +75,22 @@ def test_recipe_overrides_defaults_and_flags_override_the_recipe(recipe):
     ('clip-mode: nrom\n', ('--clip-mode', 'nrom')),
     ('- a\n- b\n', ('not a recipe',)),
     ('a: [\n', ('not YAML',)),
+    ('epochs: 1\nlr: 2\nepochs: 3\n', ('recipe.yaml: epochs is given twice', 'line 3')),
+    ('batch-size: 1\nbatch_size: 3\n', ('batch_size is given twice', 'line 2')),
+    ('adv-source:\n  - pgd: {eps: 2, eps: 3}\n', ('eps is given twice', 'line 2')),
     ('torchscript: true\n', ('torchscript', 'not supported')),
 ])
 def test_wrong_recipe_is_one_line(recipe, capsys, text, words):
     expect_error(capsys, parse_args, ['-c', recipe(text)], *words)
+
+
+@pytest.mark.parametrize('text', ['adv-source: pgd\n', 'adv-eps: [1, 2]\n', 'opt-kwargs: {foreach: true}\n'])
+def test_a_list_at_the_end_of_a_recipe_ends_with_it(recipe, text):
+    path = recipe(text)
+    for argv in (['images', '-c', path], ['-c', path, 'images']):
+        given = parse_args(argv).given
+        assert (given['data_dir'], given['config']) == ('images', path)
+        assert given == {**parse_args(['-c', path]).given, 'data_dir': 'images'}
 
 
 def test_missing_recipe_names_the_file(capsys):

@@ -10,6 +10,7 @@ from tests.hub.publishing import equal_states
 from timm_advprop.engine.datasets import open_split
 from timm_advprop.errors import InputError
 from timm_advprop.hub import card_pictures
+from timm_advprop.hub.card import render_card
 from timm_advprop.hub.release import open_release, release_model
 
 
@@ -36,6 +37,21 @@ def test_a_release_tells_what_its_auxiliary_norms_were_trained_on(
         card_pictures, 'draw_adversarial_images', lambda release, route, path: routes.append(route))
     card_pictures.draw_pictures(release, str(tmp_path), images=True)
     assert routes == attacked
+
+
+@pytest.mark.parametrize('recipe, line', [
+    (dict(regime='joint', adv_source=['corruption severities=[1,2]'], adv_pairing='js', adv_match_masks=True),
+     "`joint`, given `--adv-match-masks --adv-pairing js --adv-source 'corruption severities=[1,2]'`"),
+    (dict(regime='trades', adv_eps=[4.0], adv_weight=3.0, adv_match_masks=False, adv_pairing='none'),
+     '`trades`, given `--adv-eps 4 --adv-weight 3`'),
+    (dict(regime='madry', adv_source='not_here:noise'), '`madry`, given `--adv-source not_here:noise`'),
+    (dict(regime=None, split_bn=True, aug_splits=2), '`advprop`, given `--aug-splits 2 --split-bn`'),
+    (dict(regime='joint'), '`joint`'),
+    (dict(regime='vanilla', adv_source='pyramid', adv_pairing='kl'), '`vanilla`'),  # which passes over them
+], ids=str)
+def test_a_card_says_what_the_regime_was_given(recipe, line):
+    card = render_card(release_model(timm.create_model('test_resnet_ap', num_aux=2), recipe), 'user/name', [])
+    assert f'- Regime: {line}\n' in card
 
 
 def test_a_release_of_arguments_that_the_regime_has_no_use_for_is_one_line():

@@ -85,10 +85,12 @@ def test_a_users_class_gets_numbers_lists_and_words():
 
 
 def test_each_source_has_its_own_settings_and_flags_are_the_attacks_defaults():
-    sources = sources_of('pgd steps=1', 'gaussian-noise', 'gd eps=2', 'harder', adv_steps=7, adv_target='none')
+    sources = sources_of(
+        'pgd steps=1', 'gaussian-noise', 'gd eps=2', 'harder', 'harder steps=2', adv_steps=7, adv_target='none')
     assert sources == [
         Attack(eps_px=3, random_start=1., steps=1, target='none'), GaussianNoise(),
-        Attack(kind='gd', eps_px=2, random_start=1., steps=7, target='none'), Harder(steps=7, target='none')]
+        Attack(kind='gd', eps_px=2, random_start=1., steps=7, target='none'), Harder(steps=7, target='none'),
+        Harder(steps=2, target='none')]
 
 
 def test_a_strength_is_that_of_all_sources_that_have_one_and_say_none():
@@ -114,6 +116,8 @@ def test_several_strengths_are_for_one_source():
     (['pgd eps'], {}, "--adv-source pgd: 'eps' is no setting: write key=value"),
     (['pgd eps='], {}, "'eps=' is no setting"),
     (['pgd eps=1 eps=2'], {}, '--adv-source pgd: eps is given twice'),
+    (['pgd eps=1 eps_px=2'], {}, '--adv-source pgd: eps_px is given twice'),
+    (['augmax step-size=1 step_size=1'], {}, '--adv-source augmax: step_size is given twice'),
     (['pgd steps=two'], {}, '--adv-source pgd: steps must be a whole number, got two'),
     (['pgd steps=1.5'], {}, '--adv-source pgd: steps must be a whole number, got 1.5'),
     (['pgd steps=0'], {}, '--adv-source pgd: steps must be at least 1, got 0'),
@@ -127,6 +131,7 @@ def test_several_strengths_are_for_one_source():
     ([f'{HERE}:Users'], {}, f"--adv-source {HERE}:Users: .*'shape'"),
     (['pgd', 'gaussian-noise'], dict(adv_eps=[1., 2.]), "--adv-source 'pgd eps=1' 'pgd eps=2'"),
     (['pgd eps=3'], dict(adv_eps=[1., 2.]), 'pgd eps=3 says its strength'),
+    (['pgd eps-px=3'], dict(adv_eps=[1., 2.]), 'pgd eps-px=3 says its strength'),
     (['pgd'], dict(adv_attack='gd'), '--adv-source pgd has no use for --adv-attack: leave it out'),
     (['pgd', 'everything'], dict(adv_attack='gd'), 'no use for --adv-attack'),
     (['gaussian-noise', NEGATIVE], dict(adv_steps=3, adv_norm='l2'), 'no use for --adv-norm, --adv-steps: leave them'),

@@ -90,3 +90,10 @@ def test_an_attack_that_is_used_alone_checks_its_normalisation():
     for wrong in (dict(mean=(.5,), std=(0.,)), dict(mean=(.5, .5), std=(.5,))):
         with pytest.raises(ValueError, match='mean and std need one value for each channel'):
             Attack(**wrong)
+
+
+def test_values_out_of_the_range_of_pixels_may_stay_where_they_are_and_go_no_farther():
+    source = GaussianNoise(mean=(0.5,), std=(0.25,))
+    images, made = (torch.tensor(values).view(1, 1, 1, -1) for values in (
+        (-3., -3., 3., 3., 0., 0.), (-3., -4., 3., 4., -2.5, 2.5)))
+    assert source.in_range_of(images, made).flatten().tolist() == [-3, -3, 3, 3, -2, 2]

@@ -21,7 +21,7 @@ from tests.regimes.regime_models import (
     tiny_model,
 )
 from timm_advprop import AdvPropTask, JointTask, norm_route, pyramid
-from timm_advprop.regimes import Attack, PyramidAttack
+from timm_advprop.regimes import Attack, PyramidAttack, RegimeSettings, create_task
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 SMALL = dict(eps_px=3., alpha_px=1.5, steps=2, scales=(8, 4, 1), weights=(8., 4., 1.))
@@ -141,6 +141,10 @@ def test_a_random_target_needs_a_wrong_label():
     model.num_classes = 1
     with pytest.raises(ValueError, match='needs a wrong label'):
         task_of('advprop', model, adv_source='pyramid')
+    model = nn.Sequential(tiny_model(), nn.Linear(CLASSES, 1))
+    model.num_classes = 1
+    for regime in ('joint', 'advprop'):  # yes or no: the wrong label is the other answer
+        create_task(RegimeSettings(regime, named='pyramid'), model, nn.BCEWithLogitsLoss(), verbose=False, **HALF)
 
 
 def test_attacks_of_both_kinds_train_norms_of_their_own():

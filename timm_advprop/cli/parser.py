@@ -87,6 +87,18 @@ class _Checked(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _OnceEach(yaml.SafeLoader):
+    # Refuses a key that a mapping has twice, of which YAML's library takes the last.
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name = key.value.replace('-', '_')
+            if name in seen:
+                raise InputError(f'{self.name}: {key.value} is given twice, in line {key.start_mark.line + 1} again.')
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def parse_settings(
         program: Type[ProgramSettings],
         description: str,
@@ -152,18 +164,19 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument('-c', '--config', default='')
     config = config_parser.parse_known_args(argv)[0].config
-    return parser.parse_args([*(_recipe_argv(parser, config) if config else ()), *argv])
+    # a flag with one value after the recipe's: a list at its end would take in what stands first on the command line
+    return parser.parse_args([*_recipe_argv(parser, config), f'--config={config}', *argv] if config else argv)
 
 
 def read_recipe(path: str) -> Dict[str, Any]:
     """The entries of a YAML recipe.
 
     Raises:
-        InputError: It cannot be read, or is no recipe.
+        InputError: It cannot be read, is no recipe, or has a key twice.
     """
     try:
         with open(path, encoding='utf-8') as file:
-            recipe = yaml.safe_load(file)
+            recipe = yaml.load(file, _OnceEach)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'Cannot read the recipe {path}: {error}.') from error
     except yaml.YAMLError as error:

@@ -1,4 +1,5 @@
 """The model card of a publication, its `README.md`: what it is, measured results, recipe, how to load it."""
+import shlex
 from typing import Any, Dict, List, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -133,11 +134,23 @@ def _details(release: Release) -> str:
         'Input': f'{"x".join(map(str, config["input_size"]))}, mean {mean}, std {std}',
         'Classes': str(release.model.num_classes),
         'Data set': release.dataset,
-        'Regime': release.regime and f'`{release.regime}`',
+        'Regime': release.regime and f'`{release.regime}`' + (
+            f', given `{_flags(release)}`' if release.regime_flags else ''),
         'Epoch': None if release.epoch is None else f'{release.epoch + 1}' + (f' of {epochs}' if epochs else ''),
         'Weights': 'exponential moving average' if release.averaged else None,
     }
     return '## Model\n\n' + '\n'.join(f'- {name}: {value}' for name, value in rows.items() if value)
+
+
+def _flags(release: Release) -> str:
+    # as on a command line; a switch has no value
+    words = []
+    for name in release.regime_flags:
+        value = release.published_recipe[name]
+        values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+        words += [f'--{name.replace("_", "-")}', *(
+            f'{entry:g}' if isinstance(entry, float) else str(entry) for entry in values)]
+    return shlex.join(words)
 
 
 def _blend(blend: Blend) -> str:

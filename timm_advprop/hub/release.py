@@ -73,6 +73,7 @@ class Release:
         regime: The training regime, None where it is not known.
         aux_norms: For each auxiliary norm what it was trained on, empty where it is not known; strengths and step sizes
             in 0–255 pixels.
+        regime_flags: The flags that the regime was given and made use of, under the names of `args.yaml`.
         dataset: Name of the data set, '' where it is not known.
         license: Licence, as the Hub names it.
         summary: The run's `summary.csv`.
@@ -93,6 +94,7 @@ class Release:
     summary: str = ''
     epoch: Optional[int] = None
     averaged: bool = False
+    regime_flags: Sequence[str] = ()
     blend: Optional[Blend] = None
     results: Sequence[Result] = ()
 
@@ -178,7 +180,7 @@ def _describe(
     config = resolve_image_config(image, model)
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
     began_with_weights = recipe.get('pretrained', True)  # every run says whether it did
-    regime, aux_norms = as_input_error(_training_of_norms, recipe, model)
+    regime, aux_norms, regime_flags = as_input_error(_training_of_norms, recipe, model)
     config = dict(config, input_size=(channels, *config['input_size'][1:]))
     made_of = None
     if blend is not None:
@@ -192,6 +194,7 @@ def _describe(
         published_recipe=_publishable(recipe, left_out=_OF_ONE_RUN),
         regime=regime,
         aux_norms=aux_norms,
+        regime_flags=regime_flags,
         dataset=dataset or dataset_name(as_input_error(DataSettings.from_values, recipe)),
         license=license or began_with_weights and model.pretrained_cfg.get('license') or 'apache-2.0',
         blend=made_of,
@@ -200,16 +203,21 @@ def _describe(
     return replace(release, results=_measured(release, results, dataset))
 
 
-def _training_of_norms(recipe: Mapping[str, Any], model: nn.Module) -> Tuple[Optional[str], List[Dict[str, Any]]]:
-    # The regime, and what each auxiliary norm was trained on. A regime may have left some of them alone.
+def _training_of_norms(
+        recipe: Mapping[str, Any],
+        model: nn.Module,
+) -> Tuple[Optional[str], List[Dict[str, Any]], List[str]]:
+    # The regime, what each auxiliary norm was trained on, and the regime's flags. A regime may have left some norms
+    # alone, and one that makes no images has no use for flags that it passes over.
     num_aux = num_aux_norms(model)
     if 'regime' not in recipe:  # of another program
-        return None, [{} for _ in range(num_aux)]
+        return None, [{} for _ in range(num_aux)], []
     # Code that a checkpoint names is not run for a card: it may be anything, and it may not be here.
     settings = replace(RegimeSettings.from_values(recipe), runs_code=False)
     task_type = regime_of(settings, has_split_norm(model))
     facts = [source.facts() for source in task_type.sources_of_aux_norms(settings)]
-    return task_type.name, (facts + [dict(trained_on='nothing')] * num_aux)[:num_aux]
+    flags = sorted(settings.given) if task_type.arguments(settings) else []
+    return task_type.name, (facts + [dict(trained_on='nothing')] * num_aux)[:num_aux], flags
 
 
 def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:

@@ -106,7 +106,8 @@ class NamedSource:
     @property
     def sets_strength(self) -> bool:
         """Whether its own settings say the strength."""
-        return bool({'eps', _STRENGTH} & self.settings.keys())
+        options = self.options()
+        return _STRENGTH in {self._field(key, options) for key in self.settings}
 
     def options(self) -> Dict[str, Setting]:
         """Its settings by name."""
@@ -147,8 +148,13 @@ class NamedSource:
         return NamedImages(self.name)
 
     def _values(self, options: Mapping[str, Setting]) -> Dict[str, Any]:
-        return {name: self._value(key, options[name]) for key in self.settings
-                for name in [self._field(key, options)]}
+        values: Dict[str, Any] = {}
+        for key in self.settings:
+            name = self._field(key, options)
+            if name in values:
+                raise ValueError(f'--adv-source {self.name}: {key} is given twice.')
+            values[name] = self._value(key, options[name])
+        return values
 
     def _field(self, key: str, options: Mapping[str, Setting]) -> str:
         name = key.replace('-', '_')

@@ -124,7 +124,7 @@ class RegimeSettings:
         strengths = self.strengths or (None,)
         return [
             source.stand_in() if source in told else source.make(default, self.attack, strength)
-            for source in sources for strength in (strengths if source in told or source.has_strength else (None,))]
+            for source in sources for strength in strengths]
 
     def _check_flags(self, sources: Sequence[NamedSource]) -> None:
         flags, taken = Attack.names_of_flags(), {
