@@ -14,7 +14,8 @@ SIZES = [5, 2, 3]
 def split_norm(norm_type=SplitBatchNorm2d, **kwargs):
     torch.manual_seed(0)
     norm = norm_type(4, num_aux=2, **kwargs)
-    for part in (norm, *norm.aux_bn):
+    for i, part in enumerate((norm, *norm.aux_bn)):
+        part.momentum, part.eps = 0.1 + 0.2 * i, 10.**(i - 3)
         for value in (part.weight, part.bias, part.running_mean, part.running_var):
             if value is not None:
                 nn.init.uniform_(value, 0.5, 2)
@@ -60,6 +61,12 @@ def test_images_of_any_layout(norm_type, images):
     found, expected = (step(split_norm(norm_type), each) for each in (images, images.contiguous()))
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_without_weight_and_bias():
+    norm, images = SplitBatchNorm2d(4, affine=False), torch.randn(10, 4, 3, 3)
+    set_norm_route(norm, 'split')
+    torch.testing.assert_close(norm(images), torch.cat([nn.BatchNorm2d(4)(part) for part in images.chunk(2)]))
 
 
 def test_no_images():
