@@ -94,8 +94,8 @@ class Recalibration:
         if not isinstance(dataset, IterableDataset):
             # each batch over all of the split: where it is of one class, as in a folder, its variance is too small
             if len(dataset) < self.num_images:  # results and cards say how many there were
-                raise InputError(f'--recalibrate {self.num_images}: split {self.split} of {dataset_name(self.data)} has '
-                                 f'{len(dataset)} images.')
+                raise InputError(f'--recalibrate {self.num_images}: split {self.split} of {dataset_name(self.data)} '
+                                 f'has {len(dataset)} images.')
             dataset = SampledImages(dataset, self.num_images, num_rounds=-(-self.num_images // _BATCH_SIZE))
         loader = make_loader(
             dataset, self.config, placement, settings, _BATCH_SIZE, interpolation=self.config['interpolation'],
