@@ -150,6 +150,7 @@ def asked(runs):
     (['--model', 'a', '--checkpoint', 'x.pth', 'y.pth'], [('a', 'x.pth', 'main'), ('a', 'y.pth', 'main')]),
     (['--model', 'a', 'b', '--checkpoint', 'x.pth', 'y.pth'], [('a', 'x.pth', 'main'), ('b', 'y.pth', 'main')]),
     (['--model', 'a', '--route', '0', '1', '2'], [('a', '', 'main'), ('a', '', 'aux'), ('a', '', '2')]),
+    (['--model', 'a', '--route', '.5', 'aux', '0.50', '1', '1.0'], [('a', '', '0.5'), ('a', '', 'aux')]),
     (['--model', 'hf-hub:me/a', 'local-dir:b', '--route', 'clean'], [('hf-hub:me/a', '', 'main'),
                                                                     ('local-dir:b', '', 'main')]),
 ], ids=str)

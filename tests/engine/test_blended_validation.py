@@ -167,6 +167,7 @@ def test_test_images_are_taken_where_they_are_asked_for(run, few_digits, tmp_pat
 @pytest.mark.parametrize('values, message', [
     (dict(route='0.3', model='test_resnet', plain=True), '--route 0.3 needs auxiliary norms, test_resnet has none'),
     (dict(recalibrate=30, model='test_vit_ap', img_size=32), 'no batch norms with running statistics: leave --recal'),
+    (dict(recalibrate=2000), '--recalibrate 2000: split train of .* has [0-9]+ images'),
     (dict(recalibrate=30, recalibrate_split='test'), 'No split \'test\''),
     (dict(recalibrate_split='validation'), '--recalibrate-split belongs to --recalibrate N'),
     (dict(route='0.3', torchscript=True, **ATTACK), '--torchscript takes no attack'),

@@ -18,6 +18,7 @@ from timm_advprop.engine.route_names import (
     ('main', 'main', 0, 'main'), ('clean', 'main', 0, 'main'), ('0', 'main', 0, 'main'), ('0.0', 'main', 0, 'main'),
     ('aux', 'aux', 1, 'aux'), ('1', 'aux', 1, 'aux'), ('1.00', 'aux', 1, 'aux'), ('2', '2', None, 2),
     ('0.3', '0.3', .3, 'main'), ('.30', '0.3', .3, 'main'), ('3e-1', '0.3', .3, 'main'),
+    ('-0', 'main', 0, 'main'), ('00', 'main', 0, 'main'), ('01', 'aux', 1, 'aux'), ('02', '2', None, 2),
     ('0.12345678', '0.12345678', .12345678, 'main'),
 ])
 def test_a_route_has_one_name(route, canonical, share, of_norms):

@@ -101,6 +101,20 @@ def test_results_of_the_blend_come_on_the_card(hub, checkpoint, few_digits, tmp_
     assert 'of other weights' in error_line(capsys, hub_main, push)
 
 
+def test_results_of_many_routes_are_those_of_the_published_one(hub, checkpoint, few_digits, tmp_path, capsys):
+    path, _ = checkpoint()
+    results = tmp_path / 'r.csv'
+    validate_main(['--data-dir', few_digits, *EVALUATED, '--checkpoint', str(path), '--results-file', str(results),
+                   '--route', 'main', '0.3', 'aux'])
+    top1 = {row['route']: float(row['top1']) for row in read_results(str(results))}
+    for route, norms in (('main', 'main'), ('0.3', 'blend 0.3'), ('1.0', 'aux')):
+        hub_main(['push', str(path), REPO, '--route', route, '--results', str(results)])
+        measured = [line for line in card_of(hub).splitlines() if line.startswith('| clean |')]
+        assert len(measured) == 1 and f'| {norms} | {top1["aux" if norms == "aux" else route]:.2f} |' in measured[0]
+    assert 'of other weights' in error_line(
+        capsys, hub_main, ['push', str(path), REPO, '--route', '0.4', '--results', str(results)])
+
+
 def test_a_dry_run_writes_the_plain_model(hub, checkpoint, tmp_path, capsys):
     path, model = checkpoint()
     folder = str(tmp_path / 'folder')

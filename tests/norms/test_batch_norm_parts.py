@@ -14,7 +14,8 @@ SIZES = [5, 2, 3]
 def split_norm(norm_type=SplitBatchNorm2d, **kwargs):
     torch.manual_seed(0)
     norm = norm_type(4, num_aux=2, **kwargs)
-    for part in (norm, *norm.aux_bn):
+    for i, part in enumerate((norm, *norm.aux_bn)):
+        part.momentum, part.eps = 0.1 + 0.2 * i, 10.**(i - 3)
         for value in (part.weight, part.bias, part.running_mean, part.running_var):
             if value is not None:
                 nn.init.uniform_(value, 0.5, 2)
@@ -49,6 +50,44 @@ def test_values_are_those_of_a_norm_for_each_part(shape, norm_type, memory_forma
     assert len(shape) != 4 or found[0].is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize('norm_type, images', [
+    (SplitBatchNorm2d, torch.randn(10, 4, 5, 3).transpose(2, 3)),
+    (SplitBatchNorm2d, torch.randn(20, 8, 5, 3)[::2, ::2]),
+    (SplitBatchNorm2d, torch.randn(1, 4, 5, 3).expand(10, -1, -1, -1)),
+    (SplitBatchNorm1d, torch.randn(10, 7, 4).transpose(1, 2)),
+    (SplitBatchNorm1d, torch.randn(4, 10).t()),
+])
+def test_images_of_any_layout(norm_type, images):
+    found, expected = (step(split_norm(norm_type), each) for each in (images, images.contiguous()))
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_without_weight_and_bias():
+    norm, images = SplitBatchNorm2d(4, affine=False), torch.randn(10, 4, 3, 3)
+    set_norm_route(norm, 'split')
+    torch.testing.assert_close(norm(images), torch.cat([nn.BatchNorm2d(4)(part) for part in images.chunk(2)]))
+
+
+def test_no_images():
+    norm = split_norm()
+    norm.split_sizes = None
+    assert norm(torch.randn(0, 4, 3, 5)).shape == (0, 4, 3, 5)
+
+
+def test_against_finite_differences():
+    norm = split_norm().double()
+    norm.split_sizes = 2, 1, 2
+    parameters = dict(norm.named_parameters())
+
+    def output(images, *values):
+        return torch.func.functional_call(norm, dict(zip(parameters, values)), (images,))
+    images = torch.randn(5, 4, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert '_BatchNormParts' in norm(images).grad_fn.name()
+    assert torch.autograd.gradcheck(output, (images, *parameters.values()))
+    assert torch.autograd.gradgradcheck(output, (images, *parameters.values()))
+
+
 def test_only_what_is_wanted_gets_a_gradient():
     norm = split_norm()
     norm.weight.requires_grad_(False)
@@ -63,6 +102,16 @@ def test_a_hook_on_an_auxiliary_norm_is_called():
     norm.aux_bn[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
     norm(torch.randn(10, 4, 3, 3))
     assert seen == [3]
+
+
+@pytest.mark.parametrize('register', [
+    'register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook',
+    'register_full_backward_pre_hook'])
+def test_a_hook_of_any_kind_is_called(register):
+    norm, seen = split_norm(), []
+    getattr(norm.aux_bn[1], register)(lambda *args: seen.append(register))
+    norm(torch.randn(10, 4, 3, 3, requires_grad=True)).sum().backward()
+    assert seen == [register]
 
 
 def test_gradients_of_functions():

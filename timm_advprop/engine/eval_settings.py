@@ -79,6 +79,10 @@ class EvalModelsSettings(EvalModelSettings):
         ('main',), 'norms that images pass: main, aux, i for the i-th auxiliary norms, or a share such as 0.3 for a '
         'blend of main and first auxiliary norms', nargs='+', **_ABOUT_ROUTE)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, 'route', tuple(dict.fromkeys(map(canonical_route, self.route))))  # each once
+
     def one(self, model: str, checkpoint: str, route: str) -> EvalModelSettings:
         """The settings of one of them."""
         return EvalModelSettings(**{**self.values(), 'model': model, 'checkpoint': checkpoint, 'route': route})

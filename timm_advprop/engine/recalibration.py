@@ -30,7 +30,7 @@ class Recalibration:
     Args:
         data: The data set.
         split: Its split.
-        num_images: Number of images, at least 2; of a smaller split all.
+        num_images: Number of images, at least 2.
         config: How images are sized, cropped and normalised.
         crop_border_pixels: Pixels to crop from the border, see timm's loader.
     """
@@ -49,7 +49,7 @@ class Recalibration:
             loader: How images are loaded; the size of a batch does not matter.
 
         Raises:
-            InputError: The model has no statistics, or the split is missing or cannot be read.
+            InputError: The model has no statistics, or the split is missing, has fewer images or cannot be read.
         """
         if not can_recalibrate(model):
             raise InputError(f'{type(model).__name__} has no batch norms with running statistics: leave --recalibrate '
@@ -93,8 +93,10 @@ class Recalibration:
             seed=settings.seed)
         if not isinstance(dataset, IterableDataset):
             # each batch over all of the split: where it is of one class, as in a folder, its variance is too small
-            num_images = min(self.num_images, len(dataset))
-            dataset = SampledImages(dataset, num_images, num_rounds=-(-num_images // _BATCH_SIZE))
+            if len(dataset) < self.num_images:  # results and cards say how many there were
+                raise InputError(f'--recalibrate {self.num_images}: split {self.split} of {dataset_name(self.data)} '
+                                 f'has {len(dataset)} images.')
+            dataset = SampledImages(dataset, self.num_images, num_rounds=-(-self.num_images // _BATCH_SIZE))
         loader = make_loader(
             dataset, self.config, placement, settings, _BATCH_SIZE, interpolation=self.config['interpolation'],
             crop_pct=self.config['crop_pct'], crop_mode=self.config['crop_mode'],

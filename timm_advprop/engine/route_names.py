@@ -20,10 +20,11 @@ def route_problem(route: str) -> Optional[str]:
 
 
 def canonical_route(route: str) -> str:
-    """The one name of a route: `0.3` for `.30`, and `main` and `aux` for none and all of the first auxiliary norm."""
-    if not _is_norm(route) and _number(route) is not None:
-        route = repr(_number(route))
-        route = {'0.0': '0', '1.0': '1'}.get(route, route)
+    """The one name of a route: `0.3` for `.30`, `2` for `02`, and `main` and `aux` for none and all of the first
+    auxiliary norm."""
+    share = _number(route)
+    if share is not None:  # a whole number names a norm
+        route = str(int(share)) if share.is_integer() else repr(share)
     return _NAMES.get(route, route)
 
 

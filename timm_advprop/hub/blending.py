@@ -119,7 +119,9 @@ def blended(
         raise InputError(f'--route {request.route} needs auxiliary norms, the model has none.')
     recalibration = _recalibration(request, recipe, config) if request.recalibrate else None
     plain = as_input_error(plain_model_of, model, request.route)
-    weights = weights_digest(plain.state_dict(), request.route)
+    # the validation program takes auxiliary norms where they are, unless it has to write into a plain model
+    validated = plain if is_blend(request.route) or recalibration else model
+    weights = weights_digest(validated.state_dict(), request.route)
     if recalibration is None:
         return plain, Blend(request, aux_norms, '', weights)
     placement = open_placement(DeviceSettings())

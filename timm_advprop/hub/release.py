@@ -223,7 +223,7 @@ def _training_of_norms(
 def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Optional[str]) -> List[Result]:
     weights = {route: _names_of_weights(release, route)
                for route in {row.get('route') or 'main' for row in rows}}
-    rows = _of_published_weights(weights, rows)
+    rows = _of_published_weights(release, weights, rows)
     for row in rows:
         _check_row(release, weights, row)
     own = _row_of_run(release) if release.blend is None else None
@@ -249,13 +249,15 @@ def _names_of_weights(release: Release, route: str) -> Set[str]:
 
 
 def _of_published_weights(
+        release: Release,
         weights: Mapping[str, Set[str]],
         rows: Sequence[Mapping[str, Any]],
 ) -> List[Mapping[str, Any]]:
-    # Suites compare models: a file of theirs has rows of others, too.
-    of_suites = [row for row in rows if row.get('suite')]
-    own = [row for row in of_suites if row.get('weights') in weights[row.get('route') or 'main']]
-    return [row for row in rows if not row.get('suite')] + (own or of_suites[:1])  # which is refused
+    # Suites compare models, and a blend was chosen among routes: a file of theirs has rows of others, too.
+    single = [] if release.blend else [row for row in rows if not row.get('suite')]
+    compared = [row for row in rows if row.get('suite') or release.blend]
+    own = [row for row in compared if row.get('weights') in weights[row.get('route') or 'main']]
+    return single + (own or compared[:1])  # which is refused
 
 
 def _dataset_of(row: Mapping[str, Any]) -> Optional[str]:

@@ -75,8 +75,8 @@ class _SplitBatchNorm(SharingNorm, _BatchNorm):
 
     def _normalize_parts(self, input: torch.Tensor) -> torch.Tensor:
         norms, sizes = [self, *self.aux_bn], self._part_sizes(len(input))
-        hooked = any(norm._forward_hooks or norm._forward_pre_hooks for norm in self.aux_bn)  # a call runs these
-        if not hooked and takes_parts(norms, input, sizes):
+        # a call runs the hooks of a norm
+        if not any(map(_has_hooks, self.aux_bn)) and takes_parts(norms, input, sizes):
             return normalise_parts(norms, input, sizes)
         return super()._normalize_parts(input)
 
@@ -89,6 +89,10 @@ class _SplitBatchNorm(SharingNorm, _BatchNorm):
         if fixed and torch.is_grad_enabled() and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
             return _multiply_add(owner, norm, input)
         return norm(input) if owner is norm else self._normalize_for_aux(norm, input)
+
+
+def _has_hooks(norm: nn.Module) -> bool:
+    return bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
 
 
 def _multiply_add(owner: nn.Module, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:

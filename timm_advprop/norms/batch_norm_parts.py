@@ -20,9 +20,14 @@ def takes_parts(norms: Sequence[nn.Module], input: torch.Tensor, sizes: Sequence
         input: Activations [N, C, …].
         sizes: Rows of each part.
     """
-    values = min(sizes) * input[0, 0].numel()
+    values = min(sizes) * input.shape[2:].numel()
     return (input.device.type == 'cpu' and values > 1 and not torch.compiler.is_compiling()  # which fuses the copy
-            and all(_is_usual(norm, input.dtype) for norm in norms))
+            and _is_dense(input) and all(_is_usual(norm, input.dtype) for norm in norms))
+
+
+def _is_dense(input: torch.Tensor) -> bool:
+    # torch's kernel writes into an output of any other layout, such as that of a transposed input, as if it were dense
+    return input.is_contiguous() or input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_usual(norm: nn.Module, dtype: torch.dtype) -> bool:
@@ -65,7 +70,6 @@ class _BatchNormParts(torch.autograd.Function):
         input, ctx.sizes, norms, *affine = inputs
         ctx.eps = [norm.eps for norm in norms]
         ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, *output[1:], *affine)
 
     @staticmethod
