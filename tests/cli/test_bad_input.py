@@ -79,6 +79,9 @@ UNFIT = [
      "Unknown source 'augmx' (--adv-source) (did you mean augmix or augmax?): give one of pgd, ifgsm, gd, "
      'pyramid, gaussian-noise, augmix, augmax, corruption, amplitude-mix, or package.module:name of a callable from '
      '(model, images, target) to (images, target).'),
+    (['--adv-source', 'pgd', 'eps=2'],
+     '--adv-source eps=2: a source and its settings are one word of the command line: put them in quotes, as in '
+     "'pgd eps=2 steps=1'."),
     (['--adv-source', 'pgd', 'augmix sevrity=3'],
      "--adv-source augmix: unknown setting 'sevrity' (did you mean severity?): it has width, depth, severity, alpha."),
     (['--adv-source', 'pgd', 'corruption severities=[1,6]'],

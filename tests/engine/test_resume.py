@@ -192,3 +192,12 @@ def test_another_architecture_is_refused(few_digits, half, tmp_path):
 def test_weights_alone_are_resumed_from_the_first_epoch(few_digits, half, tmp_path, monkeypatch):
     torch.save(load(half / 'last.pth.tar')['state_dict'], tmp_path / 'weights.pth')
     assert first_epoch(few_digits, tmp_path, monkeypatch, resume=str(tmp_path / 'weights.pth'))[0] == 0
+
+
+@pytest.mark.parametrize('changes, told', [({}, None), (dict(adv_eps=[2.]), '--adv-eps'), (
+    dict(regime='advprop', adv_source=['gaussian-noise'], adv_target=None, adv_random_start=None),
+    '--adv-')])
+def test_a_run_that_goes_on_with_another_regime_or_source_says_so(few_digits, half, tmp_path, caplog, changes, told):
+    run(few_digits, tmp_path / 'on', epochs=3, resume=str(half / 'last.pth.tar'), **{**STILL, **changes})
+    lines = [message for message in caplog.messages if 'was trained with other settings' in message]
+    assert len(lines) == (told is not None) and (told is None or f'settings of {told}' in lines[0])

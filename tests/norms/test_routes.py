@@ -107,7 +107,8 @@ def test_parts_are_sent_through_their_norms_in_either_mode_and_the_model_rests_o
 @pytest.mark.parametrize('route', ['adv', 'Main', 'plain', '1', '', -1, True, 1.0, None, ['aux']], ids=repr)
 def test_unknown_route_is_refused(resnet, route):
     split = convert_split_norm(resnet)
-    with pytest.raises(ValueError, match='Unknown route .*: give main, aux, split, or 0 to 1'):
+    words = 'Unknown route .*: give main, aux, split, or a whole number up to 1; .*blend_routes'
+    with pytest.raises(ValueError, match=words):
         set_norm_route(split, route)
 
 

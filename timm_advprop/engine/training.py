@@ -256,6 +256,8 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     if checkpoint is not None:
         state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
         position = resume(task, checkpoint, *state)
+        if position is not None:
+            _tell_changes(checkpoint, settings)
         if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer.placement):
             _logger.warning(f'{checkpoint.path} is of other batches (--batch-size, --grad-accum-steps, processes): '
                             f'epoch {position.epoch} begins anew.')
@@ -273,6 +275,18 @@ def _has_batches_of(checkpoint: Checkpoint, settings: TrainSettings, placement: 
     now = dict(batch_size=settings.loader.batch_size, grad_accum_steps=settings.loader.grad_accum_steps,
                world_size=placement.world_size)
     return all(checkpoint.args.get(name, value) == value for name, value in now.items())
+
+
+def _tell_changes(checkpoint: Checkpoint, settings: TrainSettings) -> None:
+    # A user may want them; what a model card says of the norms is then true of the run's last part alone.
+    names = [name for name in settings.given if name.startswith('adv_')]
+    if settings.regime.regime and checkpoint.args.get('regime'):  # else one of them may be the other's default
+        names.append('regime')
+    changed = [f'--{name.replace("_", "-")}' for name in names
+               if (checkpoint.args.get(name) or None) != (settings.given.get(name) or None)]
+    if changed:
+        _logger.warning(f'{checkpoint.path} was trained with other settings of {", ".join(changed)}: the run goes on '
+                        'with those that are given now.')
 
 
 def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> None:

@@ -122,7 +122,8 @@ def _resolve_route(route: Route, num_aux: int) -> int:
     index = _NAMED_ROUTES.get(route) if isinstance(route, str) else route
     # True is an int, and -1 the number of split: neither is a route that a caller may give
     if isinstance(index, bool) or not isinstance(index, int) or (isinstance(route, int) and index < 0):
-        raise ValueError(f'Unknown route {route!r}: give main, aux, split, or 0 to {num_aux}.')
+        raise ValueError(f'Unknown route {route!r}: give main, aux, split, or a whole number up to {num_aux}; between '
+                         'routes there are the plain models of blend_routes.')
     if index > num_aux:
         raise ValueError(f'Route {index} needs {index} auxiliary norms, the model has {num_aux}.')
     return index

@@ -67,7 +67,7 @@ class AdvPropTask(RegimeTask):
         super().__init__(model, criterion, **kwargs)
         self.weight = check_weight(weight, self.default_weight)
         sources = self.default_attack if sources is None else sources
-        sources = sources if isinstance(sources, Sequence) else [sources]
+        sources = sources if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
         if not sources:
             raise ValueError('AdvProp needs a source of images for each aux norm, got none.')
         normalisation = normalisation_of(model, mean, std)
@@ -77,9 +77,9 @@ class AdvPropTask(RegimeTask):
         self.parts = ['clean', *(source.part for source in self.sources)]
         self.weights = [1., *(self.weight if source.weight is None else source.weight for source in self.sources)]
         if has_split_norm(model) and num_aux_norms(model) != len(self.sources):
-            raise ValueError(f'{len(self.sources)} kinds of images beside clean ones (augmented splits, attack '
-                             'strengths) need as many auxiliary norms, the model has '
-                             f'{num_aux_norms(model)}. Create it with num_aux={len(self.sources)}.')
+            raise ValueError(f'{len(self.sources)} kinds of images beside clean ones (sources, strengths, augmented '
+                             f'splits) need as many auxiliary norms, the model has {num_aux_norms(model)}. Create it '
+                             f'with num_aux={len(self.sources)} (--model-kwargs num_aux={len(self.sources)}).')
         self.pairing = pairing_of(pairing, pairing_weight, self.sources)
         use_split_norms(model)  # raises where there are none
         if match_masks:

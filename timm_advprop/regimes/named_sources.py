@@ -89,6 +89,9 @@ class NamedSource:
         if self.is_code:
             return import_source(self.name)
         names = source_names()
+        if '=' in self.name:
+            raise ValueError(f'--adv-source {self.name}: a source and its settings are one word of the command line: '
+                             "put them in quotes, as in 'pgd eps=2 steps=1'.")
         raise ValueError(f'Unknown source {self.name!r} (--adv-source){near_matches(self.name, names)}: give one of '
                          f'{", ".join(names)}, or package.module:name of a callable from (model, images, target) to '
                          '(images, target).')

@@ -124,7 +124,7 @@ def as_source(value: Union[Source, Callable[..., Images]]) -> Source:
     Raises:
         TypeError: It is neither.
     """
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         raise TypeError(f'{value!r} makes no images: a source is an Attack, another Source, or a function from (model, '
                         'images, target) to (images, target).')
     return value if isinstance(value, Source) else FunctionSource(value)
