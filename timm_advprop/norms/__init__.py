@@ -44,6 +44,5 @@ __all__ = [
     'batch_statistics', 'blend_routes', 'can_recalibrate', 'configure_batch_norm', 'convert_split_norm',
     'convert_sync_batchnorm', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key', 'main_key',
     'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'recalibrate', 'set_norm_route', 'share_in',
-    'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
-    'train_aux', 'unsplit_batch_norms',
+    'share_of', 'split_norms', 'split_state_dict', 'strip_aux', 'train_aux', 'unsplit_batch_norms',
 ]

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, register_notrace_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .batch_norm_parts import normalise_parts, takes_parts
 from .shared_statistics import NONE, SharingNorm
 from .split_norm import SplitNorm
 
@@ -73,13 +72,6 @@ class _SplitBatchNorm(SharingNorm, _BatchNorm):
     def _activate(self, input: torch.Tensor) -> torch.Tensor:
         return input
 
-    def _normalize_parts(self, input: torch.Tensor) -> torch.Tensor:
-        norms, sizes = [self, *self.aux_bn], self._part_sizes(len(input))
-        # a call runs the hooks of a norm
-        if not any(map(_has_hooks, self.aux_bn)) and takes_parts(norms, input, sizes):
-            return normalise_parts(norms, input, sizes)
-        return super()._normalize_parts(input)
-
     def _apply_aux(self, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
         # An attack runs in eval mode, with parameters that need no gradient: a batch norm is then one multiply-add of
         # each value, and its backward one multiplication. torch's batch_norm computes the sums for the gradients of
@@ -89,10 +81,6 @@ class _SplitBatchNorm(SharingNorm, _BatchNorm):
         if fixed and torch.is_grad_enabled() and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
             return _multiply_add(owner, norm, input)
         return norm(input) if owner is norm else self._normalize_for_aux(norm, input)
-
-
-def _has_hooks(norm: nn.Module) -> bool:
-    return bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
 
 
 def _multiply_add(owner: nn.Module, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
