@@ -1,5 +1,5 @@
 """Split batch norms, the norms of AdvProp (Xie et al., CVPR 2020, section 4)."""
-from typing import Any, Optional, Type
+from typing import Any, Optional, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, register_notrace_modul
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .shared_statistics import NONE, SharingNorm
-from .split_norm import SplitNorm
+from .split_norm import MAIN, SplitNorm
 
 __all__ = [
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-class _SplitBatchNorm(SharingNorm, _BatchNorm):
+class SplitBatchNorm(SharingNorm, _BatchNorm):
     # A _BatchNorm, but no nn.BatchNorm2d, BatchNormAct2d or nn.SyncBatchNorm: timm's freeze_batch_norm_2d would take it
     # for the plain layer, copy the main norm and never look below it. As it is, timm goes on to the auxiliary norms,
     # and AuxNorms refuses.
@@ -77,19 +77,39 @@ class _SplitBatchNorm(SharingNorm, _BatchNorm):
         # each value, and its backward one multiplication. torch's batch_norm computes the sums for the gradients of
         # weight and bias in its backward all the same, which costs three times as much.
         owner = norm if self.share == NONE else self  # of the statistics
-        fixed = not owner.training and owner.running_var is not None and norm.affine and not norm.weight.requires_grad
-        if fixed and torch.is_grad_enabled() and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
-            return _multiply_add(owner, norm, input)
+        constants = _factor_and_shift(owner, norm) if torch.is_grad_enabled() else None
+        if constants is not None and input.dtype in (norm.weight.dtype, torch.bfloat16, torch.float16):
+            return _multiply_add(input, *constants)
         return norm(input) if owner is norm else self._normalize_for_aux(norm, input)
 
 
-def _multiply_add(owner: nn.Module, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
-    # by the statistics of one and the weight and bias of the other
-    scale = norm.weight * torch.rsqrt(owner.running_var + owner.eps)
-    shift = torch.addcmul(norm.bias, owner.running_mean, scale, value=-1)
+def fixed_factor_and_shift(norm: nn.Module) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+    """Factor and shift of each channel [C] that a batch norm is on its route, None where that is not fixed: where it
+    normalises by the statistics of a batch, or its weights require gradients.
+
+    Args:
+        norm: A batch norm, split or not.
+    """
+    if not isinstance(norm, SplitBatchNorm):
+        return _factor_and_shift(norm, norm)
+    if norm._divides():
+        return None
+    affine = norm.aux_bn[norm.route - 1] if norm.route > MAIN else norm
+    return _factor_and_shift(affine if norm.share == NONE else norm, affine)
+
+
+def _factor_and_shift(owner: nn.Module, affine: nn.Module) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+    # By the statistics of one and the weight and bias of the other.
+    if owner.training or owner.running_var is None or not affine.affine or affine.weight.requires_grad:
+        return None
+    factor = affine.weight * torch.rsqrt(owner.running_var + owner.eps)
+    return factor, torch.addcmul(affine.bias, owner.running_mean, factor, value=-1)
+
+
+def _multiply_add(input: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     # under autocast these are rounded as the weights of a convolution are
-    scale, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (scale, shift))
-    return torch.addcmul(shift, input, scale)
+    factor, shift = (value.to(input.dtype).view((-1,) + (1,) * (input.dim() - 2)) for value in (factor, shift))
+    return torch.addcmul(shift, input, factor)
 
 
 class _ActMixin:
@@ -114,7 +134,7 @@ class _ActMixin:
 
 
 @register_notrace_module
-class SplitBatchNorm1d(_SplitBatchNorm):
+class SplitBatchNorm1d(SplitBatchNorm):
     """`nn.BatchNorm1d` with auxiliary norms, for inputs [N, C] or [N, C, L].
 
     Args:
@@ -135,7 +155,7 @@ class SplitBatchNorm1d(_SplitBatchNorm):
 
 
 @register_notrace_module
-class SplitBatchNorm2d(_SplitBatchNorm):
+class SplitBatchNorm2d(SplitBatchNorm):
     """`nn.BatchNorm2d` with auxiliary norms, for inputs [N, C, H, W]. Takes the arguments of `SplitBatchNorm1d`."""
     plain_type = aux_type = nn.BatchNorm2d
 
@@ -157,7 +177,7 @@ class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
 
 
 @register_notrace_module
-class SplitSyncBatchNorm(_SplitBatchNorm):
+class SplitSyncBatchNorm(SplitBatchNorm):
     """`nn.SyncBatchNorm` with auxiliary norms: each route's statistics are taken over all processes.
 
     Made by `convert_sync_batchnorm` from split norms, or by `convert_split_norm` from `nn.SyncBatchNorm`.
@@ -221,7 +241,7 @@ def synchronise(norm: nn.Module, process_group: Optional[Any] = None) -> None:
         norm: The norm; nothing happens to another kind.
         process_group: Processes to synchronise over, all by default.
     """
-    if not isinstance(norm, _SplitBatchNorm):
+    if not isinstance(norm, SplitBatchNorm):
         return
     norm.__class__ = _SYNC_TYPES.get(type(norm), type(norm))
     norm.process_group = process_group

@@ -7,9 +7,10 @@ import torch
 import torch.nn as nn
 
 from ..attacks import Forward, Gradient, Loss
-from ..norms import batch_statistics
+from ..norms import batch_statistics, folded
 from ..settings import setting
 from .attack_loss import RandomTargetLoss, attack_loss_of
+from .image_gradient import cheap_image_gradient
 from .pixels import PixelSource
 from .source import Images
 
@@ -66,7 +67,8 @@ class ModelAttack(PixelSource):
             Adversarial images [N, C, H, W], normalised, detached, of the type of `images`; and the target.
         """
         attack = self.normalised_for(model)
-        with frozen(model, self.norm_stats), self.autocast(images.device):
+        with frozen(model, self.norm_stats), self.autocast(images.device), folded(
+                model, images, self.num_steps), cheap_image_gradient(model):
             return attack.perturb(model, images, target), target
 
     def perturb(
