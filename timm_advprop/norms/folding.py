@@ -42,9 +42,10 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
 
     Of norms that normalise by fixed statistics, on the route that they are on, and whose weights require no gradients.
     A convolution with more weights than it makes values inside of the block is left: folding would cost more than it
-    saves. So is a compiled model, whose compiler merges operations itself. After the block parameters are the same
-    objects as before, also after an exception. The first block of a model takes a forward pass more, which shows the
-    norms that follow a convolution alone.
+    saves. Left as it is, too, is a model with hooks, which would see something else, and one that is compiled, whose
+    compiler merges operations itself. After the block parameters are the same objects as before, also after an
+    exception. The first block of a model takes a forward pass more, which shows the norms that follow a convolution
+    alone.
 
     Args:
         model: A model, not wrapped in DDP, in eval mode.
@@ -55,7 +56,8 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
         RuntimeError: Images passed a folded norm on another route than that which it was on.
     """
     modules = dict(model.named_modules())
-    pairs = [] if is_compiled(modules.values()) else _pairs_of(model, modules, images)
+    unchanged = is_compiled(modules.values()) or any(map(_is_observed, modules.values()))
+    pairs = [] if unchanged else _pairs_of(model, modules, images)
     num_images = len(images) * num_passes
     with ExitStack() as stack:
         for conv, norm in ((modules[pair.conv], modules[pair.norm]) for pair in pairs
@@ -77,7 +79,7 @@ def is_compiled(modules: Iterable[nn.Module]) -> bool:
 
 @contextmanager
 def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
-    constants = None if _is_observed(conv) or _is_observed(norm) else fixed_factor_and_shift(norm)
+    constants = fixed_factor_and_shift(norm)
     if constants is None or type(conv.weight) is not nn.Parameter:
         yield
         return
@@ -91,6 +93,7 @@ def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
         vars(norm).pop('forward', None)
 
 
+@torch.inference_mode(False)  # autograd takes no tensors made in inference mode
 @torch.no_grad()
 def _fold(conv: nn.Module, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     # In the precision of autocast at once, which would round the weights in each pass.
