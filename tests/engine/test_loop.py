@@ -8,11 +8,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.task import ClassificationTask
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, NativeScaler
 
 from tests.engine.runs import CPU, equal_states
 from timm_advprop import Attack, convert_split_norm
+from timm_advprop.engine import loop
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
+from timm_advprop.engine.pending_values import PendingValues
 from timm_advprop.engine.placement import Placement
 from timm_advprop.regimes import AdvPropTask
 
@@ -259,20 +261,25 @@ def test_lookahead_is_synchronised_after_the_epoch():
     assert seen == [2]
 
 
-def test_a_loss_scaler_makes_the_updates():
-    calls = []
+@pytest.mark.parametrize('clip', [dict(), dict(clip_grad=0.1), dict(clip_grad=0.001, clip_mode='value')], ids=str)
+def test_a_loss_scaler_changes_no_update(clip):
+    updated = []
+    for scaler in (None, NativeScaler(device='cpu')):
+        task = linear_task()
+        trainer_of(task, batches(4), grad_accum_steps=2, loss_scaler=scaler, **clip).train_epoch(0)
+        updated.append(parameters_of(task.model))
+    assert equal_states(*updated)  # a scale is a power of two
+    assert scaler.state_dict()['_growth_tracker'] == 2
 
-    def scaler(loss, optimizer, **kwargs):
-        calls.append(dict(kwargs, loss=loss.item()))
 
-    task = linear_task()
-    before = parameters_of(task.model)
-    trainer_of(task, batches(4), grad_accum_steps=2, loss_scaler=scaler, clip_grad=3., clip_mode='value').train_epoch(0)
-    assert [call['need_update'] for call in calls] == [False, True, False, True]
-    assert {(call['clip_grad'], call['clip_mode'], call['create_graph']) for call in calls} == {(3., 'value', False)}
-    images, target = batches(4)[0]
-    assert calls[0]['loss'] == pytest.approx(F.cross_entropy(task.model(images), target).item() / 2)
-    assert equal_states(before, parameters_of(task.model))
+def test_an_overflow_of_gradients_is_passed_over_by_the_scaler():
+    task, scaler = linear_task(), NativeScaler(device='cpu')
+    task.model[1].weight.register_hook(lambda grad: grad * (math.inf if len(task.seen) == 2 else 1.))
+    before = scaler.state_dict()['scale']
+    trainer_of(task, batches(4), loss_scaler=scaler).train_epoch(0)
+    states = [seen['state'] for seen in task.seen]
+    assert [equal_states(*pair) for pair in zip(states, states[1:])] == [False, True, False]
+    assert scaler.state_dict()['scale'] == before / 2
 
 
 # where and how
@@ -311,6 +318,36 @@ def test_a_non_finite_loss_stops_before_its_update(wrong):
     assert equal_states(task.seen[2]['state'], task.model.state_dict())
     assert not equal_states(task.seen[1]['state'], task.model.state_dict())
     assert all(torch.isfinite(value).all() for value in task.model.state_dict().values())
+
+
+@pytest.mark.parametrize('scaler', [None, NativeScaler(device='cpu')], ids=['plain', 'scaler'])
+def test_an_infinite_loss_of_finite_gradients_makes_no_update(scaler):
+    class Task(PlainTask):
+        def forward(self, input, target):
+            result = super().forward(input, target)
+            return dict(result, loss=result['loss'] + (math.inf if len(self.seen) == 2 else 0.))
+
+    task = Task(linear_task().model)
+    with pytest.raises(NonFiniteLoss, match='batch 1; no update'):
+        trainer_of(task, batches(4), loss_scaler=scaler).train_epoch(0)
+    assert equal_states(task.seen[1]['state'], task.model.state_dict())
+
+
+def test_values_are_read_when_the_backward_pass_was_launched(monkeypatch):
+    events = []
+
+    class Values(PendingValues):
+        def read(self):
+            events.append('read')
+            return super().read()
+
+    monkeypatch.setattr(loop, 'PendingValues', Values)
+    task = linear_task()
+    task.model[1].weight.register_post_accumulate_grad_hook(lambda _: events.append('backward'))
+    trainer = trainer_of(task, batches(3), grad_accum_steps=2)
+    trainer.optimizer.register_step_pre_hook(lambda *_: events.append('step'))
+    trainer.train_epoch(0)
+    assert events == ['backward', 'read', 'backward', 'read', 'step', 'backward', 'read', 'step']
 
 
 # what is told

@@ -5,7 +5,7 @@ both into its weights: its output needs no second pass, nor does its gradient. W
 the graph of a forward pass.
 """
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -99,9 +99,14 @@ def _fold(conv: nn.Module, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[t
     # In the precision of autocast at once, which would round the weights in each pass.
     weight = conv.weight * factor.view(-1, *(1,) * (conv.weight.ndim - 1))
     bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, factor)
-    device_type = weight.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else conv.weight.dtype
+    dtype = _dtype_of_autocast(weight.device.type) or conv.weight.dtype
     return weight.to(dtype), bias.to(dtype)
+
+
+def _dtype_of_autocast(device_type: str) -> Optional[torch.dtype]:
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def _rest_of(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
