@@ -4,6 +4,7 @@ import timm
 import torch
 import torch.nn as nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import timm_advprop
 from timm_advprop import convert_split_norm, norm_route, set_norm_route
@@ -107,6 +108,26 @@ def test_an_output_that_others_take_is_left(model):
     assert folded_convolutions(model, images) == set()
     with folded(model, images, MANY):
         assert all(torch.equal(*pair) for pair in zip(output_and_gradient(model, images), plain))
+
+
+@pytest.mark.parametrize('use_reentrant', [False, True])
+def test_a_checkpointed_block_computes_what_it_did(use_reentrant):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=use_reentrant)
+
+    model, images = randomised(Net(Shortcut(), nn.Unflatten(1, (3, 32, 32)), Shortcut(shortcut=True))), images_of()
+
+    def loss_and_gradient():
+        inputs = images.clone().requires_grad_()
+        loss = model(inputs).square().sum()
+        loss.backward()
+        return loss.detach(), inputs.grad
+
+    plain = loss_and_gradient()
+    with folded(model, images, MANY):
+        torch.testing.assert_close(loss_and_gradient(), plain)
+    assert folded_convolutions(model, images) == (set() if use_reentrant else {'0.conv'})
 
 
 def test_what_comes_between_convolution_and_norm_is_seen():

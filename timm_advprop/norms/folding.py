@@ -178,8 +178,8 @@ def _num_takers(root: Any) -> Dict[Any, int]:
     num_takers: Dict[Any, int] = {}
     nodes = [root]
     while nodes:
-        for node, _ in nodes.pop().next_functions:
-            if node is not None and node not in num_takers:
+        for node in (node for node, _ in nodes.pop().next_functions if node is not None):
+            if node not in num_takers:
                 nodes.append(node)
             num_takers[node] = num_takers.get(node, 0) + 1
     return num_takers
