@@ -30,6 +30,19 @@ class Shortcut(nn.Module):
         return x.flatten(1)
 
 
+class TwoPlaces(nn.Module):
+    """A convolution that runs in two places, or a norm that does."""
+
+    def __init__(self, twice):
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3)
+        self.twice = twice
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return (y + (self.conv(x) if self.twice == 'conv' else self.norm(self.other(x)))).flatten(1)
+
+
 def randomised(model):
     """A model in eval mode and double precision without gradients, all of whose norms differ."""
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +95,7 @@ def test_routes_that_share_statistics_are_folded_by_their_own_weights(share):
             plain = output_and_gradient(model, images)
             with folded(model, images, MANY):
                 torch.testing.assert_close(output_and_gradient(model, images), plain)
-    assert len(folded_convolutions(model, images)) == 15
+            assert len(folded_convolutions(model, images)) == 15
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -100,7 +113,9 @@ def test_every_kind_of_convolution_with_and_without_bias(conv, norm, shape, bias
         torch.testing.assert_close(output_and_gradient(model, images), plain)
 
 
-@pytest.mark.parametrize('model', [Shortcut(shortcut=True), Shortcut(runs=2)], ids=['taken twice', 'run twice'])
+@pytest.mark.parametrize('model', [
+    Shortcut(shortcut=True), Shortcut(runs=2), TwoPlaces('conv'), TwoPlaces('norm')],
+    ids=['taken twice', 'run twice', 'conv twice', 'norm twice'])
 def test_an_output_that_others_take_is_left(model):
     assert folded_convolutions(randomised(Shortcut()), images_of()) == {'conv'}
     model, images = randomised(model), images_of()
@@ -187,6 +202,16 @@ def test_batch_statistics_are_no_constants():
     model = randomised(timm.create_model('test_resnet_ap'))
     with batch_statistics(model):
         assert folded_convolutions(model, images_of()) == set()
+
+
+def test_norms_that_divide_a_batch_have_no_constants():
+    model = randomised(timm.create_model('test_resnet_ap'))
+    outer = nn.Sequential(model).train()
+    set_norm_route(outer, 'split')
+    model.eval()
+    assert folded_convolutions(model, images_of()) == set()
+    outer.eval()
+    assert len(folded_convolutions(model, images_of())) == 15
 
 
 def test_a_model_is_looked_at_once_and_again_when_it_is_another():
