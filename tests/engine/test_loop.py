@@ -16,7 +16,7 @@ from timm_advprop.engine import loop
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
 from timm_advprop.engine.pending_values import PendingValues
 from timm_advprop.engine.placement import Placement
-from timm_advprop.regimes import AdvPropTask
+from timm_advprop.regimes import AdvPropTask, FastAdvPropTask
 
 ATTACK = Attack(eps_px=1, steps=1, target='none', random_start=0.)
 
@@ -27,10 +27,10 @@ def batches(count=4, size=3):
              torch.randint(10, (size,), generator=generator)) for _ in range(count)]
 
 
-def split_model():
-    """In float64, with layer norms, so that an image's gradient is the same in a batch of any size."""
+def split_model(name='test_convnext'):
+    """In float64; with layer norms an image's gradient is the same in a batch of any size."""
     torch.manual_seed(0)
-    return convert_split_norm(timm.create_model('test_convnext', num_classes=10)).double()
+    return convert_split_norm(timm.create_model(name, num_classes=10)).double()
 
 
 class PlainTask(ClassificationTask):
@@ -134,6 +134,42 @@ def test_accumulated_gradients_equal_one_large_batch(parts):
     whole = update([(images, target)])
     accumulated = update(list(zip(images.split(parts), target.split(parts))))
     assert any(value.any() for name, value in whole.items() if 'aux_bn' in name)
+    for name in whole:
+        torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('make', [
+    lambda model: ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False),
+    lambda model: AdvPropTask(model, sources=ATTACK, verbose=False),
+    lambda model: FastAdvPropTask(model, attack=ATTACK, verbose=False),
+], ids=['vanilla', 'advprop', 'fast-advprop'])
+def test_an_update_of_batch_norms_is_that_of_the_mean_loss(make):
+    # each batch with its own statistics, and an attack that sees the running ones as earlier batches left them
+    loader = batches(3, size=10)
+    models = [split_model('test_resnet') for _ in range(2)]
+    before = parameters_of(models[0])
+    task = make(models[0].train())
+    for images, target in loader:
+        (task(images, target)['loss'] / 3).backward()
+    trainer_of(make(models[1]), loader, lr=1., grad_accum_steps=3).train_epoch(0)
+    for name, value in models[0].named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(before[name] - parameters_of(models[1])[name], value.grad, rtol=1e-9, atol=1e-12)
+    for name, value in models[0].named_buffers():
+        torch.testing.assert_close(dict(models[1].named_buffers())[name], value)
+
+
+def test_accumulated_fast_advprop_equals_one_large_batch():
+    (images, target), = batches(1, size=10)
+    order = [0, 1, 2, 3, 5, 6, 7, 8, 4, 9]  # a fifth of each batch is attacked, its last images
+
+    def update(loader):
+        model = split_model()
+        before = parameters_of(model)
+        trainer_of(FastAdvPropTask(model, attack=ATTACK, verbose=False), loader, lr=1.,
+                   grad_accum_steps=len(loader)).train_epoch(0)
+        return {name: before[name] - value for name, value in parameters_of(model).items()}
+    accumulated, whole = update(list(zip(images.split(5), target.split(5)))), update([(images[order], target[order])])
     for name in whole:
         torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-9, atol=1e-12)
 
