@@ -51,6 +51,8 @@ def test_cases_are_timed_in_turn_after_one_call_that_is_not():
     (['-b', '1'], 'must be at least 2'),
     (['--regime', 'nosuch'], 'nosuch'),
     (['--devise', 'cpu'], '--device'),
+    (['--memory', '--eval', *SMALL], 'leave out --eval'),
+    (['--grad-checkpointing', '--model', 'dla34'], 'checkpointing not supported'),
 ])
 def test_wrong_input_is_one_line(capsys, arguments, words):
     with pytest.raises(SystemExit) as exit:
@@ -67,3 +69,25 @@ def test_a_profile_compares_operations_with_those_of_the_first_case(capsys):
     forward_calls = rows['aten::convolution_backward'][1::2][:2]
     assert forward_calls[1] == 2 * forward_calls[0]  # a pass of the attack, and one of all images
     assert rows['all'][0] > rows['aten::convolution_backward'][0]
+
+
+def _memory(capsys, *arguments):
+    """The printed numbers, by case."""
+    benchmark.main([*SMALL, '--memory', '--threads', '1', '--device', 'cpu', *arguments])
+    rows = [re.split(r'\s{2,}', line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+    return {name: dict(zip(rows[0][1:], map(float, values))) for name, *values in rows[1:]}
+
+
+def test_memory_of_each_regime_is_relative_to_vanilla(capsys):
+    rows = _memory(capsys, '--regime', 'vanilla', 'advprop', '--adv-steps', '1', '2')
+    first, *others = rows.values()
+    assert list(rows) == ['vanilla', 'advprop PGD-1', 'advprop PGD-2']
+    assert list(first) == ['kept', 'activations', '× first', 'peak', 'accumulating']
+    assert first['× first'] == 1
+    assert others[0] == others[1] and 1.5 < others[0]['activations'] / first['activations'] <= 2.1
+
+
+def test_checkpointed_models_keep_fewer_activations(capsys):
+    usual, checkpointed = (_memory(capsys, '--regime', 'vanilla', '--img-size', '64', *flags)
+                           for flags in ((), ('--grad-checkpointing',)))
+    assert checkpointed['vanilla']['activations'] < 0.9 * usual['vanilla']['activations']

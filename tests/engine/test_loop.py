@@ -8,13 +8,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.task import ClassificationTask
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, NativeScaler
 
 from tests.engine.runs import CPU, equal_states
 from timm_advprop import Attack, convert_split_norm
+from timm_advprop.engine import loop
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
+from timm_advprop.engine.pending_values import PendingValues
 from timm_advprop.engine.placement import Placement
-from timm_advprop.regimes import AdvPropTask
+from timm_advprop.regimes import AdvPropTask, FastAdvPropTask
 
 ATTACK = Attack(eps_px=1, steps=1, target='none', random_start=0.)
 
@@ -25,10 +27,10 @@ def batches(count=4, size=3):
              torch.randint(10, (size,), generator=generator)) for _ in range(count)]
 
 
-def split_model():
-    """In float64, with layer norms, so that an image's gradient is the same in a batch of any size."""
+def split_model(name='test_convnext'):
+    """In float64; with layer norms an image's gradient is the same in a batch of any size."""
     torch.manual_seed(0)
-    return convert_split_norm(timm.create_model('test_convnext', num_classes=10)).double()
+    return convert_split_norm(timm.create_model(name, num_classes=10)).double()
 
 
 class PlainTask(ClassificationTask):
@@ -132,6 +134,42 @@ def test_accumulated_gradients_equal_one_large_batch(parts):
     whole = update([(images, target)])
     accumulated = update(list(zip(images.split(parts), target.split(parts))))
     assert any(value.any() for name, value in whole.items() if 'aux_bn' in name)
+    for name in whole:
+        torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('make', [
+    lambda model: ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False),
+    lambda model: AdvPropTask(model, sources=ATTACK, verbose=False),
+    lambda model: FastAdvPropTask(model, attack=ATTACK, verbose=False),
+], ids=['vanilla', 'advprop', 'fast-advprop'])
+def test_an_update_of_batch_norms_is_that_of_the_mean_loss(make):
+    # each batch with its own statistics, and an attack that sees the running ones as earlier batches left them
+    loader = batches(3, size=10)
+    models = [split_model('test_resnet') for _ in range(2)]
+    before = parameters_of(models[0])
+    task = make(models[0].train())
+    for images, target in loader:
+        (task(images, target)['loss'] / 3).backward()
+    trainer_of(make(models[1]), loader, lr=1., grad_accum_steps=3).train_epoch(0)
+    for name, value in models[0].named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(before[name] - parameters_of(models[1])[name], value.grad, rtol=1e-9, atol=1e-12)
+    for name, value in models[0].named_buffers():
+        torch.testing.assert_close(dict(models[1].named_buffers())[name], value)
+
+
+def test_accumulated_fast_advprop_equals_one_large_batch():
+    (images, target), = batches(1, size=10)
+    order = [0, 1, 2, 3, 5, 6, 7, 8, 4, 9]  # a fifth of each batch is attacked, its last images
+
+    def update(loader):
+        model = split_model()
+        before = parameters_of(model)
+        trainer_of(FastAdvPropTask(model, attack=ATTACK, verbose=False), loader, lr=1.,
+                   grad_accum_steps=len(loader)).train_epoch(0)
+        return {name: before[name] - value for name, value in parameters_of(model).items()}
+    accumulated, whole = update(list(zip(images.split(5), target.split(5)))), update([(images[order], target[order])])
     for name in whole:
         torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-9, atol=1e-12)
 
@@ -259,20 +297,25 @@ def test_lookahead_is_synchronised_after_the_epoch():
     assert seen == [2]
 
 
-def test_a_loss_scaler_makes_the_updates():
-    calls = []
+@pytest.mark.parametrize('clip', [dict(), dict(clip_grad=0.1), dict(clip_grad=0.001, clip_mode='value')], ids=str)
+def test_a_loss_scaler_changes_no_update(clip):
+    updated = []
+    for scaler in (None, NativeScaler(device='cpu')):
+        task = linear_task()
+        trainer_of(task, batches(4), grad_accum_steps=2, loss_scaler=scaler, **clip).train_epoch(0)
+        updated.append(parameters_of(task.model))
+    assert equal_states(*updated)  # a scale is a power of two
+    assert scaler.state_dict()['_growth_tracker'] == 2
 
-    def scaler(loss, optimizer, **kwargs):
-        calls.append(dict(kwargs, loss=loss.item()))
 
-    task = linear_task()
-    before = parameters_of(task.model)
-    trainer_of(task, batches(4), grad_accum_steps=2, loss_scaler=scaler, clip_grad=3., clip_mode='value').train_epoch(0)
-    assert [call['need_update'] for call in calls] == [False, True, False, True]
-    assert {(call['clip_grad'], call['clip_mode'], call['create_graph']) for call in calls} == {(3., 'value', False)}
-    images, target = batches(4)[0]
-    assert calls[0]['loss'] == pytest.approx(F.cross_entropy(task.model(images), target).item() / 2)
-    assert equal_states(before, parameters_of(task.model))
+def test_an_overflow_of_gradients_is_passed_over_by_the_scaler():
+    task, scaler = linear_task(), NativeScaler(device='cpu')
+    task.model[1].weight.register_hook(lambda grad: grad * (math.inf if len(task.seen) == 2 else 1.))
+    before = scaler.state_dict()['scale']
+    trainer_of(task, batches(4), loss_scaler=scaler).train_epoch(0)
+    states = [seen['state'] for seen in task.seen]
+    assert [equal_states(*pair) for pair in zip(states, states[1:])] == [False, True, False]
+    assert scaler.state_dict()['scale'] == before / 2
 
 
 # where and how
@@ -311,6 +354,36 @@ def test_a_non_finite_loss_stops_before_its_update(wrong):
     assert equal_states(task.seen[2]['state'], task.model.state_dict())
     assert not equal_states(task.seen[1]['state'], task.model.state_dict())
     assert all(torch.isfinite(value).all() for value in task.model.state_dict().values())
+
+
+@pytest.mark.parametrize('scaler', [None, NativeScaler(device='cpu')], ids=['plain', 'scaler'])
+def test_an_infinite_loss_of_finite_gradients_makes_no_update(scaler):
+    class Task(PlainTask):
+        def forward(self, input, target):
+            result = super().forward(input, target)
+            return dict(result, loss=result['loss'] + (math.inf if len(self.seen) == 2 else 0.))
+
+    task = Task(linear_task().model)
+    with pytest.raises(NonFiniteLoss, match='batch 1; no update'):
+        trainer_of(task, batches(4), loss_scaler=scaler).train_epoch(0)
+    assert equal_states(task.seen[1]['state'], task.model.state_dict())
+
+
+def test_values_are_read_when_the_backward_pass_was_launched(monkeypatch):
+    events = []
+
+    class Values(PendingValues):
+        def read(self):
+            events.append('read')
+            return super().read()
+
+    monkeypatch.setattr(loop, 'PendingValues', Values)
+    task = linear_task()
+    task.model[1].weight.register_post_accumulate_grad_hook(lambda _: events.append('backward'))
+    trainer = trainer_of(task, batches(3), grad_accum_steps=2)
+    trainer.optimizer.register_step_pre_hook(lambda *_: events.append('step'))
+    trainer.train_epoch(0)
+    assert events == ['backward', 'read', 'backward', 'read', 'step', 'backward', 'read', 'step']
 
 
 # what is told

@@ -4,8 +4,9 @@ A training step of a regime is compared with a vanilla step of the plain model o
 its arithmetic: for AdvProp k attack steps of a forward and half a backward each, then a step on twice the images,
 (2k/3 + 2) × vanilla; for Fast AdvProp, which attacks a fifth of the batch, 1.2 × vanilla. In eval mode the model with
 split norms is compared with the plain one. Cases are timed in turn, round by round, and ratios are taken within a
-round, so that a machine that slows down slows all of them.
+round, so that a machine that slows down slows all of them. `--memory` measures what a step needs of memory instead.
 """
+import os
 import statistics
 import time
 from copy import deepcopy
@@ -25,6 +26,8 @@ from ..norms import convert_split_norm, has_split_norm, strip_aux
 from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, create_task
 from ..settings import Settings, setting
 from .parser import ProgramParser
+from .step_memory import StepMemory, print_memory, step_memory
+from .training_step import TrainingStep
 
 __all__ = ['main', 'time_in_turn']
 
@@ -46,10 +49,12 @@ class MeasuredSettings(Settings):
     amp_dtype: Optional[str] = setting(None, 'mixed precision of the step', choices=('float16', 'bfloat16'))
     channels_last: bool = setting(False, 'channels-last memory format')
     torchcompile: bool = setting(False, 'compile the models')
+    grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass')
     eval: bool = setting(False, 'measure eval passes instead of training steps')
     threads: Optional[int] = setting(None, 'CPU threads', low=1, metavar='N')
     device: str = setting('cuda', 'device; the CPU is taken where there is no accelerator')
     rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
+    memory: bool = setting(False, 'measure the peak memory of training steps instead of their time')
     profile: bool = setting(False, 'show by kind of operation where the time goes, too')
 
 
@@ -64,15 +69,21 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = ProgramParser(description='Measure the cost of AdvProp.')
     parser.add_settings(MeasuredSettings.title, MeasuredSettings.flags())
     settings = MeasuredSettings.from_values(vars(parser.parse_args(argv)))
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler tells of each start and stop
     if settings.threads:
         torch.set_num_threads(settings.threads)
     placement = open_placement(DeviceSettings(
         device=settings.device, amp=settings.amp_dtype is not None,
         amp_dtype=settings.amp_dtype or DeviceSettings.amp_dtype, channels_last=settings.channels_last))
     cases = (_eval_cases if settings.eval else _training_cases)(settings, placement)
-    seconds = time_in_turn({name: case.run for name, case in cases.items()}, settings.rounds, placement.device)
-    print(_headline(settings, placement.device))
-    _print_table(cases, seconds)
+    if settings.memory:
+        measured = _measure_memory(cases, placement.device)
+        print(_headline(settings, placement.device))
+        print_memory(measured)
+    else:
+        seconds = time_in_turn({name: case.run for name, case in cases.items()}, settings.rounds, placement.device)
+        print(_headline(settings, placement.device))
+        _print_table(cases, seconds)
     if settings.profile:
         _print_operations(_profile(cases, settings.rounds, placement.device))
 
@@ -100,12 +111,20 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
     return {name: times[1:] for name, times in seconds.items()}
 
 
+def _measure_memory(cases: Mapping[str, _Case], device: torch.device) -> Dict[str, StepMemory]:
+    steps = {name: case.run for name, case in cases.items() if isinstance(case.run, TrainingStep)}
+    if not steps:
+        raise InputError('--memory measures training steps: leave out --eval.')
+    return {name: as_input_error(step_memory, step, device) for name, step in steps.items()}
+
+
 def _headline(settings: MeasuredSettings, device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     return (f'{settings.model}, {"eval" if settings.eval else "training"}, {settings.img_size} px, '
             f'batch {settings.batch_size}, {settings.amp_dtype or "float32"}'
             f'{", channels-last" if settings.channels_last else ""}'
-            f'{", compiled" if settings.torchcompile else ""}, {name}')
+            f'{", compiled" if settings.torchcompile else ""}'
+            f'{", checkpointed" if settings.grad_checkpointing else ""}, {name}')
 
 
 def _print_table(cases: Mapping[str, _Case], seconds: Mapping[str, List[float]]) -> None:
@@ -154,7 +173,7 @@ def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[st
     batch = _batch(settings, placement, split.num_classes)
 
     def case(task: TrainingTask, floor: float) -> _Case:
-        return _Case(_step(task, batch, placement, settings.torchcompile), floor)
+        return _Case(TrainingStep(task, batch, placement, settings.torchcompile), floor)
     cases = {'vanilla': case(ClassificationTask(plain, nn.CrossEntropyLoss()), 1.)}
     for regime in settings.regime:
         smallest = REGIMES[regime].smallest_batch
@@ -199,6 +218,8 @@ def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[nn.Module
     split = open_architecture(settings.model)
     if not has_split_norm(split):
         as_input_error(convert_split_norm, split)
+    if settings.grad_checkpointing:
+        as_input_error(split.set_grad_checkpointing)
     return placement.place(split), placement.place(strip_aux(split))
 
 
@@ -206,23 +227,3 @@ def _batch(settings: MeasuredSettings, placement: Placement, num_classes: int) -
     size, device = settings.batch_size, placement.device
     images = torch.randn(size, 3, settings.img_size, settings.img_size, device=device)
     return placement.in_memory_format(images), torch.randint(num_classes, (size,), device=device)
-
-
-def _step(
-        task: TrainingTask,
-        batch: Tuple[torch.Tensor, torch.Tensor],
-        placement: Placement,
-        compiled: bool,
-) -> Callable[[], None]:
-    if compiled:
-        task.compile()
-    module = task.get_trainable_module().train()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with placement.autocast():
-            loss = task(*batch)['loss']
-        loss.backward()
-        optimizer.step()
-    return step

@@ -16,6 +16,7 @@ from timm.utils import AverageMeter, dispatch_clip_grad, reduce_tensor
 from ..errors import RunError
 from ..output import duration
 from .optimization import mean_lr
+from .pending_values import PendingValues
 from .placement import Placement
 from .saver import CheckpointKeeper, Position, share_of_process
 from .seeding import seed_at, seed_generators
@@ -126,7 +127,7 @@ class Trainer:
             seed_generators(seed_at(*place), self.placement.device)
 
     def _prepare(self, images, target):
-        images, target = self.placement.images(images), target.to(device=self.placement.device)
+        images, target = self.placement.images(images), target.to(device=self.placement.device, non_blocking=True)
         if self.mixup_fn is not None:
             images, target = self.mixup_fn(images, target)
         return self.placement.in_memory_format(images), target
@@ -135,37 +136,38 @@ class Trainer:
         with nullcontext() if last_of_update else self.task.no_sync():
             with self.placement.autocast():
                 result = self.task(images, target)
-            logged = {name: value.detach().float() for name, value in result.items()
-                      if name.split('_')[-1] in ('loss', 'top1')}
-            values = dict(zip(logged, torch.stack(list(logged.values())).tolist()))  # the device is waited for once
-            if not math.isfinite(values['loss']):
-                raise NonFiniteLoss(
-                    f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
-                    f'Continue from the last checkpoint with --resume and a lower --lr, --clip-grad, or without '
-                    f'--amp.')
-            self._backward(result['loss'] / accum_steps, last_of_update)
+            logged = PendingValues({
+                name: value for name, value in result.items() if name.split('_')[-1] in ('loss', 'top1')})
+            self._backward(result['loss'] / accum_steps)
+        values = logged.read()  # of the forward pass: the device is busy with the backward pass
+        if not math.isfinite(values['loss']):
+            raise NonFiniteLoss(
+                f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
+                f'Continue from the last checkpoint with --resume and a lower --lr, --clip-grad, or without '
+                f'--amp.')
+        if last_of_update:
+            self._step()
         return values
 
-    def _backward(self, loss: torch.Tensor, need_update: bool) -> None:
+    def _backward(self, loss: torch.Tensor) -> None:
         second_order = getattr(self.optimizer, 'is_second_order', False)
-        parameters = None
-        if self.clip_grad is not None:
-            parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
         if self.loss_scaler is not None:
-            self.loss_scaler(
-                loss,
-                self.optimizer,
-                clip_grad=self.clip_grad,
-                clip_mode=self.clip_mode,
-                parameters=parameters,
-                create_graph=second_order,
-                need_update=need_update,
-            )
-            return
-        loss.backward(create_graph=second_order)
-        if need_update:
-            if self.clip_grad is not None:
-                dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+            self.loss_scaler(loss, self.optimizer, create_graph=second_order, need_update=False)
+        else:
+            loss.backward(create_graph=second_order)
+
+    def _step(self) -> None:
+        # timm's scaler does it in one call with the backward pass
+        scaler = self.loss_scaler and self.loss_scaler._scaler
+        if self.clip_grad is not None:
+            if scaler:
+                scaler.unscale_(self.optimizer)
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in self.clip_mode)
+            dispatch_clip_grad(parameters, value=self.clip_grad, mode=self.clip_mode)
+        if scaler:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
             self.optimizer.step()
 
     def _finish_update(self, epoch: int, update_idx: int, meters: '_Meters') -> None:

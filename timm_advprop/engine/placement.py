@@ -70,7 +70,7 @@ class Placement:
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Move images [N, C, H, W] to the device and the type, where the loader did not."""
-        return images.to(device=self.device, dtype=self.dtype)
+        return images.to(device=self.device, dtype=self.dtype, non_blocking=True)
 
     def in_memory_format(self, images: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] in the memory format of the model."""

@@ -43,7 +43,8 @@ __all__ = [
     'Route', 'SHARES', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm',
     'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
     'batch_statistics', 'blend_routes', 'can_recalibrate', 'configure_batch_norm', 'convert_split_norm',
-    'convert_sync_batchnorm', 'folded', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key', 'is_compiled', 'main_key',
-    'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'recalibrate', 'set_norm_route', 'share_in',
-    'share_of', 'split_norms', 'split_state_dict', 'strip_aux', 'train_aux', 'unsplit_batch_norms',
+    'convert_sync_batchnorm', 'folded', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key',
+    'is_compiled', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'recalibrate',
+    'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux', 'train_aux',
+    'unsplit_batch_norms',
 ]

@@ -5,7 +5,7 @@ both into its weights: its output needs no second pass, nor does its gradient. W
 the graph of a forward pass.
 """
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,9 +42,10 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
 
     Of norms that normalise by fixed statistics, on the route that they are on, and whose weights require no gradients.
     A convolution with more weights than it makes values inside of the block is left: folding would cost more than it
-    saves. So is a compiled model, whose compiler merges operations itself. After the block parameters are the same
-    objects as before, also after an exception. The first block of a model takes a forward pass more, which shows the
-    norms that follow a convolution alone.
+    saves. Left as it is, too, is a model with hooks, which would see something else, and one that is compiled, whose
+    compiler merges operations itself. After the block parameters are the same objects as before, also after an
+    exception. The first block of a model takes a forward pass more, which shows the norms that follow a convolution
+    alone.
 
     Args:
         model: A model, not wrapped in DDP, in eval mode.
@@ -55,7 +56,8 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
         RuntimeError: Images passed a folded norm on another route than that which it was on.
     """
     modules = dict(model.named_modules())
-    pairs = [] if is_compiled(modules.values()) else _pairs_of(model, modules, images)
+    unchanged = is_compiled(modules.values()) or any(map(_is_observed, modules.values()))
+    pairs = [] if unchanged else _pairs_of(model, modules, images)
     num_images = len(images) * num_passes
     with ExitStack() as stack:
         for conv, norm in ((modules[pair.conv], modules[pair.norm]) for pair in pairs
@@ -77,7 +79,7 @@ def is_compiled(modules: Iterable[nn.Module]) -> bool:
 
 @contextmanager
 def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
-    constants = None if _is_observed(conv) or _is_observed(norm) else fixed_factor_and_shift(norm)
+    constants = fixed_factor_and_shift(norm)
     if constants is None or type(conv.weight) is not nn.Parameter:
         yield
         return
@@ -91,14 +93,20 @@ def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
         vars(norm).pop('forward', None)
 
 
+@torch.inference_mode(False)  # autograd takes no tensors made in inference mode
 @torch.no_grad()
 def _fold(conv: nn.Module, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     # In the precision of autocast at once, which would round the weights in each pass.
     weight = conv.weight * factor.view(-1, *(1,) * (conv.weight.ndim - 1))
     bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, factor)
-    device_type = weight.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else conv.weight.dtype
+    dtype = _dtype_of_autocast(weight.device.type) or conv.weight.dtype
     return weight.to(dtype), bias.to(dtype)
+
+
+def _dtype_of_autocast(device_type: str) -> Optional[torch.dtype]:
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def _rest_of(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -170,8 +178,8 @@ def _num_takers(root: Any) -> Dict[Any, int]:
     num_takers: Dict[Any, int] = {}
     nodes = [root]
     while nodes:
-        for node, _ in nodes.pop().next_functions:
-            if node is not None and node not in num_takers:
+        for node in (node for node, _ in nodes.pop().next_functions if node is not None):
+            if node not in num_takers:
                 nodes.append(node)
             num_takers[node] = num_takers.get(node, 0) + 1
     return num_takers

@@ -6,9 +6,11 @@ import torch
 import torch.nn as nn
 
 from ..attacks import Forward, Loss, cross_entropy, input_gradient
+from ..norms import folded
 from ..settings import setting
 from .attack_loss import attack_loss_of
 from .augmix import ChainSource, mixed
+from .image_gradient import cheap_image_gradient
 from .model_attack import frozen
 from .source import Images
 
@@ -41,7 +43,7 @@ class AugMax(ChainSource):
         with torch.inference_mode(False), torch.enable_grad():  # autograd takes no tensors made in inference mode
             images, labels = (values.clone() if values.is_inference() else values for values in (images, target))
             chains = source.chains(images)
-            with frozen(model):
+            with frozen(model), folded(model, images, self.steps), cheap_image_gradient(model):
                 weights, share = self._hardest(model, images, chains, labels)
             return source.in_range_of(images, mixed(images, chains, weights, share)), target
 

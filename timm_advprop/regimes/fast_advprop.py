@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..norms import forward_parts, norm_parameters, norm_route, num_aux_norms
 from .attack import Attack
 from .gradients import add_gradients, scale_gradients
+from .image_gradient import cheap_image_gradient
 from .pixels import normalisation_of
 from .regime_settings import RegimeSettings
 from .source import Source
@@ -194,7 +195,7 @@ class FastAdvPropTask(RegimeTask):
             return image_gradient.nan_to_num()
 
         model = self.unwrapped_module
-        with norm_route(model, 'aux'):
+        with norm_route(model, 'aux'), cheap_image_gradient(model):
             adversarial = self.attack.perturb(model, images, target, gradient)
         return adversarial.to(images.dtype), loss.detach(), gradients
 

@@ -4,7 +4,7 @@ Training never asks for the gradient of a first convolution's input, so librarie
 channels. Where its stride is s, each s × s block of pixels is what the convolution's output makes of it by s × s small
 kernels: the gradient is an ordinary convolution with s² times the channels, whose pixels are put in their places.
 """
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 import torch
@@ -28,19 +28,21 @@ def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
     Args:
         model: A model, not wrapped in DDP; one that is compiled is left as it is.
     """
-    with ExitStack() as stack:
-        modules = list(model.modules())
-        if not is_compiled(modules):
-            for module in modules:
-                if type(module) is nn.Conv2d and _pays(module):
-                    module.forward = _forward_of(module)
-                    stack.callback(vars(module).pop, 'forward')
+    modules = list(model.modules())
+    chosen = [] if is_compiled(modules) else [
+        module for module in modules if type(module) is nn.Conv2d and 'forward' not in vars(module) and _pays(module)]
+    try:
+        for conv in chosen:
+            conv.forward = _forward_of(conv)
         yield
+    finally:
+        for conv in chosen:
+            vars(conv).pop('forward', None)
 
 
 def _pays(conv: nn.Conv2d) -> bool:
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-    if 'forward' in vars(conv) or conv.weight.device.type != 'cpu' or conv.in_channels > _MOST_CHANNELS or stride < 2:
+    if conv.weight.device.type != 'cpu' or conv.in_channels > _MOST_CHANNELS or stride < 2:
         return False
     is_usual = conv.groups == 1 and conv.padding_mode == 'zeros' and conv.dilation == (1, 1) and all(
         values == (value, value) for values, value in (
