@@ -15,11 +15,10 @@ FULL, SHORT = (20, 20), (20, 20, 10)
 
 @pytest.fixture
 def fresh_dynamo():
-    limit = torch._dynamo.config.cache_size_limit
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # instead of eager mode, unnoticed
+    # torch's own limit, which timm.optim lifts when it is imported; an error instead of eager mode, unnoticed
+    with torch._dynamo.config.patch(cache_size_limit=8, fail_on_recompile_limit_hit=True):
         yield
-    torch._dynamo.config.cache_size_limit = limit
     torch._dynamo.reset()
 
 
