@@ -58,7 +58,7 @@ def test_cases_are_timed_in_turn_after_one_call_that_is_not():
     (['-b', '1'], 'must be at least 2'),
     (['--regime', 'nosuch'], 'nosuch'),
     (['--devise', 'cpu'], '--device'),
-    (['--memory', '--eval', *SMALL], 'leave out --eval'),
+    (['--memory', '--eval', *SMALL], 'leave out --eval'), (['--memory', '--attack', *SMALL], '--attack'),
     (['--grad-checkpointing', '--model', 'dla34'], 'checkpointing not supported'),
 ])
 def test_wrong_input_is_one_line(capsys, arguments, words):

@@ -115,8 +115,8 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
 
 def _measure_memory(cases: Mapping[str, _Case], device: torch.device) -> Dict[str, StepMemory]:
     steps = {name: case.run for name, case in cases.items() if isinstance(case.run, TrainingStep)}
-    if not steps:
-        raise InputError('--memory measures training steps: leave out --eval.')
+    if len(steps) < len(cases):
+        raise InputError('--memory measures training steps: leave out --eval and --attack.')
     return {name: as_input_error(step_memory, step, device) for name, step in steps.items()}
 
 
