@@ -131,8 +131,7 @@ class CheckpointKeeper:
         try:
             with self._background:
                 yield
-                with self._timed():
-                    self._background.wait()
+                self.wait()
         finally:
             if self._background.seconds:
                 _logger.info(f'Writing checkpoints took {self._background.seconds:.1f} s, for {self._waited:.1f} s of '
@@ -166,6 +165,11 @@ class CheckpointKeeper:
     def _rank(self, entry: Tuple[int, float]) -> float:
         metric = entry[1] if self.decreasing else -entry[1]
         return math.inf if math.isnan(metric) else metric
+
+    def wait(self) -> None:
+        """Wait until all files are written."""
+        with self._timed():
+            self._background.wait()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
