@@ -1,4 +1,4 @@
-"""Training in fp16 with a real loss scaler, on the CPU and on a GPU: what overflows stops no run and spoils no image."""
+"""Training in fp16 with a real loss scaler, on the CPU and on a GPU: an overflow stops no run and spoils no image."""
 import pytest
 import torch
 import torch.nn as nn
