@@ -30,6 +30,13 @@ def test_a_training_step_of_each_regime_has_its_floor(capsys):
     ]
 
 
+def test_attacks_alone_are_compared_with_a_vanilla_step(capsys):
+    benchmark.main([*SMALL, '--attack', '--adv-steps', '1', '3', '--regime', 'advprop', 'joint', '--threads', '1'])
+    assert _floors(capsys.readouterr().out) == [
+        ('vanilla', 1.), ('advprop PGD-1', 2.667), ('attack PGD-1', 0.667), ('advprop PGD-3', 4.), ('attack PGD-3', 2.),
+        ('joint PGD-1', 2.667), ('joint PGD-3', 4.)]
+
+
 def test_eval_passes_of_split_norms_are_compared_with_the_plain_model(capsys):
     benchmark.main([*SMALL, '--eval', '--amp-dtype', 'bfloat16', '--channels-last', '--threads', '1'])
     text = capsys.readouterr().out
@@ -51,7 +58,7 @@ def test_cases_are_timed_in_turn_after_one_call_that_is_not():
     (['-b', '1'], 'must be at least 2'),
     (['--regime', 'nosuch'], 'nosuch'),
     (['--devise', 'cpu'], '--device'),
-    (['--memory', '--eval', *SMALL], 'leave out --eval'),
+    (['--memory', '--eval', *SMALL], 'leave out --eval'), (['--memory', '--attack', *SMALL], '--attack'),
     (['--grad-checkpointing', '--model', 'dla34'], 'checkpointing not supported'),
 ])
 def test_wrong_input_is_one_line(capsys, arguments, words):

@@ -34,8 +34,8 @@ def vanilla(model):
     return memory_of(VanillaTask(strip_aux(model), verbose=False))
 
 
-def memory_of(task):
-    images, target = torch.randn(NUM_IMAGES, 3, 64, 64), torch.arange(NUM_IMAGES) % 5
+def memory_of(task, num_images=NUM_IMAGES):
+    images, target = torch.randn(num_images, 3, 64, 64), torch.arange(num_images) % 5
     return step_memory(TrainingStep(task, (images, target), Placement(CPU)), CPU)
 
 
@@ -90,3 +90,9 @@ def test_folded_weights_are_gone_after_an_attack(model):
         Attack(steps=2, loss=loss).normalised_by(**HALF)(model, torch.randn(8, 3, 64, 64), torch.arange(8) % 5)
     assert isinstance(convolution.weight, nn.Parameter)
     assert len(seen) == 2 and all(weight() is None for weight in seen)  # another tensor, which is gone
+
+
+def test_accumulated_parts_of_a_batch_fit_where_vanilla_trains_on_the_whole(model, vanilla):
+    halves, quarters = (memory_of(advprop(model, ATTACKS['PGD-5']), NUM_IMAGES // parts) for parts in (2, 4))
+    assert halves.accumulating < 1.03 * vanilla.accumulating  # the same images at a time, and auxiliary norms
+    assert quarters.accumulating < vanilla.peak

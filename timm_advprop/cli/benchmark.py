@@ -11,6 +11,7 @@ import statistics
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -22,8 +23,8 @@ from ..engine.open_model import open_architecture
 from ..engine.placement import Placement, open_placement
 from ..engine.run_settings import DeviceSettings
 from ..errors import InputError, as_input_error, exits_on_input_error
-from ..norms import convert_split_norm, has_split_norm, strip_aux
-from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, create_task
+from ..norms import convert_split_norm, has_split_norm, norm_route, strip_aux
+from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, RegimeTask, Source, create_task
 from ..settings import Settings, setting
 from .parser import ProgramParser
 from .step_memory import StepMemory, print_memory, step_memory
@@ -50,6 +51,7 @@ class MeasuredSettings(Settings):
     channels_last: bool = setting(False, 'channels-last memory format')
     torchcompile: bool = setting(False, 'compile the models')
     grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass')
+    attack: bool = setting(False, 'measure the attack of a step alone, too')
     eval: bool = setting(False, 'measure eval passes instead of training steps')
     threads: Optional[int] = setting(None, 'CPU threads', low=1, metavar='N')
     device: str = setting('cuda', 'device; the CPU is taken where there is no accelerator')
@@ -114,8 +116,8 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
 
 def _measure_memory(cases: Mapping[str, _Case], device: torch.device) -> Dict[str, StepMemory]:
     steps = {name: case.run for name, case in cases.items() if isinstance(case.run, TrainingStep)}
-    if not steps:
-        raise InputError('--memory measures training steps: leave out --eval.')
+    if len(steps) < len(cases):
+        raise InputError('--memory measures training steps: leave out --eval and --attack.')
     return {name: as_input_error(step_memory, step, device) for name, step in steps.items()}
 
 
@@ -185,7 +187,20 @@ def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[st
             model = split if REGIMES[regime].sources_of_aux_norms(asked) else plain
             task = as_input_error(create_task, asked, deepcopy(model), device=placement.device, verbose=False)
             cases[f'{regime} {name}'] = case(task, task.relative_cost())
+            for source in getattr(task, 'sources', ()) if settings.attack else ():
+                attack = partial(_attack, task, source, batch, placement)
+                cases[f'attack {name}'] = _Case(attack, source.relative_cost())
     return cases
+
+
+def _attack(
+        task: RegimeTask,
+        source: Source,
+        batch: Tuple[torch.Tensor, torch.Tensor],
+        placement: Placement,
+) -> None:
+    with placement.autocast(), norm_route(task.unwrapped_module, 'aux'):
+        source(task.unwrapped_module, *batch)
 
 
 def _variants(regime: str, settings: MeasuredSettings) -> Dict[str, RegimeSettings]:

@@ -7,7 +7,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask
 from torch.nn.parallel import DistributedDataParallel
 
-from ..norms import has_split_norm, set_norm_route, train_aux, unsplit_batch_norms
+from ..norms import has_split_norm, num_aux_norms, set_norm_route, train_aux, unsplit_batch_norms
 from .attack import Attack
 from .matched_masks import match_masks
 from .regime_settings import RegimeSettings
@@ -19,6 +19,11 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+# Graphs of one kind of pass: for the first size of a batch, for any size, and on a CPU for fewer than 16 images, for
+# which torch chooses other convolutions.
+_GRAPHS_OF_A_PASS = 3
+_PASSES_BESIDE_ATTACKS = 4  # the training step, a clean pass of its own (TRADES), evaluation, that of the average
 
 
 class RegimeTask(ClassificationTask):
@@ -96,6 +101,18 @@ class RegimeTask(ClassificationTask):
             raise ValueError(f'--adv-share {settings.share} leaves no statistics to the auxiliary norms that '
                              '--adv-bn-momentum could be of: leave one of them out.')
 
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the model; graphs of all routes find room.
+
+        Args:
+            backend: Backend of `torch.compile`.
+            mode: Mode of `torch.compile`.
+            **compile_kwargs: Further arguments of `torch.compile`.
+        """
+        num_passes = num_aux_norms(self.trainable_module) + _PASSES_BESIDE_ATTACKS
+        _make_room_for_graphs(num_passes * _GRAPHS_OF_A_PASS)
+        return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
     @property
     def unwrapped_module(self) -> nn.Module:
         """The model without DDP: an attack's passes are no training passes, there is nothing to synchronise."""
@@ -114,6 +131,12 @@ class RegimeTask(ClassificationTask):
         """Log what the task does and costs."""
         if self.verbose:
             _logger.info(f'{self.describe()}: {self.relative_cost():.1f} × the arithmetic of vanilla')
+
+
+def _make_room_for_graphs(num_graphs: int) -> None:
+    # Past its limit, 8, dynamo would run further passes of the model in eager mode: each route is a graph of its own.
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, num_graphs)  # torch 2.6's name of recompile_limit
 
 
 def use_main_norms(model: nn.Module) -> None:
