@@ -16,6 +16,17 @@ torch.set_num_threads(1)
 LOG_LEVEL = logging.getLogger().level
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request):
+    """The CPU, and under the marker `gpu` a CUDA device: what a test does on one it does on the other."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -124,3 +124,14 @@ def test_a_random_target_of_several_labels_is_none_of_them(smoothing):
         drawn = random_target(labels * (1 - smoothing) + smoothing / 2, 8)
         assert (labels.gather(1, drawn.unsqueeze(1)) == 0).all()
     assert len(random_target(torch.zeros(200, 8), 8).unique()) == 8  # of no label, any
+
+
+def test_wrong_labels_of_class_weights_are_the_draws_of_multinomial():
+    weights = torch.eye(6)[torch.arange(40) % 6]
+    torch.manual_seed(3)
+    drawn = random_target(weights, 6)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.multinomial(1 - weights, 1).squeeze(1))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        random_target(weights, 6)
+    assert not {'aten::item', 'aten::_local_scalar_dense'} & {event.key for event in profiler.key_averages()}

@@ -78,11 +78,12 @@ def test_autocast_lowers_the_precision_of_a_forward_pass():
         assert layer(images).dtype == torch.float32
 
 
-def test_only_fp16_on_cuda_needs_a_loss_scaler():
-    cuda = torch.device('cuda')
-    assert Placement(cuda, amp_dtype=torch.float16).loss_scaler() is not None
-    for placement in (Placement(cuda, amp_dtype=torch.bfloat16), Placement(cuda, dtype=torch.float16),
-                      Placement(CPU, amp_dtype=torch.float16), Placement(cuda)):
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_only_fp16_needs_a_loss_scaler(device):
+    device = torch.device(device)
+    assert Placement(device, amp_dtype=torch.float16).loss_scaler() is not None
+    for placement in (Placement(device, amp_dtype=torch.bfloat16), Placement(device, dtype=torch.float16),
+                      Placement(device)):
         assert placement.loss_scaler() is None
 
 

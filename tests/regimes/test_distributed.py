@@ -1,4 +1,5 @@
-"""Two processes train as one would on the mean of their gradients, without `find_unused_parameters`."""
+"""Two processes, by gloo or on two GPUs, train as one on the mean of their gradients, without `find_unused_parameters`.
+"""
 from dataclasses import replace
 from datetime import timedelta
 
@@ -50,59 +51,72 @@ def _batches(rank):
 
 
 def _gradients(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: grad.clone().cpu() for name, grad in gradients.items() if grad is not None}
 
 
 def _num_aux(arguments):
     return len(arguments['sources']) if isinstance(arguments.get('sources'), list) else 1
 
 
-def _train(regime, rank, arguments, accumulate=False, momentum=0.1):
-    """What each step's loss and gradients are on one rank, and the state it ends with."""
-    model = _model(rank, _num_aux(arguments), momentum)  # the ranks differ until they are joined
+def _train(regime, rank, device, arguments, accumulate=False, momentum=0.1):
+    """What each step's loss and gradients are on one rank, and the state it ends with, on the CPU."""
+    model = _model(rank, _num_aux(arguments), momentum).to(device)  # the ranks differ until they are joined
     task = REGIMES[regime](model, **arguments, verbose=False).prepare_distributed()
     assert isinstance(task.get_trainable_module(), DistributedDataParallel)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
     losses, gradients = [], []
     for step, (images, target) in enumerate(_batches(rank)):
         torch.manual_seed(1000 * rank + step)  # of the order of images in Fast AdvProp, which rank 0 decides
+        images, target = images.to(device), target.to(device)
         if accumulate and step < STEPS - 1:
             with task.no_sync():
                 task(images, target)['loss'].backward()
             continue
         result = task(images, target)
         result['loss'].backward()
-        losses.append(result['loss'].detach())
+        losses.append(result['loss'].detach().cpu())
         gradients.append(_gradients(model))
         optimizer.step()
         optimizer.zero_grad()
-    return dict(losses=losses, gradients=gradients, state=model.state_dict())
+    return dict(losses=losses, gradients=gradients, state=model.cpu().state_dict())
 
 
-def _work(rank, folder):
+def _randperm_of_the_cpu(randperm):
+    # The reference draws Fast AdvProp's order on the CPU, and a GPU would draw another.
+    return lambda count, device=None: randperm(count).to(device)
+
+
+def _work(rank, folder, backend):
     torch.set_num_threads(1)
+    device = torch.device('cuda', rank) if backend == 'nccl' else torch.device('cpu')
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    torch.randperm = _randperm_of_the_cpu(torch.randperm)
     dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=RANKS, timeout=timedelta(seconds=90))
+        backend, init_method=f'file://{folder}/rendezvous', rank=rank, world_size=RANKS, timeout=timedelta(seconds=90))
     results = {
-        'advprop': _train('advprop', rank, ADVPROP),
-        'two strengths': _train('advprop', rank, TWO_STRENGTHS),
-        'accumulated': _train('advprop', rank, ADVPROP, accumulate=True, momentum=0.),
-        'vanilla': _train('vanilla', rank, {}),
-        'madry': _train('madry', rank, MADRY),
-        'joint': _train('joint', rank, JOINT),
-        'fast-advprop': _train('fast-advprop', rank, FAST),
+        'advprop': _train('advprop', rank, device, ADVPROP),
+        'two strengths': _train('advprop', rank, device, TWO_STRENGTHS),
+        'accumulated': _train('advprop', rank, device, ADVPROP, accumulate=True, momentum=0.),
+        'vanilla': _train('vanilla', rank, device, {}),
+        'madry': _train('madry', rank, device, MADRY),
+        'joint': _train('joint', rank, device, JOINT),
+        'fast-advprop': _train('fast-advprop', rank, device, FAST),
     }
     torch.save(results, f'{folder}/rank{rank}.pt')
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
+@pytest.fixture(scope='module', params=['gloo', pytest.param('nccl', marks=pytest.mark.gpu)])
+def ranks(request, tmp_path_factory):
+    if request.param == 'nccl' and torch.cuda.device_count() < RANKS:
+        pytest.skip(f'needs {RANKS} CUDA devices, there are {torch.cuda.device_count()}')
     folder = tmp_path_factory.mktemp('ranks')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('GLOO_SOCKET_IFNAME', 'lo')
-        mp.spawn(_work, args=(str(folder),), nprocs=RANKS)
+        mp.spawn(_work, args=(str(folder), request.param), nprocs=RANKS)
     return [torch.load(folder / f'rank{rank}.pt') for rank in range(RANKS)]
 
 

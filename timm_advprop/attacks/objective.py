@@ -78,7 +78,9 @@ def random_target(target: torch.Tensor, num_classes: int) -> torch.Tensor:
     if target.shape[1] != num_classes:
         raise ValueError(f'Targets of {target.shape[1]} classes, but the model has {num_classes}.')
     wrong = torch.where(_is_distribution(target), target < target.amax(1, True), target <= target.amin(1, True))
-    return torch.multinomial(wrong.float(), 1).squeeze(1)
+    wrong = wrong.float()
+    # as torch.multinomial draws, whose check of its weights lets a device wait in older torch
+    return (wrong / torch.empty_like(wrong).exponential_()).argmax(dim=1)
 
 
 def _is_distribution(weights: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         torch.set_num_threads(settings.threads)
     placement = open_placement(DeviceSettings(
         device=settings.device, amp=settings.amp_dtype is not None,
-        amp_dtype=settings.amp_dtype or DeviceSettings.amp_dtype, channels_last=settings.channels_last))
+        amp_dtype=settings.amp_dtype or DeviceSettings.amp_dtype, channels_last=settings.channels_last),
+        attack_dtypes=[settings.adv_amp_dtype])
     cases = _cases(settings, placement)
     if settings.memory:
         measured = _measure_memory(cases, placement.device)

@@ -22,12 +22,13 @@ import torch.nn as nn
 from timm.layers import convert_splitbn_model
 from timm.task import ClassificationTask, TrainingTask
 
+from ..engine.cpu_precision import warn_of_emulation
 from ..engine.datasets import channel_normalisation
 from ..engine.open_model import base_name
 from ..errors import InputError, as_input_error, exits_on_input_error, near_matches
 from ..models import split_models
 from ..norms import convert_sync_batchnorm, has_split_norm
-from ..regimes import RegimeSettings, create_task, regime_flags, regime_of, split_for_regime
+from ..regimes import RegimeSettings, attacks_of, create_task, regime_flags, regime_of, split_for_regime
 from .parser import ProgramParser, entry_text, read_recipe
 
 __all__ = ['run_script']
@@ -87,10 +88,15 @@ class _TaskFactory:
         task = as_input_error(create_task, self.settings, model, criterion, **self.normalisation, **kwargs)
         self.used = True
         if kwargs.get('verbose', True):
+            self._warn_of_emulation(model)
             plain = self.settings.regime is None and not has_split_norm(model)
             hint = ', as the model has no split norms: see --regime' if plain else ''
             _logger.log(logging.WARNING if hint else logging.INFO, f'Training regime: {task_type.name}{hint}.')
         return task
+
+    def _warn_of_emulation(self, model: nn.Module) -> None:
+        dtypes = [attack.amp_dtype for attack in attacks_of(self.settings, has_split_norm(model))]
+        warn_of_emulation(next(model.parameters()).device, [getattr(torch, name) for name in dtypes if name])
 
     def create_model(self, *args: Any, **kwargs: Any) -> nn.Module:
         # Not when the task is built: timm's scripts before 1.0.27 build the optimizer first, and it has to have the

@@ -3,7 +3,7 @@ import importlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Iterable, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -11,6 +11,7 @@ from timm.utils import NativeScaler, random_seed
 from timm.utils.distributed import init_distributed_device_so
 
 from ..errors import InputError
+from .cpu_precision import warn_of_emulation
 from .run_settings import DeviceSettings
 
 __all__ = ['Placement', 'available_device', 'open_placement']
@@ -52,7 +53,7 @@ class Placement:
 
     def loss_scaler(self) -> Optional[Callable]:
         """timm's scaler of losses, where the precision needs one."""
-        if self.device.type == 'cuda' and self.amp_dtype == torch.float16:
+        if self.device.type in ('cuda', 'cpu') and self.amp_dtype == torch.float16:
             return NativeScaler(device=self.device.type)
         return None
 
@@ -82,6 +83,7 @@ def open_placement(
         seed: Optional[int] = None,
         join_processes: bool = False,
         modules: Tuple[str, ...] = (),
+        attack_dtypes: Iterable[Optional[str]] = (),
 ) -> Placement:
     """Choose the device, start the process group where there is one, seed all generators.
 
@@ -90,6 +92,8 @@ def open_placement(
         seed: Seed of torch, numpy and python, shifted by the number of the process; None leaves them alone.
         join_processes: Be one of the processes that torchrun or Slurm started.
         modules: Modules to import before, for a device's backend.
+        attack_dtypes: Precisions of attacks of their own, None for that of the model. With the model's, they are warned
+            of where a CPU has no instructions for them.
 
     Raises:
         InputError: The device is unknown, a module is missing, or precisions exclude each other.
@@ -112,6 +116,8 @@ def open_placement(
     if placement.device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+    if placement.primary:
+        warn_of_emulation(placement.device, [placement.dtype, placement.amp_dtype, *map(_type, attack_dtypes)])
     if seed is not None:
         random_seed(seed, placement.rank)
     return placement

@@ -62,7 +62,8 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
         InputError: Settings do not go together, or something they name is missing.
     """
     _check_settings(settings, settings.attack.attack is not None if attacked is None else attacked)
-    placement = open_placement(settings.device, settings.loader.seed)
+    placement = open_placement(
+        settings.device, settings.loader.seed, attack_dtypes=[attack.amp_dtype for attack in settings.attack.strengths])
     recalibration = _recalibration(settings)
     model = _open(settings)
     weights = weights_digest(model.state_dict(), settings.model.route)

@@ -17,7 +17,7 @@ from timm.utils import distribute_bn
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm
-from ..regimes import create_task, regime_of
+from ..regimes import attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
@@ -91,7 +91,8 @@ def train(settings: TrainSettings) -> Run:
     """
     check_settings(settings)
     placement = open_placement(
-        settings.device, settings.loader.seed, join_processes=True, modules=settings.device.device_modules or ())
+        settings.device, settings.loader.seed, join_processes=True, modules=settings.device.device_modules or (),
+        attack_dtypes=[attack.amp_dtype for attack in as_input_error(attacks_of, settings.regime, is_split=True)])
     if settings.norm.sync_bn and placement.distributed and placement.device.type == 'cpu':
         raise InputError('--sync-bn needs an accelerator: torch has no synchronised batch norm for the CPU.')
     checkpoint = _open_resumed(settings)

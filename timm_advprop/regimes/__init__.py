@@ -19,7 +19,7 @@ from .pairing import PAIRINGS
 from .pixels import PixelSource, normalisation_of
 from .pyramid_attack import PyramidAttack
 from .regime_settings import RegimeSettings
-from .registry import REGIMES, create_task, regime_flags, regime_of, split_for_regime
+from .registry import REGIMES, attacks_of, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
 from .task import RegimeTask
 from .trades import TradesTask
@@ -29,6 +29,6 @@ __all__ = [
     'AdvPropTask', 'AmplitudeMix', 'Attack', 'AugMax', 'AugMix', 'AugmentedView', 'CorruptedImages', 'FastAdvPropTask',
     'FunctionSource', 'GaussianNoise', 'JointTask', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
     'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'TradesTask',
-    'VanillaTask', 'create_task', 'frozen', 'match_masks', 'normalisation_of',
-    'regime_flags', 'regime_of', 'split_for_regime',
+    'VanillaTask', 'attacks_of', 'create_task', 'frozen', 'match_masks', 'normalisation_of', 'regime_flags',
+    'regime_of', 'split_for_regime',
 ]

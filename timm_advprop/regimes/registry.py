@@ -1,7 +1,7 @@
 """The regimes by name, their flags, and the task that a name stands for."""
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Callable, Dict, Optional, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Type
 
 import torch.nn as nn
 from timm.task import TrainingTask
@@ -21,7 +21,7 @@ from .task import RegimeTask
 from .trades import TradesTask
 from .vanilla import VanillaTask
 
-__all__ = ['REGIMES', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
+__all__ = ['REGIMES', 'attacks_of', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
     task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
@@ -43,6 +43,19 @@ def regime_of(settings: RegimeSettings, is_split: bool) -> Type[RegimeTask]:
         raise ValueError(f'Unknown regime {name!r}: give one of {", ".join(REGIMES)}.')
     REGIMES[name].check(settings)
     return REGIMES[name]
+
+
+def attacks_of(settings: RegimeSettings, is_split: bool) -> List[ModelAttack]:
+    """The attacks on the model of the regime that was asked for.
+
+    Args:
+        settings: What was asked for.
+        is_split: Whether the model has split norms.
+
+    Raises:
+        ValueError: The regime is unknown, or a setting is out of range.
+    """
+    return _attacks_among(regime_of(settings, is_split).arguments(settings))
 
 
 def create_task(
@@ -68,10 +81,9 @@ def create_task(
             settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
-    for source in (*arguments.get('sources', ()), arguments.get('attack')):
-        if isinstance(source, ModelAttack):
-            source = source if criterion is None else source.against(criterion)
-            source.check_classes(getattr(model, 'num_classes', 2))
+    for attack in _attacks_among(arguments):
+        attack = attack if criterion is None else attack.against(criterion)
+        attack.check_classes(getattr(model, 'num_classes', 2))
     return task_type(model, criterion, **arguments, **kwargs)
 
 
@@ -92,6 +104,11 @@ def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
         convert_split_norm(model, num_aux, settings.share)
     _check_share(settings, model)
     return model if settings.bn_momentum is None else configure_batch_norm(model, aux_momentum=settings.bn_momentum)
+
+
+def _attacks_among(arguments: Mapping[str, Any]) -> List[ModelAttack]:
+    sources = (*arguments.get('sources', ()), arguments.get('attack'))
+    return [source for source in sources if isinstance(source, ModelAttack)]
 
 
 def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
