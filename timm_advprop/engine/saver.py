@@ -134,8 +134,8 @@ class CheckpointKeeper:
                 self.wait()
         finally:
             if self._background.seconds:
-                _logger.info(f'Writing checkpoints took {self._background.seconds:.1f} s, for {self._waited:.1f} s of '
-                             'which training waited.')
+                _logger.info(f'Writing checkpoints took {self._background.seconds:.1f} s, training waited for them '
+                             f'for {self._waited:.1f} s.')
 
     def clean(self) -> None:
         """Remove what a killed run left half-written in the folder."""
