@@ -236,7 +236,8 @@ def test_a_compiled_model_trains_as_the_plain_one(few_digits, tmp_path, regime, 
     for name in ('state_dict', 'state_dict_ema'):
         assert compiled[name].keys() == plain[name].keys()  # no _orig_mod
         for key in ('fc.weight', 'bn1.running_mean', 'bn1.aux_bn.0.running_mean'):
-            torch.testing.assert_close(compiled[name][key], plain[name][key], rtol=1e-3, atol=1e-4)
+            # an attack on an eager model folds norms: rounding decides signs of small gradients
+            torch.testing.assert_close(compiled[name][key], plain[name][key], rtol=1e-3, atol=1e-3)
 
 
 def test_pictures_recovery_and_rare_validation(few_digits, tmp_path):

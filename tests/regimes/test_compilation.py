@@ -66,6 +66,13 @@ def test_batches_of_one_size_need_a_graph_for_each_pass(regime):
     assert numbers == [[passes, passes, passes + 1]] + [[passes + 1] * 3] * 2
 
 
+@pytest.mark.parametrize('num_aux', [2, 4])
+def test_each_auxiliary_norm_has_a_graph_of_its_attack(num_aux):
+    task = tiny_task('advprop', num_aux, adv_eps=tuple(range(1, num_aux + 1)))
+    numbers = graphs_of_epochs(task, FULL, FULL)
+    assert numbers == [[num_aux + 1] * 2 + [num_aux + 2]] + [[num_aux + 2] * 3] * 2
+
+
 @pytest.mark.parametrize('ema', [False, True])
 @pytest.mark.parametrize('regime', REGIMES)
 def test_a_shorter_last_batch_makes_graphs_for_any_size_in_the_first_epoch_alone(regime, ema):
@@ -74,8 +81,8 @@ def test_a_shorter_last_batch_makes_graphs_for_any_size_in_the_first_epoch_alone
     assert others == [[first[-1]] * len(first)] * 2
 
 
-@pytest.mark.parametrize('strengths', [(1., 4.), (1., 2., 3., 4.)], ids=len)
-def test_each_auxiliary_norm_adds_the_graphs_of_its_attack(strengths):
+@pytest.mark.parametrize('strengths', [(1., 4.), (1., 2., 3., 4.)], ids=['2', '4'])
+def test_several_auxiliary_norms_never_fall_back_to_eager_mode(strengths):
     num_aux, limit = len(strengths), torch._dynamo.config.cache_size_limit
     task = tiny_task('advprop', num_aux, adv_eps=strengths)
     first, *others = graphs_of_epochs(task, (20, 20, 10), (20, 20, 3), ema=True)

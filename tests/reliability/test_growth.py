@@ -24,6 +24,7 @@ def test_300_updates(few_digits, tmp_path, monkeypatch, values):
 
     def measured(self, epoch, start=None):
         metrics = train_epoch(self, epoch, start)
+        self.keeper.wait()  # for a file that is being written
         seen.append((memory(), len(os.listdir('/proc/self/fd'))))
         return metrics
 

@@ -3,7 +3,7 @@ import builtins
 import os
 import shutil
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def no_links(*args):
     raise OSError('no hard links here')
 
 
-def save_epochs(folder):
+def save_epochs(folder, in_background=True):
     """What a run does with its checkpoints, from its newest one on; a value of the model is the epoch."""
     task = ClassificationTask(torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3))), verbose=False)
     keeper = make_keeper(folder, task, max_history=HISTORY)
@@ -63,10 +63,12 @@ def save_epochs(folder):
     if checkpoint is not None:
         keeper.take_up(checkpoint)
         first = checkpoint.epoch + ('position' not in checkpoint.raw)
-    for epoch in range(first, len(METRICS)):
-        torch.nn.init.constant_(task.get_trainable_module().fc.bias, epoch)
-        keeper.save_recovery(epoch, 1, [])
-        keeper.save_checkpoint(epoch, METRICS[epoch])
+    with keeper.in_background() if in_background else nullcontext():
+        for epoch in range(first, len(METRICS)):
+            torch.nn.init.constant_(task.get_trainable_module().fc.bias, epoch)
+            keeper.save_recovery(epoch, 1, [])
+            keeper.save_checkpoint(epoch, METRICS[epoch])
+            torch.nn.init.constant_(task.get_trainable_module().fc.bias, -1)  # while files are written
 
 
 def summary(folder):
@@ -76,16 +78,17 @@ def summary(folder):
     return {name: (content['epoch'], content['metric'], content['saver']) for name, content in files.items()}
 
 
-def num_writes(folder, hard_links):
-    with killed_at(10 ** 6, hard_links) as done:
-        save_epochs(folder)
+def num_writes(folder, *how):
+    with killed_at(10 ** 6, how[0]) as done:
+        save_epochs(folder, how[1])
     return len(done)
 
 
-@pytest.mark.parametrize('hard_links', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_kill_at_any_write(tmp_path, hard_links):
+@pytest.mark.parametrize('hard_links, in_background', [
+    (True, True), pytest.param(False, True, marks=pytest.mark.slow), pytest.param(True, False, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write(tmp_path, hard_links, in_background):
     (tmp_path / 'whole').mkdir()
-    writes = num_writes(tmp_path / 'whole', hard_links)
+    writes = num_writes(tmp_path / 'whole', hard_links, in_background)
     expected = summary(tmp_path / 'whole')
     assert writes > 60 and sorted(expected) == [
         'checkpoint-2.pth.tar', 'checkpoint-4.pth.tar', 'last.pth.tar', 'model_best.pth.tar']
@@ -93,7 +96,7 @@ def test_a_kill_at_any_write(tmp_path, hard_links):
         folder = tmp_path / str(moment)
         folder.mkdir()
         with killed_at(moment, hard_links):
-            save_epochs(folder)
+            save_epochs(folder, in_background)
         for path in folder.glob('*.tar'):
             if not path.name.endswith('.tmp'):
                 load(path)  # whole

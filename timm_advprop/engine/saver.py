@@ -4,9 +4,12 @@ import logging
 import math
 import os
 import shutil
+import time
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from timm.models import clean_state_dict
@@ -18,6 +21,7 @@ from ..errors import InputError, one_line
 from ..norms import share_of
 from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
+from .background import Background, copy_to_host
 
 __all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau',
            'resume_share', 'share_of_process']
@@ -53,6 +57,9 @@ class CheckpointKeeper:
     included: which `checkpoint-<epoch>` there are and which is `model_best` follows from it. A run that was killed
     before the others were made gets them when it is resumed.
 
+    Inside of `in_background` the run goes on while files are written, from a copy of the state in host memory, as large
+    as a checkpoint. A file that could not be written is told at the next one, or at the end of the block.
+
     Args:
         folder: Output folder of the run, which exists.
         task: What is trained.
@@ -72,6 +79,8 @@ class CheckpointKeeper:
     decreasing: bool = False
     max_history: int = 10
     ranking: List[Tuple[int, float]] = field(default_factory=list)  # epoch and metric, the best first
+    _background: Background = field(default_factory=Background, repr=False)
+    _waited: float = 0.
 
     @property
     def best(self) -> Tuple[Optional[float], Optional[int]]:
@@ -88,12 +97,14 @@ class CheckpointKeeper:
         Returns:
             The best metric and its epoch.
         """
-        others = [entry for entry in self.ranking if entry[0] != epoch]  # it may be trained once more: --start-epoch
-        ranking = sorted([*others, (epoch, metric)], key=self._rank)
-        self.ranking, dropped = ranking[:self.max_history], ranking[self.max_history:]
-        dropped = [epoch for epoch, _ in dropped]
-        self._save(self._path('last'), epoch=epoch, metric=metric, dropped=dropped)
-        self._settle(epoch, dropped)
+        with self._timed():
+            self._background.wait()  # it goes by the ranking
+            # the epoch may be trained once more: --start-epoch
+            others = [entry for entry in self.ranking if entry[0] != epoch]
+            ranking = sorted([*others, (epoch, metric)], key=self._rank)
+            self.ranking, dropped = ranking[:self.max_history], [old for old, _ in ranking[self.max_history:]]
+            content = self._content(epoch=epoch, metric=metric, dropped=dropped)
+            self._background.do(partial(self._write_epoch, content, epoch, dropped))
         return self.best
 
     def save_recovery(self, epoch: int, update: int, shares: Sequence[Share]) -> str:
@@ -108,10 +119,23 @@ class CheckpointKeeper:
             The file.
         """
         path = self._path(f'recovery-{epoch}-{update - 1}')  # timm counts from 0
-        self._save(path, epoch=epoch, position=dict(epoch=epoch, update=update), shares=list(shares))
-        for old in _newest_first(self.folder, 'recovery-*')[_RECOVERIES_KEPT:]:
-            os.remove(old)
+        with self._timed():
+            self._background.wait()  # else there would be two copies
+            content = self._content(epoch=epoch, position=dict(epoch=epoch, update=update), shares=list(shares))
+            self._background.do(partial(self._write_recovery, path, content))
         return path
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Inside of a `with` block, let the run go on while files are written; after it all of them are."""
+        try:
+            with self._background:
+                yield
+                self.wait()
+        finally:
+            if self._background.seconds:
+                _logger.info(f'Writing checkpoints took {self._background.seconds:.1f} s, for {self._waited:.1f} s of '
+                             'which training waited.')
 
     def clean(self) -> None:
         """Remove what a killed run left half-written in the folder."""
@@ -142,7 +166,33 @@ class CheckpointKeeper:
         metric = entry[1] if self.decreasing else -entry[1]
         return math.inf if math.isnan(metric) else metric
 
-    def _save(self, path: str, epoch: int, metric: Optional[float] = None, dropped: Any = (), **others: Any) -> None:
+    def wait(self) -> None:
+        """Wait until all files are written."""
+        with self._timed():
+            self._background.wait()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def _write_epoch(self, content: Mapping[str, Any], epoch: int, dropped: Sequence[int]) -> None:
+        _write(self._path('last'), content)
+        self._settle(epoch, dropped)
+
+    def _write_recovery(self, path: str, content: Mapping[str, Any]) -> None:
+        _write(path, content)
+        for old in _newest_first(self.folder, 'recovery-*')[_RECOVERIES_KEPT:]:
+            os.remove(old)
+
+    def _content(
+            self,
+            epoch: int,
+            metric: Optional[float] = None,
+            dropped: Any = (),
+            **others: Any,
+    ) -> Dict[str, Any]:
         best_metric, best_epoch = self.best
         content: Dict[str, Any] = dict(
             epoch=epoch, arch=self.args.model, args=self.args, version=2, optimizer=self.optimizer.state_dict(),
@@ -158,7 +208,7 @@ class CheckpointKeeper:
             content['plateau'] = dict(
                 restore_lr=self.lr_scheduler.restore_lr, scheduler=self.lr_scheduler.lr_scheduler.state_dict(),
                 lr=[group['lr'] for group in self.optimizer.param_groups])
-        _write(path, content)
+        return copy_to_host(content) if self._background.is_open else content
 
     def _settle(self, epoch: int, dropped: Any) -> None:
         # The other files, as the ranking in `last`, which is of this epoch, wants them.

@@ -3,7 +3,7 @@ import importlib.util
 import logging
 import os
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -326,7 +326,9 @@ def _run_epochs(parts: _Parts) -> Optional[int]:
     best: Tuple[Optional[float], Optional[int]] = (None, None)
     start, stopped_by = parts.start, None
     try:
-        with StopSignals(parts.placement.distributed) as parts.trainer.signals:
+        keeper = parts.trainer.keeper
+        saving = nullcontext() if keeper is None else keeper.in_background()
+        with StopSignals(parts.placement.distributed) as parts.trainer.signals, saving:
             for epoch in range(start.epoch, parts.trainer.num_epochs):
                 best = _run_epoch(parts, epoch, start) or best
                 start = Position()
