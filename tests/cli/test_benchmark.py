@@ -45,6 +45,23 @@ def test_eval_passes_of_split_norms_are_compared_with_the_plain_model(capsys):
     assert _floors(text) == [('plain', 1.), ('split norms', 1.)]
 
 
+def test_evaluation_under_attack_is_compared_with_clean_evaluation(capsys):
+    benchmark.main([*SMALL, '--eval', '--attack', '--adv-steps', '1', '3', '--threads', '1'])
+    assert _floors(capsys.readouterr().out) == [
+        ('plain', 1.), ('split norms', 1.), ('under PGD-1', 4.), ('under PGD-3', 8.)]
+
+
+@pytest.mark.parametrize('flags, cases', [
+    ([], ['vanilla', 'advprop PGD-1']),
+    (['--eager'], ['vanilla', 'advprop PGD-1', 'eager vanilla', 'eager advprop PGD-1'])])
+def test_eager_models_are_measured_beside_compiled_ones(capsys, monkeypatch, flags, cases):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda model, **_: compiled.append(model) or model)
+    benchmark.main([*SMALL, '--torchcompile', '--adv-steps', '1', '--threads', '1', *flags])
+    assert [case for case, _ in _floors(capsys.readouterr().out)] == cases
+    assert len(compiled) == 2
+
+
 def test_cases_are_timed_in_turn_after_one_call_that_is_not():
     calls = []
     seconds = benchmark.time_in_turn(

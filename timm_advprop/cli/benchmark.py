@@ -1,16 +1,17 @@
 """Measures what AdvProp costs: `python -m timm_advprop.benchmark --model resnet18_ap --img-size 96 --channels-last`.
 
 A training step of a regime is compared with a vanilla step of the plain model on the same batch, and with its floor,
-its arithmetic: for AdvProp k attack steps of a forward and half a backward each, then a step on twice the images,
-(2k/3 + 2) × vanilla; for Fast AdvProp, which attacks a fifth of the batch, 1.2 × vanilla. In eval mode the model with
-split norms is compared with the plain one. Cases are timed in turn, round by round, and ratios are taken within a
-round, so that a machine that slows down slows all of them. `--memory` measures what a step needs of memory instead,
-and `--preset gpu` both for several models.
+its arithmetic: for AdvProp k attack steps of a forward and half a backward each, then a step on twice the images, (2k/3
++ 2) × vanilla; for Fast AdvProp, which attacks a fifth of the batch, 1.2 × vanilla. In evaluation the model with split
+norms is compared with the plain one, and under an attack of k steps it makes a clean pass, k steps of a forward and as
+much of a backward each, and a pass over what they made: (2k + 2) × a clean evaluation. Cases are timed in turn, round
+by round, and ratios are taken within a round, so that a machine that slows down slows all of them. `--memory` measures
+what a step needs of memory instead, and `--preset gpu` both for several models.
 """
 import os
 import statistics
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -19,6 +20,7 @@ import torch.nn as nn
 from timm.task import ClassificationTask, TrainingTask
 from torch.profiler import ProfilerActivity, profile
 
+from ..engine.evaluation import evaluate
 from ..engine.open_model import open_architecture
 from ..engine.placement import Placement, open_placement
 from ..engine.run_settings import DeviceSettings
@@ -53,8 +55,9 @@ class MeasuredSettings(Settings):
     channels_last: bool = setting(False, 'channels-last memory format')
     torchcompile: bool = setting(False, 'compile the models')
     grad_checkpointing: bool = setting(False, 'recompute activations in the backward pass')
-    attack: bool = setting(False, 'measure the attack of a step alone, too')
-    eval: bool = setting(False, 'measure eval passes instead of training steps')
+    eager: bool = setting(False, 'measure models that are not compiled beside those of --torchcompile')
+    attack: bool = setting(False, 'measure the attack of a step alone, or with --eval evaluation under attack, too')
+    eval: bool = setting(False, 'measure evaluation instead of training steps')
     threads: Optional[int] = setting(None, 'CPU threads', low=1, metavar='N')
     device: str = setting('cuda', 'device; the CPU is taken where there is no accelerator')
     rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
@@ -68,7 +71,7 @@ class MeasuredSettings(Settings):
 
 @exits_on_input_error
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Print the cost of training steps, or of eval passes, relative to the plain model."""
+    """Print the cost of training steps, or of evaluation, relative to the plain model."""
     variants = _parse(argv)
     settings = variants[0]
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler tells of each start and stop
@@ -81,7 +84,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if settings.preset:
         run_preset(variants, placement, _training_cases, settings.output)
         return
-    cases = (_eval_cases if settings.eval else _training_cases)(settings, placement)
+    cases = _cases(settings, placement)
     if settings.memory:
         measured = _measure_memory(cases, placement.device)
         print(_headline(settings, placement.device))
@@ -105,7 +108,7 @@ def _parse(argv: Optional[Sequence[str]]) -> List[MeasuredSettings]:
             raise InputError('--output is the file of a --preset.')
         return [MeasuredSettings.from_values(values)]
     parser.set_defaults(**preset.defaults())
-    unused = [flag for flag in ('attack', 'eval', 'memory', 'profile') if values[flag]]
+    unused = [flag for flag in ('attack', 'eager', 'eval', 'memory', 'profile') if values[flag]]
     if unused:
         raise InputError(f'--preset measures time and memory of training steps: leave out --{unused[0]}.')
     return [MeasuredSettings.from_values(variant) for variant in preset.variants(vars(parser.parse_args(argv)))]
@@ -168,6 +171,15 @@ def _print_operations(profiles: Mapping[str, Mapping[str, Tuple[float, float]]])
             print(f'{key[:60]:60}{cells}{ratio}')
 
 
+def _cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
+    build = _eval_cases if settings.eval else _training_cases
+    cases = build(settings, placement)
+    if settings.eager and settings.torchcompile:
+        eager = build(replace(settings, torchcompile=False), placement)
+        cases.update({f'eager {name}': case for name, case in eager.items()})
+    return cases
+
+
 def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
     split, plain = _models(settings, placement)
     batch = _batch(settings, placement, split.num_classes)
@@ -213,18 +225,16 @@ def _variants(regime: str, settings: MeasuredSettings) -> Dict[str, RegimeSettin
 
 
 def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
-    split, plain = (model.eval() for model in _models(settings, placement))
-    images, _ = _batch(settings, placement, 2)
+    split, plain = _models(settings, placement)
+    batches = [_batch(settings, placement, split.num_classes)] * _EVAL_PASSES
 
-    def case(model: nn.Module) -> Case:
+    def case(model: nn.Module, steps: int = 0) -> Case:
         model = torch.compile(model) if settings.torchcompile else model
-
-        def run() -> None:
-            with torch.inference_mode(), placement.autocast():
-                for _ in range(_EVAL_PASSES):
-                    model(images)
-        return Case(run, 1.)
-    return {'plain': case(plain), 'split norms': case(split)}
+        attack = Attack(eps_px=steps, steps=steps, target='none') if steps else None
+        run = partial(evaluate, model, batches, placement, attack=attack, log_name=None)
+        return Case(run, 2. + 2 * steps if steps else 1.)
+    attacked = {f'under PGD-{steps}': case(split, steps) for steps in settings.adv_steps if settings.attack}
+    return {'plain': case(plain), 'split norms': case(split), **attacked}
 
 
 def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[nn.Module, nn.Module]:
