@@ -103,9 +103,10 @@ def test_what_was_measured_is_in_the_file_when_a_run_is_cut_off(monkeypatch, tmp
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
-def test_without_a_gpu_it_ends_in_one_line(capsys):
+@pytest.mark.parametrize('device', [[], ['--device', 'cuda'], ['--device', 'cuda:0']], ids=' '.join)
+def test_without_a_gpu_it_ends_in_one_line(capsys, device):
     with pytest.raises(SystemExit) as exit:
-        benchmark.main(SMALL)
+        benchmark.main([*SMALL, *device])
     out, err = capsys.readouterr()
     assert exit.value.code == 2 and len(err.splitlines()) == 1 and not out
     assert '--preset gpu needs a CUDA device, and there is none' in err
@@ -115,6 +116,7 @@ def test_without_a_gpu_it_ends_in_one_line(capsys):
     (['--preset', 'cpu'], "gpu"),
     ([*TINY, '--eval'], 'leave out --eval'),
     ([*TINY, '--memory'], 'leave out --memory'),
+    ([*TINY, '--eager', '--torchcompile'], 'leave out --eager'),
     ([*TINY, '--output', '/nosuch/rows.csv'], 'Cannot write /nosuch/rows.csv: No such file'),
     (['--output', 'rows.csv'], '--output is the file of a --preset'),
     ([*TINY, '-b', '4'], 'fast-advprop needs batches of at least 5'),

@@ -61,9 +61,9 @@ class Preset:
             InputError: The device is not there.
         """
         device = values['device'] or self.device
-        if values['device'] is None and not torch.cuda.is_available():
-            raise InputError(f'--preset {values["preset"]} needs a {device.upper()} device, and there is none. To try '
-                             'it on the CPU give --device cpu, and a small --model, --img-size and -b.')
+        if device.startswith('cuda') and not torch.cuda.is_available():
+            raise InputError(f'--preset {values["preset"]} needs a CUDA device, and there is none. To try it on '
+                             'the CPU give --device cpu, and a small --model, --img-size and -b.')
         models = [values['model']] if values['model'] else self.models
         modes = [True] if values['torchcompile'] else [False, True]
         return [{**values, 'device': device, 'model': model, 'torchcompile': compiled}
