@@ -6,15 +6,14 @@ its arithmetic: for AdvProp k attack steps of a forward and half a backward each
 norms is compared with the plain one, and under an attack of k steps it makes a clean pass, k steps of a forward and as
 much of a backward each, and a pass over what they made: (2k + 2) × a clean evaluation. Cases are timed in turn, round
 by round, and ratios are taken within a round, so that a machine that slows down slows all of them. `--memory` measures
-what a step needs of memory instead.
+what a step needs of memory instead, and `--preset gpu` both for several models.
 """
 import os
 import statistics
-import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -29,8 +28,10 @@ from ..errors import InputError, as_input_error, exits_on_input_error
 from ..norms import convert_split_norm, has_split_norm, norm_route, strip_aux
 from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, RegimeTask, Source, create_task
 from ..settings import Settings, setting
+from .benchmark_presets import PRESETS, Case, run_preset
 from .parser import ProgramParser
 from .step_memory import StepMemory, print_memory, step_memory
+from .timing import time_in_turn
 from .training_step import TrainingStep
 
 __all__ = ['main', 'time_in_turn']
@@ -62,19 +63,17 @@ class MeasuredSettings(Settings):
     rounds: int = setting(7, 'timed rounds', low=1, metavar='N')
     memory: bool = setting(False, 'measure the peak memory of training steps instead of their time')
     profile: bool = setting(False, 'show by kind of operation where the time goes, too')
-
-
-class _Case(NamedTuple):
-    run: Callable[[], None]
-    floor: float  # its arithmetic, relative to the first case
+    preset: Optional[str] = setting(
+        None, 'measure time and memory of several models, eager and compiled; other flags narrow it',
+        choices=tuple(PRESETS))
+    output: Optional[str] = setting(None, 'write the rows of a preset to FILE, too, as CSV', metavar='FILE')
 
 
 @exits_on_input_error
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Print the cost of training steps, or of evaluation, relative to the plain model."""
-    parser = ProgramParser(description='Measure the cost of AdvProp.')
-    parser.add_settings(MeasuredSettings.title, MeasuredSettings.flags())
-    settings = MeasuredSettings.from_values(vars(parser.parse_args(argv)))
+    variants = _parse(argv)
+    settings = variants[0]
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler tells of each start and stop
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -82,6 +81,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         device=settings.device, amp=settings.amp_dtype is not None,
         amp_dtype=settings.amp_dtype or DeviceSettings.amp_dtype, channels_last=settings.channels_last),
         attack_dtypes=[settings.adv_amp_dtype])
+    if settings.preset:
+        run_preset(variants, placement, _training_cases, settings.output)
+        return
     cases = _cases(settings, placement)
     if settings.memory:
         measured = _measure_memory(cases, placement.device)
@@ -95,30 +97,24 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         _print_operations(_profile(cases, settings.rounds, placement.device))
 
 
-def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
-    """Time functions in turn.
-
-    Args:
-        cases: The functions, by name.
-        rounds: How often each is timed, after one call that is not.
-        device: Device to wait for.
-
-    Returns:
-        Seconds of each call, by name.
-    """
-    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    seconds: Dict[str, List[float]] = {name: [] for name in cases}
-    for _ in range(rounds + 1):
-        for name, case in cases.items():
-            synchronize()
-            start = time.perf_counter()
-            case()
-            synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
+def _parse(argv: Optional[Sequence[str]]) -> List[MeasuredSettings]:
+    # One, or those of a preset.
+    parser = ProgramParser(description='Measure the cost of AdvProp.')
+    parser.add_settings(MeasuredSettings.title, MeasuredSettings.flags())
+    values = vars(parser.parse_args(argv))
+    preset = PRESETS.get(values['preset'])
+    if preset is None:
+        if values['output']:
+            raise InputError('--output is the file of a --preset.')
+        return [MeasuredSettings.from_values(values)]
+    parser.set_defaults(**preset.defaults())
+    unused = [flag for flag in ('attack', 'eager', 'eval', 'memory', 'profile') if values[flag]]
+    if unused:
+        raise InputError(f'--preset measures time and memory of training steps: leave out --{unused[0]}.')
+    return [MeasuredSettings.from_values(variant) for variant in preset.variants(vars(parser.parse_args(argv)))]
 
 
-def _measure_memory(cases: Mapping[str, _Case], device: torch.device) -> Dict[str, StepMemory]:
+def _measure_memory(cases: Mapping[str, Case], device: torch.device) -> Dict[str, StepMemory]:
     steps = {name: case.run for name, case in cases.items() if isinstance(case.run, TrainingStep)}
     if len(steps) < len(cases):
         raise InputError('--memory measures training steps: leave out --eval and --attack.')
@@ -134,7 +130,7 @@ def _headline(settings: MeasuredSettings, device: torch.device) -> str:
             f'{", checkpointed" if settings.grad_checkpointing else ""}, {name}')
 
 
-def _print_table(cases: Mapping[str, _Case], seconds: Mapping[str, List[float]]) -> None:
+def _print_table(cases: Mapping[str, Case], seconds: Mapping[str, List[float]]) -> None:
     baseline = next(iter(seconds.values()))
     print(f'{"":20}{"ms":>10}{"× first":>10}{"floor":>8}{"× floor":>10}')
     for name, times in seconds.items():
@@ -143,7 +139,7 @@ def _print_table(cases: Mapping[str, _Case], seconds: Mapping[str, List[float]])
 
 
 def _profile(
-        cases: Mapping[str, _Case],
+        cases: Mapping[str, Case],
         rounds: int,
         device: torch.device,
 ) -> Dict[str, Dict[str, Tuple[float, float]]]:
@@ -175,7 +171,7 @@ def _print_operations(profiles: Mapping[str, Mapping[str, Tuple[float, float]]])
             print(f'{key[:60]:60}{cells}{ratio}')
 
 
-def _cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:
+def _cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
     build = _eval_cases if settings.eval else _training_cases
     cases = build(settings, placement)
     if settings.eager and settings.torchcompile:
@@ -184,12 +180,12 @@ def _cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]
     return cases
 
 
-def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:
+def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
     split, plain = _models(settings, placement)
     batch = _batch(settings, placement, split.num_classes)
 
-    def case(task: TrainingTask, floor: float) -> _Case:
-        return _Case(TrainingStep(task, batch, placement, settings.torchcompile), floor)
+    def case(task: TrainingTask, floor: float) -> Case:
+        return Case(TrainingStep(task, batch, placement, settings.torchcompile), floor)
     cases = {'vanilla': case(ClassificationTask(plain, nn.CrossEntropyLoss()), 1.)}
     for regime in settings.regime:
         smallest = REGIMES[regime].smallest_batch
@@ -202,7 +198,7 @@ def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[st
             cases[f'{regime} {name}'] = case(task, task.relative_cost())
             for source in getattr(task, 'sources', ()) if settings.attack else ():
                 attack = partial(_attack, task, source, batch, placement)
-                cases[f'attack {name}'] = _Case(attack, source.relative_cost())
+                cases[f'attack {name}'] = Case(attack, source.relative_cost())
     return cases
 
 
@@ -228,15 +224,15 @@ def _variants(regime: str, settings: MeasuredSettings) -> Dict[str, RegimeSettin
             if task_type.arguments(variant) != task_type.arguments(usual)} or {'': usual}
 
 
-def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, _Case]:
+def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, Case]:
     split, plain = _models(settings, placement)
     batches = [_batch(settings, placement, split.num_classes)] * _EVAL_PASSES
 
-    def case(model: nn.Module, steps: int = 0) -> _Case:
+    def case(model: nn.Module, steps: int = 0) -> Case:
         model = torch.compile(model) if settings.torchcompile else model
         attack = Attack(eps_px=steps, steps=steps, target='none') if steps else None
         run = partial(evaluate, model, batches, placement, attack=attack, log_name=None)
-        return _Case(run, 2. + 2 * steps if steps else 1.)
+        return Case(run, 2. + 2 * steps if steps else 1.)
     attacked = {f'under PGD-{steps}': case(split, steps) for steps in settings.adv_steps if settings.attack}
     return {'plain': case(plain), 'split norms': case(split), **attacked}
 

@@ -1,0 +1,30 @@
+"""How long calls take."""
+import time
+from typing import Callable, Dict, List, Mapping
+
+import torch
+
+__all__ = ['time_in_turn']
+
+
+def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
+    """Time functions in turn.
+
+    Args:
+        cases: The functions, by name.
+        rounds: How often each is timed, after one call that is not.
+        device: Device to wait for.
+
+    Returns:
+        Seconds of each call, by name.
+    """
+    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    seconds: Dict[str, List[float]] = {name: [] for name in cases}
+    for _ in range(rounds + 1):
+        for name, case in cases.items():
+            synchronize()
+            start = time.perf_counter()
+            case()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in seconds.items()}
