@@ -28,10 +28,10 @@ from ..errors import InputError, as_input_error, exits_on_input_error
 from ..norms import convert_split_norm, has_split_norm, norm_route, strip_aux
 from ..regimes import REGIMES, AdvPropTask, Attack, RegimeSettings, RegimeTask, Source, create_task
 from ..settings import Settings, setting
-from .benchmark_presets import PRESETS, Case, run_preset
+from .benchmark_presets import PRESETS, run_preset
 from .parser import ProgramParser
 from .step_memory import StepMemory, print_memory, step_memory
-from .timing import time_in_turn
+from .timing import Case, device_name, time_in_turn
 from .training_step import TrainingStep
 
 __all__ = ['main', 'time_in_turn']
@@ -122,12 +122,11 @@ def _measure_memory(cases: Mapping[str, Case], device: torch.device) -> Dict[str
 
 
 def _headline(settings: MeasuredSettings, device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     return (f'{settings.model}, {"eval" if settings.eval else "training"}, {settings.img_size} px, '
             f'batch {settings.batch_size}, {settings.amp_dtype or "float32"}'
             f'{", channels-last" if settings.channels_last else ""}'
             f'{", compiled" if settings.torchcompile else ""}'
-            f'{", checkpointed" if settings.grad_checkpointing else ""}, {name}')
+            f'{", checkpointed" if settings.grad_checkpointing else ""}, {device_name(device)}')
 
 
 def _print_table(cases: Mapping[str, Case], seconds: Mapping[str, List[float]]) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
@@ -15,23 +15,12 @@ from ..errors import InputError, one_line
 from ..output import duration
 from ..regimes import AdvPropTask, FastAdvPropTask
 from .step_memory import step_memory
-from .timing import time_in_turn
+from .timing import Case, device_name, time_in_turn
 from .training_step import TrainingStep
 
-__all__ = ['Case', 'PRESETS', 'Preset', 'run_preset']
+__all__ = ['PRESETS', 'Preset', 'run_preset']
 
 _MIB = 2 ** 20
-
-
-class Case(NamedTuple):
-    """What is measured.
-
-    Args:
-        run: Makes it once.
-        floor: Its arithmetic, relative to the first case.
-    """
-    run: Callable[[], None]
-    floor: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ def run_preset(
     Raises:
         InputError: The file cannot be written.
     """
-    place = dict(device=_name_of(placement.device), torch=torch.__version__)
+    place = dict(device=device_name(placement.device), torch=torch.__version__)
     start = time.monotonic()
     with _rows_of(output) as write:
         print(f'{place["device"]}, torch {place["torch"]}, {_about(variants[0])}\n')
@@ -202,7 +191,3 @@ def _of_csv(settings: Any) -> Dict[str, Any]:
 def _about(settings: Any) -> str:
     return (f'{settings.amp_dtype or "float32"}{", channels-last" if settings.channels_last else ""}, '
             f'{settings.img_size} px, batches of {settings.batch_size}, median of {settings.rounds} rounds')
-
-
-def _name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'

@@ -1,10 +1,21 @@
-"""How long calls take."""
+"""How long calls take, and where."""
 import time
-from typing import Callable, Dict, List, Mapping
+from typing import Callable, Dict, List, Mapping, NamedTuple
 
 import torch
 
-__all__ = ['time_in_turn']
+__all__ = ['Case', 'device_name', 'time_in_turn']
+
+
+class Case(NamedTuple):
+    """What is measured.
+
+    Args:
+        run: Makes it once.
+        floor: Its arithmetic, relative to the first case.
+    """
+    run: Callable[[], None]
+    floor: float
 
 
 def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: torch.device) -> Dict[str, List[float]]:
@@ -28,3 +39,8 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
             synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: times[1:] for name, times in seconds.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device, for the head of a table."""
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'

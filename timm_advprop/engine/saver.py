@@ -174,8 +174,10 @@ class CheckpointKeeper:
     @contextmanager
     def _timed(self) -> Iterator[None]:
         start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - start
 
     def _write_epoch(self, content: Mapping[str, Any], epoch: int, dropped: Sequence[int]) -> None:
         _write(self._path('last'), content)
