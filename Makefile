@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(RUN) -m studies.digits
 
 study: $(INSTALLED)
-	$(RUN) -m studies.fashion_mnist
+	$(RUN) -m studies fashion-mnist
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check .

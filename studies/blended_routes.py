@@ -117,7 +117,7 @@ def _measure_run(run: str, data: str) -> Iterator[Measured]:
 
 
 def _accuracies(model: nn.Module, trained: Trained, data: str, placement) -> Dict[str, float]:
-    dataset = trained.test_images(data)
+    dataset = trained.images(data)
     clean = evaluate(model, DataLoader(dataset, _BATCH_SIZE), placement, log_name=None)
     attacked = Subset(dataset, range(0, len(dataset), max(1, len(dataset) // NUM_ATTACKED)))
     top1 = {'clean': clean['top1']}

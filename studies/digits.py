@@ -107,7 +107,7 @@ def _table(results: Dict[Tuple[str, str], Dict[str, Any]]) -> str:
 def _draw(checkpoint: str, data: str, path: str) -> None:
     # Images that the model takes for another digit once they are attacked.
     trained = open_trained(checkpoint)
-    samples = list(trained.test_images(data, normalise=False))
+    samples = list(trained.images(data, normalise=False))
     images, target = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(trained.config))
     attack = Attack(eps_px=EPS, alpha_px=ALPHA, steps=STEPS, target='none', random_start=1.).normalised_by(

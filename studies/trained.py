@@ -24,14 +24,15 @@ class Trained(NamedTuple):
     model: nn.Module
     config: DataConfig
 
-    def test_images(self, folder: str, normalise: bool = True) -> Dataset:
-        """The test images of a data set, which are its split `validation`.
+    def images(self, folder: str, split: str = 'validation', normalise: bool = True) -> Dataset:
+        """Images of a data set.
 
         Args:
             folder: Folder of the data set.
+            split: Name of the split; `validation` are the test images.
             normalise: Normalise pixels, else leave them in 0–1.
         """
-        dataset = open_split(DataSettings(data_dir=folder), 'validation', self.config)
+        dataset = open_split(DataSettings(data_dir=folder), split, self.config)
         dataset.transform = image_transform(self.config, normalise)
         return dataset
 

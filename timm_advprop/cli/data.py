@@ -1,7 +1,7 @@
 """The data program: `python -m timm_advprop.data`.
 
     python -m timm_advprop.data digits DIR
-    python -m timm_advprop.data fashion-mnist DIR [--source FOLDER] [--train N] [--holdout N]
+    python -m timm_advprop.data fashion-mnist DIR [--source FOLDER] [--train N] [--holdout N] [--padding N]
 
 Writes DIR/train and DIR/validation. With --holdout, N images of the training set go to DIR/holdout, to choose settings
 by.
@@ -32,7 +32,8 @@ def _parser() -> ProgramParser:
     digits = commands.add_parser('digits', help='1,797 digits of 8x8 pixels, from scikit-learn')
     digits.set_defaults(write=lambda args: write_digits(args.folder))
     fashion = commands.add_parser('fashion-mnist', help='70,000 articles of 28x28 pixels, from idx.gz files')
-    fashion.set_defaults(write=lambda args: write_fashion_mnist(args.folder, args.source, args.train, args.holdout))
+    fashion.set_defaults(write=lambda args: write_fashion_mnist(
+        args.folder, args.source, args.train, args.holdout, args.padding))
     for command in (digits, fashion):
         command.add_argument('folder', metavar='DIR', help='folder to write')
     add = fashion.add_argument
@@ -40,4 +41,6 @@ def _parser() -> ProgramParser:
         help='folder of the idx.gz files (default: %(default)s, of Debian\'s package dataset-fashion-mnist)')
     add('--train', type=int, metavar='N', help='training images (default: all)')
     add('--holdout', type=int, default=0, metavar='N', help='images of the training set to hold out (default: 0)')
+    add('--padding', type=int, default=0, metavar='N',
+        help='black border around training images, for crops at random places (default: 0)')
     return parser

@@ -42,6 +42,9 @@ class _Split(NamedTuple):
     def part(self, chosen: np.ndarray) -> '_Split':
         return _Split(self.images[chosen], self.labels[chosen], self.positions[chosen])
 
+    def padded(self, width: int) -> '_Split':
+        return self._replace(images=np.pad(self.images, ((0, 0), (width, width), (width, width))))
+
     def shuffled_classes(self) -> List[np.ndarray]:
         # The places of each class's images, in an order of chance that is the same on every machine.
         random = np.random.RandomState(_SPLIT_SEED)  # the one numpy generator whose stream never changes
@@ -81,6 +84,7 @@ def write_fashion_mnist(
         source: Union[str, Path] = FASHION_MNIST_SOURCE,
         num_train: Optional[int] = None,
         num_holdout: int = 0,
+        padding: int = 0,
 ) -> Dict[str, int]:
     """Write Fashion-MNIST, 28×28 pixels, as an image folder: the official training set, the test set as validation.
 
@@ -91,6 +95,8 @@ def write_fashion_mnist(
         num_train: Number of images of the training set to take, as many of each class and the same on every machine;
             all that are not held out by default.
         num_holdout: Number of other images of the training set to write as a split `'holdout'`.
+        padding: Width of a black border around training images, in pixels: random crops of 28 × 28 pixels, which timm
+            makes where `scale` is (28 / (28 + 2 · padding))², shift them.
 
     Returns:
         Number of images of each split, `'train'`, `'validation'` and, where there is one, `'holdout'`.
@@ -100,12 +106,15 @@ def write_fashion_mnist(
             not so many images of each class.
     """
     source = Path(source)
+    if padding < 0:
+        raise InputError(f'A border is at least 0 pixels wide, got {padding}.')
     if not source.is_dir():
         raise InputError(f'No folder {source}. Install Debian\'s package dataset-fashion-mnist, or name the folder of '
                          f'the idx.gz files with --source.')
     splits = {name: _read_idx_split(source, prefix) for name, prefix in (('train', 'train'), ('validation', 't10k'))}
     if num_train is not None or num_holdout:
         splits.update(_balanced_parts(splits['train'], num_train, num_holdout))
+    splits['train'] = splits['train'].padded(padding)
     return _write_folder(folder, splits, _FASHION_CLASSES)
 
 
@@ -174,13 +183,20 @@ def _write_folder(folder: Union[str, Path], splits: Dict[str, _Split], classes: 
 
 
 def _is_finished(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> bool:
-    # Names alone tell, as they hold the class and the position of every image and the folder was never half-written.
+    # Names tell, as they hold the class and the position of every image and the folder was never half-written; and the
+    # first training image its size.
     present = {Path(root, file).relative_to(folder) for root, _, files in os.walk(folder) for file in files}
     if not present and not (folder.exists() and any(folder.iterdir())):
         return False
-    if present != {path for path, _ in _image_files(splits, classes)}:
+    if present != {path for path, _ in _image_files(splits, classes)} or not _is_first_image(folder, splits, classes):
         raise InputError(f'{folder} is not empty and is not this data set. Name another folder.')
     return True
+
+
+def _is_first_image(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> bool:
+    path, image = next(_image_files(splits, classes))
+    with Image.open(folder / path) as present:
+        return np.array_equal(np.asarray(present), image)
 
 
 def _write_and_rename(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> None:

@@ -1,0 +1,127 @@
+"""One training of a study and what is measured of it. A training that is finished is kept, until it is measured."""
+import csv
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import timm
+import torch
+
+from timm_advprop.engine.placement import open_placement
+from timm_advprop.engine.run_settings import DeviceSettings
+from timm_advprop.errors import InputError
+
+from .kept import digest, keep, read_kept
+from .study import Study
+
+__all__ = ['Job', 'Result']
+
+Result = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of a study with its measurements.
+
+    Args:
+        study: The study.
+        row: Name of the row.
+        seed: Seed of the training.
+        output: Folder of all runs; the data set is in it.
+    """
+    study: Study
+    row: str
+    seed: int
+    output: str
+
+    @property
+    def title(self) -> str:
+        """Name of the row and seed."""
+        return f'{self.row}, seed {self.seed}'
+
+    @property
+    def data(self) -> str:
+        """Folder of the data set."""
+        return os.path.join(self.output, self.study.data)
+
+    @property
+    def settings(self) -> str:
+        """A name for what the results depend on, but for the code."""
+        return digest([self._training(), self.study.rows[self.row].aux, self.study.rows[self.row].blends,
+                       repr(self.study.measures)])[:12]
+
+    def run(self) -> List[Result]:
+        """Train and measure, whichever of it is not done yet.
+
+        Returns:
+            A result for the row, and one for each of its blends: `row`, `seed`, `settings`, `holdout` (accuracy on
+            held-out images after the last epoch), what is measured, `epochs`, `seconds` of the training, and what made
+            it: `commit`, `timm`, `torch`, `machine`.
+
+        Raises:
+            InputError: The training failed.
+        """
+        training = read_kept(f'{self._folder}.json')
+        if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
+            training = self._train()
+            keep(f'{self._folder}.json', training)
+        measured = self.study.measures(
+            training['checkpoint'], self.data, self.study.rows[self.row], open_placement(DeviceSettings()))
+        of_training = {name: training[name] for name in ('holdout', 'epochs', 'seconds', 'commit', 'timm', 'torch',
+                                                         'machine')}
+        return [dict(row=f'{self.row}{blend}', seed=self.seed, settings=self.settings, **values, **of_training)
+                for blend, values in measured.items()]
+
+    def _training(self) -> str:
+        # A name for what the training depends on.
+        with open(self.study.recipe, encoding='utf-8') as file:
+            return digest([file.read(), self.study.commands(self.row), self.seed, self.study.data])
+
+    def _train(self) -> Dict[str, Any]:
+        start, commit = time.monotonic(), _commit()
+        checkpoint, history = None, []
+        for phase, flags in enumerate(self.study.commands(self.row)):
+            folder = f'{self._folder}-{phase}'
+            self._run_program(flags, folder, checkpoint)
+            checkpoint = os.path.join(folder, 'last.pth.tar')
+            history += _read_summary(folder)
+        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'
+        return dict(
+            training=self._training(), checkpoint=checkpoint, holdout=history[-1]['eval_top1'], epochs=len(history),
+            seconds=round(time.monotonic() - start), commit=commit, timm=timm.__version__, torch=torch.__version__,
+            machine=machine)
+
+    def _run_program(self, flags: Sequence[str], folder: str, initial_checkpoint: Optional[str]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+        command = [
+            sys.executable, 'train.py', *flags, '--data-dir', self.data, '--seed', str(self.seed), '--output',
+            os.path.dirname(folder), '--experiment', os.path.basename(folder)]
+        if initial_checkpoint:
+            command += ['--initial-checkpoint', initial_checkpoint]
+        log = f'{folder}.log'
+        with open(log, 'w', encoding='utf-8') as file:
+            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if status:
+            raise InputError(f'{" ".join(command)} failed with status {status}: see {log}.')
+
+    @property
+    def _folder(self) -> str:
+        # of its files, without their endings; studies of the same trainings share them
+        return os.path.join(self.output, f'{self._training()[:8]}-{self.row}-seed{self.seed}')
+
+
+def _read_summary(folder: str) -> List[Dict[str, float]]:
+    with open(os.path.join(folder, 'summary.csv'), newline='', encoding='utf-8') as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _commit() -> str:
+    # The repository's commit, with a + where files differ from it.
+    def git(*command: str) -> str:
+        return subprocess.run(['git', *command], capture_output=True, text=True, check=False).stdout.strip()
+    return git('rev-parse', '--short', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))

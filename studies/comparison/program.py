@@ -1,0 +1,67 @@
+"""`python -m studies NAME`: run a study, or go on with it, and write its tables and pictures."""
+import os
+import sys
+from dataclasses import dataclass
+from typing import Optional, Sequence, Tuple
+
+from timm_advprop.cli.parser import ProgramParser
+from timm_advprop.engine.figures import new_figure
+from timm_advprop.errors import InputError, exits_on_input_error
+from timm_advprop.settings import Settings, setting
+
+from .. import fashion_mnist
+from ..trained import check_root
+from .job import Job
+from .runner import run_jobs
+from .study import Study
+from .table import Table
+
+__all__ = ['STUDIES', 'main']
+
+STUDIES = {**fashion_mnist.STUDIES}
+
+
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """What is run, and where it is kept."""
+    title = 'Study parameters'
+    output: str = setting('output/studies', 'folder of the runs', metavar='DIR')
+    results: str = setting('results', 'folder of the tables and pictures', metavar='DIR')
+    rows: Tuple[str, ...] = setting((), 'train these rows alone', nargs='+', metavar='ROW', default_help='all')
+    seeds: Tuple[int, ...] = setting(
+        (), 'seeds', low=0, nargs='+', metavar='S', default_help='those of the study')
+    jobs: int = setting(os.cpu_count(), 'trainings at a time', low=1, metavar='N', default_help='one for each CPU')
+    source: Optional[str] = setting(None, 'folder of the data set\'s source', metavar='FOLDER')
+
+
+@exits_on_input_error
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run a study, or go on with it."""
+    study, settings = _parse(argv)
+    check_root('a study', 'train.py', study.recipe)
+    new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
+    os.makedirs(settings.output, exist_ok=True)
+    source = dict(source=settings.source) if settings.source else {}
+    study.write_data(os.path.join(settings.output, study.data), **source)
+    table = Table(os.path.join(settings.results, f'{study.file_name}.csv'))
+    jobs = [Job(study, row, seed, settings.output) for seed in study.seeds for row in study.rows]
+    try:
+        run_jobs(jobs, table, settings.jobs)
+    except KeyboardInterrupt:
+        print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:
+    parser = ProgramParser(
+        prog='python -m studies',
+        description='Train each row of a study with several seeds, measure, and compare by seed. What is finished is '
+                    'kept in the results: the same command goes on where it was stopped.')
+    parser.add_argument('study', choices=tuple(STUDIES), help='the study')
+    parser.add_settings(StudySettings.title, StudySettings.flags())
+    values = vars(parser.parse_args(argv))
+    study, settings = STUDIES[values.pop('study')], StudySettings.from_values(values)
+    unknown = [row for row in settings.rows if row not in study.rows]
+    if unknown:
+        raise InputError(f'{study.name} has no row {unknown[0]}: its rows are {", ".join(study.rows)}.')
+    return study.only(settings.rows, settings.seeds), settings

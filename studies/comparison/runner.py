@@ -1,0 +1,69 @@
+"""Runs the jobs of a study, several at a time."""
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Sequence
+
+import torch
+
+from timm_advprop.output import duration
+
+from .job import Job, Result
+from .table import Table
+
+__all__ = ['run_jobs']
+
+
+def run_jobs(jobs: Sequence[Job], table: Table, num_processes: int) -> None:
+    """Run what is not in the table, and add it; a line for each.
+
+    Args:
+        jobs: The jobs of a study, in the order in which they begin.
+        table: Its table.
+        num_processes: How many run at a time.
+
+    Raises:
+        InputError: A training failed. What is finished is in the table.
+        KeyboardInterrupt: The same.
+    """
+    finished = {(result['row'], result['seed']) for result in table.results(jobs)}
+    waiting = [job for job in jobs if (job.row, job.seed) not in finished]
+    print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished already.', flush=True)
+    start_process()
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
+        try:
+            _collect(pool, waiting, table, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def start_process() -> None:
+    """One thread: on images this small, threads wait more than they work."""
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+
+
+def _collect(pool: ProcessPoolExecutor, waiting: Sequence[Job], table: Table, num_jobs: int) -> None:
+    futures, start = {pool.submit(job.run): job for job in waiting}, time.monotonic()
+    for done, future in enumerate(as_completed(futures), 1):
+        results = future.result()
+        table.add(results)
+        elapsed, left = time.monotonic() - start, len(waiting) - done
+        print(f'[{num_jobs - left}/{num_jobs}] {futures[future].title}: {_summary(results[0])}  '
+              f'({duration(elapsed)}, {duration(elapsed / done * left)} left)', flush=True)
+
+
+def _start_worker() -> None:
+    start_process()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and the training that it waits for
+
+
+def _summary(result: Result) -> str:
+    shown = ('holdout', 'clean', 'corruption', 'pgd8_main', 'pgd8_aux', 'autoattack_main', 'autoattack_aux')
+    return ', '.join(f'{name} {result[name]:.1f}' for name in shown if name in result)
