@@ -13,7 +13,7 @@ from timm_advprop.engine.small_datasets import write_fashion_mnist
 
 from .comparison.measures import Measures
 from .comparison.rows import Row, attack_flags
-from .comparison.study import Study
+from .comparison.study import Claim, Study
 
 __all__ = ['STUDIES']
 
@@ -69,6 +69,36 @@ def _rates(name: str, regime: List[str], num_aux: int) -> Dict[str, Row]:
         for rate, decay in (('0.05', '5e-4'), ('0.05', '1e-3'), ('0.1', '5e-4'), ('0.1', '1e-3'), ('0.2', '5e-4'))}
 
 
+_COLUMNS = {
+    'clean': 'clean', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise', 'corruption_blur': 'blur',
+    'corruption_weather': 'weather', 'corruption_digital': 'digital', 'pgd4_main': 'PGD, eps 4, main',
+    'pgd8_main': 'PGD, eps 8, main', 'pgd4_aux': 'PGD, eps 4, aux', 'pgd8_aux': 'PGD, eps 8, aux'}
+_CLAIMS = (
+    Claim('AdvProp of eps 1 improves clean accuracy', 'advprop-1', 'vanilla', 'clean'),
+    Claim('AdvProp of eps 2 improves clean accuracy', 'advprop-2', 'vanilla', 'clean'),
+    Claim('AdvProp of eps 1 is better than vanilla training of the same cost, clean', 'advprop-1', 'vanilla-long',
+          'clean'),
+    Claim('Adversarial images alone (Madry) lower clean accuracy', 'vanilla', 'madry', 'clean'),
+    Claim('Adversarial images in the same norm (joint) lower clean accuracy', 'vanilla', 'joint', 'clean'),
+    Claim('Auxiliary norms are better than one norm, eps 1, clean', 'advprop-1', 'joint-1', 'clean'),
+    Claim('Auxiliary norms are better than one norm, eps 2, clean', 'advprop-2', 'joint', 'clean'),
+    Claim('Adversarial pre-training improves clean accuracy', 'pretraining', 'vanilla', 'clean'),
+    Claim('AdvProp is better than adversarial pre-training, clean', 'advprop-2', 'pretraining', 'clean'),
+    Claim('Weak attacks suit a small network: eps 1 is better than 4, clean', 'advprop-1', 'advprop-4', 'clean'),
+    Claim('Fine-grained AdvProp is better than AdvProp, clean', 'fine-grained', 'advprop-2', 'clean'),
+    Claim('Fine-grained AdvProp is better than vanilla training on its images, clean', 'fine-grained',
+          'vanilla-augmented', 'clean'),
+    Claim('Fast AdvProp improves clean accuracy at vanilla cost', 'fast-advprop', 'vanilla', 'clean'),
+    Claim('Separate statistics are better than separate affine parameters alone, eps 2, clean', 'advprop-2',
+          'shared-statistics', 'clean'),
+    Claim('AdvProp of eps 2 improves accuracy under corruptions', 'advprop-2', 'vanilla', 'corruption', 1.),
+    Claim('AdvProp of eps 2 is better than vanilla training of the same cost, corruptions', 'advprop-2', 'vanilla-long',
+          'corruption', 1.),
+    Claim('One norm is better than auxiliary norms under corruptions, eps 2', 'joint', 'advprop-2', 'corruption', 1.),
+    Claim('AdvProp of eps 2 improves accuracy under PGD (eps 8) through the main norms', 'advprop-2', 'vanilla',
+          'pgd8_main', 1.),
+)
+
 _COMPARED = Study(
     name='fashion-mnist',
     about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, test_resnet, 40 epochs',
@@ -78,7 +108,8 @@ _COMPARED = Study(
     rows=REGIMES,
     seeds=tuple(range(8)),
     measures=Measures(),
-    columns={},
+    columns=_COLUMNS,
+    claims=_CLAIMS,
     flags=('--val-interval', '1000'),  # the last epoch is always validated
 )
 _CHOICE = replace(
@@ -88,4 +119,47 @@ _CHOICE = replace(
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
 )
-STUDIES = {study.name: study for study in (_COMPARED, _CHOICE)}
+_LARGER = replace(
+    _COMPARED,
+    name='fashion-mnist-resnet18',
+    about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, resnet18, 40 epochs',
+    rows={row: REGIMES[row] for row in (
+        'vanilla', 'joint', 'advprop-1', 'advprop-2', 'fine-grained', 'fast-advprop')},
+    seeds=tuple(range(4)),
+    flags=(*_COMPARED.flags, '--model', 'resnet18'),
+)
+_AUTOATTACK = replace(
+    _COMPARED,
+    name='fashion-mnist-autoattack',
+    measures=Measures(num_corrupted=0, num_attacked=500, strengths=(8,), num_autoattacked=500),
+    columns={'clean': 'clean', 'pgd8_main': 'PGD, main', 'autoattack_main': 'AutoAttack, main', 'pgd8_aux': 'PGD, aux',
+             'autoattack_aux': 'AutoAttack, aux'},
+    claims=(),
+    seeds=(0,),
+)
+_ABLATIONS = replace(
+    _COMPARED,
+    name='fashion-mnist-ablations',
+    rows={
+        'advprop-2': _advprop('AdvProp, eps 2', *_USUAL),
+        'shared-statistics': REGIMES['shared-statistics'],
+        'statistics-of-main': _advprop(
+            'shared statistics, of clean images', *_USUAL, '--adv-share', 'statistics-of-main'),
+        'joint': REGIMES['joint'],
+        'momentum-0.01': _advprop('momentum of aux norms 0.01', *_USUAL, '--adv-bn-momentum', '0.01'),
+        'momentum-0.5': _advprop('momentum of aux norms 0.5', *_USUAL, '--adv-bn-momentum', '0.5'),
+        'train-statistics': _advprop('attack by statistics of the batch', *_USUAL, '--adv-norm-stats', 'train'),
+        'targeted': _advprop('attack on a random class', *attack_flags(_EPS, target='random')),
+        'clean-start': _advprop('no random start', *_USUAL[:-1], '0'),
+        **{f'weight-{weight}': _advprop(f'adversarial loss × {weight}', *_USUAL, '--adv-weight', weight)
+           for weight in ('0.25', '0.5', '2')},
+        **{f'steps-{steps}': _advprop(
+            f'{steps} attack steps', *_USUAL, '--adv-steps', str(steps), '--adv-alpha', f'{_EPS * 1.5 / steps:g}')
+            for steps in (2, 5)},
+    },
+    seeds=tuple(range(200, 205)),
+    measures=Measures(split='holdout', num_attacked=500),
+    reference='advprop-2',
+    claims=(),
+)
+STUDIES = {study.name: study for study in (_COMPARED, _CHOICE, _LARGER, _ABLATIONS, _AUTOATTACK)}

@@ -1,119 +1,122 @@
-"""The pictures of the study. They need matplotlib."""
-import os
-import statistics
-from typing import Any, List, Sequence, Tuple
+"""Pictures of a study: differences to the reference with their intervals, what rows trade, accuracy over strength."""
+from statistics import fmean
+from typing import Any, Mapping, Sequence, Tuple
 
 from timm_advprop.engine.figures import new_figure
-from timm_advprop.hub.card_pictures import draw_norms
 
-from ..trained import open_trained
-from .accuracy import STEPS, STRENGTHS, attacked_top1
-from .rows import EPOCHS, ROWS
-from .values import Result, by_row, mean_and_deviation
+from .differences import difference, values_of
+from .job import Result
+from .measures import pgd_attacked
+from .report import rows_in
+from .study import Study
 
-__all__ = ['draw_study']
+__all__ = ['draw_differences', 'draw_strengths', 'draw_trade_off']
 
 _SIZE = 8
-_ROUTES = {'main': ('main norms', 'tab:blue'), 'aux': ('auxiliary norms', 'tab:orange')}
+_BETTER, _WORSE, _UNCLEAR = '#228833', '#ee6677', '#777777'  # Tol's bright scheme
+_COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')
+_MARKERS = 'os^D'
 
 
-def draw_study(folder: str, results: Sequence[Result]) -> List[str]:
-    """Draw accuracy by regime, accuracy over epochs, strength against accuracy, and the norms of an AdvProp model.
+def draw_differences(path: str, study: Study, results: Sequence[Result], columns: Mapping[str, str]) -> None:
+    """Draw a forest plot: what each row has more than the reference, with 95 % confidence intervals.
 
     Args:
-        folder: Folder to write to.
-        results: Results of all jobs.
-
-    Returns:
-        The files written.
+        path: File to write.
+        study: The study.
+        results: Its results.
+        columns: Titles of the panels, by name of a measurement.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    paths = []
-    for name, draw in (('accuracy', _draw_accuracy), ('epochs', _draw_epochs), ('strength', _draw_strength),
-                       ('norms', _draw_norms)):
-        paths.append(os.path.join(folder, f'fashion_mnist_{name}.png'))
-        draw(paths[-1], results)
-    return paths
-
-
-def _draw_norms(path: str, results: Sequence[Result]) -> None:
-    checkpoint = next(result['checkpoint'] for result in results if result['name'] == 'advprop')
-    draw_norms(open_trained(checkpoint).model, path)
-
-
-def _draw_accuracy(path: str, results: Sequence[Result]) -> None:
-    figure, (clean, attacked) = _two_panels(3.4, sharey=True)
-    _draw_means(clean, results, 'clean_top1', 'main')
-    for route in _ROUTES:
-        _draw_means(attacked, results, attacked_top1(STRENGTHS[-1], route), route)
-    for axis, title in ((clean, 'clean test images, main norms'), (attacked, f'PGD-{STEPS}, eps {STRENGTHS[-1]}/255')):
-        _label(axis, title, 'top-1 (%)', grid='x')
-    names = by_row(results, 'clean_top1')
-    clean.set_yticks(range(len(names)), [ROWS[name].title for name in names])
-    clean.invert_yaxis()
-    attacked.legend(fontsize=_SIZE - 1)
+    rows = [row for row in rows_in(study, results) if row != study.reference]
+    figure = new_figure((2.3 + 2.4 * len(columns), 0.7 + 0.22 * len(rows)))
+    for axis, (column, title) in zip(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns.items()):
+        axis.axvline(0, color='black', linewidth=0.8)
+        for place, row in enumerate(rows):
+            found = difference(results, row, study.reference, column)
+            if found is not None:
+                axis.errorbar(found.mean, place, xerr=found.margin(), fmt='o', markersize=3.5, capsize=2, linewidth=1.2,
+                              color=_color(found.mean, found.margin()))
+        _label(axis, title, f'− {study.title(study.reference)} (points)')
+        axis.set_yticks(range(len(rows)), [study.title(row) for row in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
     figure.savefig(path)
 
 
-def _draw_means(axis: Any, results: Sequence[Result], column: str, route: str) -> None:
-    # A row of the study is a place on the axis; the auxiliary norms' points are a little below the main ones'.
-    values, names = by_row(results, column), list(by_row(results, 'clean_top1'))
-    means, deviations = zip(*map(mean_and_deviation, values.values()))
-    places = [names.index(name) + 0.25 * list(_ROUTES).index(route) for name in values]
-    label, color = _ROUTES[route]
-    axis.errorbar(means, places, xerr=deviations, fmt='o', color=color, label=label, capsize=2, markersize=4)
+def draw_trade_off(path: str, study: Study, results: Sequence[Result], x: str, y: str) -> None:
+    """Draw means of one measurement against another; rows with blends become curves through them.
+
+    Args:
+        path: File to write.
+        study: The study, whose `columns` name both measurements.
+        results: Its results.
+        x: Name of the measurement to the right.
+        y: Name of the measurement upwards.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = new_figure((6.6, 4.6))
+    axis = figure.subplots()
+    means = {row: _means(results, row, (x, y)) for row in rows_in(study, results)}
+    trained = [row for row in means if ', blend ' not in row]
+    for i, row in enumerate(trained):
+        axis.plot(*means[row], marker=_MARKERS[i // len(_COLORS) % len(_MARKERS)], color=_COLORS[i % len(_COLORS)],
+                  markersize=6 if row != study.reference else 9, linestyle='', label=study.title(row))
+        blends = [means[row], *(means[blend] for blend in means if blend.startswith(f'{row}, blend '))]
+        if len(blends) > 1:
+            axis.plot(*zip(*blends), color=_COLORS[i % len(_COLORS)], marker='.', markersize=4, linewidth=1)
+            axis.annotate('blends towards the aux norms', blends[-1], xytext=(4, 4), textcoords='offset points',
+                          fontsize=_SIZE - 2)
+    _label(axis, '', study.columns[x])
+    axis.set_ylabel(study.columns[y], fontsize=_SIZE)
+    figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)
+    figure.savefig(path)
 
 
-def _draw_epochs(path: str, results: Sequence[Result]) -> None:
-    figure, axes = _two_panels(3.2)
-    columns = {'eval_top1': 'held-out clean images, main norms',
-               'train_adv_top1': 'adversarial training images, as trained'}
-    for axis, (column, title) in zip(axes, columns.items()):
-        for i, name in enumerate(by_row(results, 'clean_top1')):
-            points = _mean_curve([result['history'] for result in results if result['name'] == name], column)
+def draw_strengths(path: str, study: Study, results: Sequence[Result], rows: Sequence[str]) -> None:
+    """Draw accuracy over the strength of PGD, through the main and through the auxiliary norms.
+
+    Args:
+        path: File to write.
+        study: The study.
+        results: Its results.
+        rows: The rows to draw.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = new_figure((7.4, 3.3))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, route in zip(axes, ('main', 'aux')):
+        for i, row in enumerate(rows):
+            columns = {0: 'clean'} if route == 'main' else {}
+            columns.update({eps: pgd_attacked(eps, route) for eps in study.measures.strengths})
+            points = {eps: fmean(found.values()) for eps, column in columns.items()
+                      if (found := values_of(results, row, column))}
             if points:
-                axis.plot(*zip(*points), color=f'C{i}', linewidth=1, label=ROWS[name].title)
-        _label(axis, title, 'epoch')
-        axis.set_ylabel('top-1 (%)', fontsize=_SIZE)
-        axis.set_xticks(range(0, EPOCHS + 1, 5))
-        axis.set_ylim(bottom=50)
-    axes[0].legend(fontsize=_SIZE - 2)
+                axis.plot(points.keys(), points.values(), color=_COLORS[i % len(_COLORS)], linewidth=1,
+                          marker=_MARKERS[i // len(_COLORS) % len(_MARKERS)], markersize=4, label=study.title(row))
+        _label(axis, f'through the {route} norms', f'eps of PGD-{study.measures.steps} (pixels of 255)')
+    axes[0].set_ylabel('accuracy (%)', fontsize=_SIZE)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)
     figure.savefig(path)
 
 
-def _mean_curve(histories: Sequence[Sequence[Result]], column: str) -> List[Tuple[int, float]]:
-    # Epochs, from 1, and means over seeds, where every seed has a value.
-    curves = [[row.get(column) for row in history] for history in histories]
-    return [(epoch, statistics.mean(values)) for epoch, values in enumerate(zip(*curves), 1) if None not in values]
+def _means(results: Sequence[Result], row: str, columns: Sequence[str]) -> Tuple[float, ...]:
+    return tuple(fmean(values_of(results, row, column).values()) for column in columns)
 
 
-def _draw_strength(path: str, results: Sequence[Result]) -> None:
-    figure, axes = _two_panels(3.2, sharey=True)
-    for axis, (route, (label, _)) in zip(axes, _ROUTES.items()):
-        columns = {eps: by_row(results, attacked_top1(eps, route)) for eps in STRENGTHS}
-        if route == 'main':
-            columns = {0: by_row(results, 'clean_top1'), **columns}
-        for i, name in enumerate(by_row(results, 'clean_top1')):
-            points = [(eps, *mean_and_deviation(values[name])) for eps, values in columns.items() if name in values]
-            if points:
-                strengths, means, deviations = zip(*points)
-                axis.errorbar(strengths, means, yerr=deviations, color=f'C{i}', marker='o', markersize=3, linewidth=1,
-                              capsize=2, label=ROWS[name].title)
-        _label(axis, f'through the {label}', f'eps of PGD-{STEPS} (pixels of 255)')
-    axes[0].set_ylabel('top-1 (%)', fontsize=_SIZE)
-    axes[0].legend(fontsize=_SIZE - 2)
-    figure.savefig(path)
+def _color(mean: float, margin: float) -> str:
+    if abs(mean) <= margin:
+        return _UNCLEAR
+    return _BETTER if mean > 0 else _WORSE
 
 
-def _two_panels(height: float, **kwargs: Any) -> Tuple[Any, Any]:
-    figure = new_figure((8, height))
-    return figure, figure.subplots(1, 2, **kwargs)
-
-
-def _label(axis: Any, title: str, x: str, grid: str = 'both') -> None:
+def _label(axis: Any, title: str, x: str) -> None:
     axis.set_title(title, fontsize=_SIZE)
     axis.set_xlabel(x, fontsize=_SIZE)
     axis.tick_params(labelsize=_SIZE - 1)
-    axis.grid(axis=grid, linewidth=0.4)
+    axis.grid(linewidth=0.3)

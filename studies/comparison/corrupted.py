@@ -38,7 +38,8 @@ def corrupted_images(trained: Trained, data: str, split: str, num_images: int) -
 
 def evenly(num_images: int, num_chosen: int) -> List[int]:
     """Positions of images, evenly over a data set; all where there are no more."""
-    return [i * num_images // num_chosen for i in range(num_chosen)] if num_chosen < num_images else [*range(num_images)]
+    num_chosen = min(num_chosen, num_images)
+    return [i * num_images // num_chosen for i in range(num_chosen)]
 
 
 def _kept_pixels(trained: Trained, data: str, split: str, num_images: int) -> Tuple[np.ndarray, np.ndarray]:

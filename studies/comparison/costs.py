@@ -1,6 +1,8 @@
 """What the trainings of the study cost: steps timed in turn, times their number."""
+import csv
+import os
 import statistics
-from typing import Callable, Dict, List, Mapping, NamedTuple, Sequence
+from typing import Callable, Dict, List, NamedTuple
 
 import torch
 
@@ -11,60 +13,73 @@ from timm_advprop.engine.optimization import build_optimizer, learning_rate
 from timm_advprop.engine.placement import open_placement
 from timm_advprop.engine.run_settings import TrainSettings
 from timm_advprop.engine.training import build_model, build_task, check_settings, schedule_of
+from timm_advprop.output import replacing
 
-from .kept import keep, read_kept
-from .rows import RECIPE, Row
+from .kept import digest
+from .study import Study
 
 __all__ = ['Costs', 'kept_costs', 'measure_costs']
 
-Costs = Dict[str, Dict[str, float]]
+Costs = Dict[str, float]
+_COLUMNS = ('row', 'cost', 'settings')
 _ROUNDS = 15
 
 
 class _Phase(NamedTuple):
     step: Callable[[], None]
-    arithmetic: float  # of a step, relative to a vanilla one
     epochs: int
     device: torch.device
 
 
-def kept_costs(path: str, trainings: Sequence[str], rows: Mapping[str, Row], data: str) -> Costs:
-    """The costs of rows, which are measured where the file has none of these trainings.
+def kept_costs(path: str, study: Study, data: str) -> Costs:
+    """The costs of a study's rows, which are measured where the file does not have all of them.
 
     Args:
-        path: File to keep them in.
-        trainings: Names for what the trainings depend on.
-        rows: What to measure, `'vanilla'` among it.
+        path: CSV file to keep them in.
+        study: The study.
         data: Folder of the data set.
+
+    Returns:
+        See `measure_costs`.
     """
-    kept = read_kept(path)
-    if kept.get('trainings') != trainings:
-        kept = dict(trainings=trainings, costs=measure_costs(rows, data, _ROUNDS))
-        keep(path, kept)
-    return kept['costs']
+    settings = {row: digest([study.recipe, study.commands(row)])[:12] for row in study.rows}
+    kept = {row['row']: row for row in _read(path)}
+    if any(kept.get(row, {}).get('settings') != name for row, name in settings.items()):
+        measured = measure_costs(study, data, _ROUNDS)
+        kept = {row: dict(row=row, cost=f'{cost:.3f}', settings=settings[row]) for row, cost in measured.items()}
+        with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept.values())
+    return {row: float(kept[row]['cost']) for row in study.rows}
 
 
-def measure_costs(rows: Mapping[str, Row], data: str, rounds: int) -> Costs:
-    """What training costs relative to vanilla training.
+def measure_costs(study: Study, data: str, rounds: int) -> Costs:
+    """What training costs relative to the study's reference.
 
     Args:
-        rows: What to measure, `'vanilla'` among it.
+        study: The study.
         data: Folder of the data set.
         rounds: How often each step is timed.
 
     Returns:
-        For each row `cost` (time of the whole training) and `arithmetic` (the same by counting passes).
+        For each row the time of the whole training, by steps without loading of images.
     """
-    phases = {(name, i): _open_phase(parse_args(['--config', RECIPE, '--data-dir', data, *flags]))
-              for name, row in rows.items() for i, flags in enumerate(row.phases)}
-    vanilla = phases['vanilla', 0]
+    phases = {(row, i): _open_phase(parse_args([*flags, '--data-dir', data]))
+              for row in study.rows for i, flags in enumerate(study.commands(row))}
+    vanilla = phases[study.reference, 0]
     seconds = time_in_turn({case: phase.step for case, phase in phases.items()}, rounds, vanilla.device)
-    costs: Costs = {name: dict(cost=0., arithmetic=0.) for name in rows}
+    costs: Costs = dict.fromkeys(study.rows, 0.)
     for (name, i), phase in phases.items():
-        share = phase.epochs / vanilla.epochs
-        costs[name]['cost'] += _ratio(seconds[name, i], seconds['vanilla', 0]) * share
-        costs[name]['arithmetic'] += phase.arithmetic * share
+        costs[name] += _ratio(seconds[name, i], seconds[study.reference, 0]) * phase.epochs / vanilla.epochs
     return costs
+
+
+def _read(path: str) -> List[Dict[str, str]]:
+    if not os.path.isfile(path):
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
 
 
 def _ratio(times: List[float], baseline: List[float]) -> float:
@@ -88,4 +103,4 @@ def _open_phase(settings: TrainSettings) -> _Phase:
         optimizer.zero_grad()
         task(images, target)['loss'].backward()
         optimizer.step()
-    return _Phase(step, task.relative_cost(), schedule_of(settings, task).epochs, placement.device)
+    return _Phase(step, schedule_of(settings, task).epochs, placement.device)

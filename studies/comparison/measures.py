@@ -60,6 +60,19 @@ class Measures:
     num_autoattacked: int = 0
     autoattack_eps: float = 8
 
+    def describe(self) -> str:
+        """What is measured, in sentences."""
+        what = dict(top1='Top-1 accuracy', balanced='Balanced accuracy')[self.score]
+        images = 'test images' if self.split == 'validation' else 'held-out images'
+        parts = [f'{what} on all {images} through the main norms, expected calibration error (ECE, 15 bins)']
+        if self.num_corrupted:
+            parts.append(f'15 corruptions × 5 severities of {self.num_corrupted} of them')
+        if self.num_attacked:
+            parts.append(f'PGD-{self.steps} (untargeted, random start, step eps/8) on {self.num_attacked}')
+        if self.num_autoattacked:
+            parts.append(f'AutoAttack (standard, eps {self.autoattack_eps:g}/255) on {self.num_autoattacked}')
+        return '; '.join(parts) + '.'
+
     def __call__(self, checkpoint: str, data: str, row: Row, placement: Placement) -> Dict[str, Measured]:
         """Measure a model and its blends.
 

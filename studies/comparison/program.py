@@ -11,7 +11,9 @@ from timm_advprop.settings import Settings, setting
 
 from .. import fashion_mnist
 from ..trained import check_root
+from .costs import kept_costs
 from .job import Job
+from .report import render_report
 from .runner import run_jobs
 from .study import Study
 from .table import Table
@@ -50,6 +52,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
         sys.exit(130)
+    # after the trainings, as these would disturb the clock
+    costs = kept_costs(os.path.join(settings.results, f'{study.file_name}_costs.csv'), study, jobs[0].data)
+    text = render_report(study, table.results(jobs), costs)
+    with open(os.path.join(settings.results, f'{study.file_name}.md'), 'w', encoding='utf-8') as file:
+        file.write(text)
+    print(text)
 
 
 def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:

@@ -1,112 +1,104 @@
-"""The study's table, its figures as CSV, and what they say about the paper's claims."""
-import csv
-import os
-from typing import List, Sequence, Tuple
+"""What a study found, as Markdown: means, differences to the reference, claims."""
+from statistics import fmean, stdev
+from typing import Sequence
 
-import torch
+from timm_advprop.output import markdown_table
 
-from timm_advprop.output import markdown_table, replacing
-
-from .accuracy import STEPS, STRENGTHS, attacked_top1
-from .charts import draw_study
 from .costs import Costs
-from .rows import EPOCHS, EPS, ROWS
-from .values import Result, by_row, mean_and_deviation
+from .differences import difference, test_claims, values_of
+from .job import Result
+from .study import Study
 
-__all__ = ['T_95', 'write_report']
-
-ROUTES = ('main', 'aux')
-TABLE_STRENGTHS = (2, 8)
-# A claim of the paper about clean accuracy: row, its comparison, text. The first is said to be above the second.
-_CLAIMS = (
-    ('vanilla', 'madry', 'Adversarial images alone lower clean accuracy'),
-    ('vanilla', 'joint', 'Adversarial images in the same norm lower clean accuracy'),
-    ('advprop', 'joint', 'Auxiliary norms are better than one norm'),
-    ('advprop', 'vanilla', 'AdvProp improves clean accuracy'),
-    ('pretraining', 'vanilla', 'Adversarial pre-training improves clean accuracy'),
-    ('advprop', 'pretraining', 'AdvProp is better than adversarial pre-training'),
-    ('advprop-fine-grained', 'advprop', 'Fine-grained AdvProp is better than AdvProp'),
-    ('fast-advprop', 'vanilla', 'Fast AdvProp improves clean accuracy at vanilla cost'),
-)
-
-# Student's t, two-sided, by degrees of freedom
-T_95 = dict(enumerate((12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18), 1))
+__all__ = ['render_report', 'rows_in']
 
 
-def write_report(folder: str, results: Sequence[Result], costs: Costs, num_train: int, num_attacked: int) -> None:
-    """Write `fashion_mnist.csv`, `fashion_mnist.md` and the pictures, and print the table.
+def rows_in(study: Study, results: Sequence[Result]) -> Sequence[str]:
+    """Names of the rows that there are results of, those of blends behind all others."""
+    present = dict.fromkeys(result['row'] for result in results)
+    order = list(study.rows)
+    return [*(row for row in order if row in present), *sorted(row for row in present if row not in order)]
+
+
+def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
+    """The tables of a study.
 
     Args:
-        folder: Folder to write to.
-        results: Results of all jobs.
-        costs: Cost of each row, see `measure_costs`.
-        num_train: Number of training images.
-        num_attacked: Number of test images that were attacked.
+        study: The study.
+        results: Its results.
+        costs: Cost of each row, see `measure_costs`; of some rows or none.
     """
-    os.makedirs(folder, exist_ok=True)
-    _write_csv(os.path.join(folder, 'fashion_mnist.csv'), results, costs)
-    seeds = len({result['seed'] for result in results})
-    text = '\n'.join([
-        f'Fashion-MNIST, {num_train} training images, test_resnet, {EPOCHS} epochs, {seeds} seeds; top-1 in percent, '
-        f'mean ± standard deviation over seeds. Clean accuracy through the main norms on all 10000 test images, '
-        f'PGD-{STEPS} (untargeted, random start, step eps/8) on {num_attacked} of them. Cost: time of the whole '
-        f'training relative to vanilla, steps timed in turn, on {torch.get_num_threads()} CPU threads or a GPU. All '
-        f'attacks in training are a single untargeted step, eps {EPS}/255; fine-grained AdvProp augments by timm\'s '
-        f'rand-m5-inc1.',
-        '',
-        _table(results, costs),
-        '',
-        'The papers\' claims about clean accuracy, at this scale: difference of the means over seeds, ± its standard '
-        'error; within noise where a t-test at 95 % cannot tell it from none.',
-        '',
-        _claims(results),
-    ])
-    with open(os.path.join(folder, 'fashion_mnist.md'), 'w', encoding='utf-8') as file:
-        file.write(f'{text}\n')
-    print(text)
-    for path in draw_study(folder, results):
-        print(f'Picture: {path}')
+    seeds = {len(values_of(results, row, 'holdout')) for row in rows_in(study, results)}
+    number = f'{min(seeds)} to {max(seeds)}' if len(seeds) > 1 else f'{max(seeds)}'
+    commits = ', '.join(sorted({result['commit'] for result in results}))
+    reference = study.title(study.reference)
+    parts = [
+        f'{study.about}; {number} seeds. {study.measures.describe()} Means over seeds ± standard deviation, in '
+        f'percent. Cost: time of the whole training relative to {reference}, steps timed in turn. Trained at '
+        f'{commits} on {_machines(results)}.',
+        _means(study, results, costs),
+        f'Difference to {reference}, paired by seed, with its 95 % confidence interval; **bold** where that leaves out '
+        f'zero. {_by_chance(study, results)}',
+        _differences(study, results),
+    ]
+    if study.claims:
+        parts += [
+            'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the '
+            'interval is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study '
+            'cannot tell.',
+            _claims(study, results),
+        ]
+    return '\n\n'.join(parts) + '\n'
 
 
-def _write_csv(path: str, results: Sequence[Result], costs: Costs) -> None:
-    measured = [attacked_top1(eps, route) for route in ROUTES for eps in STRENGTHS]
-    columns = ['regime', 'seed', 'holdout_top1', 'clean_top1', *measured, 'cost', 'arithmetic']
-    with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, columns, extrasaction='ignore')
-        writer.writeheader()
-        for result in results:
-            row = dict(result, regime=result['name'], **costs[result['name']])
-            writer.writerow({name: f'{value:.3f}' if isinstance(value, float) else value
-                             for name, value in row.items()})
+def _machines(results: Sequence[Result]) -> str:
+    return ', '.join(sorted({f'{result["machine"]} (torch {result["torch"]}, timm {result["timm"]})'
+                             for result in results}))
 
 
-def _table(results: Sequence[Result], costs: Costs) -> str:
-    attacked = {f'PGD, eps {eps}/255, {route}': attacked_top1(eps, route)
-                for route in ROUTES for eps in TABLE_STRENGTHS}
-    columns = {title: by_row(results, column) for title, column in {'clean': 'clean_top1', **attacked}.items()}
-    rows = [['regime', *columns, 'cost', 'arithmetic']]
-    for name, row in ROWS.items():
-        cells = ['{:.1f} ± {:.1f}'.format(*mean_and_deviation(values[name])) if name in values else '–'
-                 for values in columns.values()]
-        rows.append([row.title, *cells, *(f'{costs[name][kind]:.2f}' for kind in ('cost', 'arithmetic'))])
-    return markdown_table(rows)
+def _means(study: Study, results: Sequence[Result], costs: Costs) -> str:
+    table = [['', *study.columns.values(), 'cost', 'seeds']]
+    for row in rows_in(study, results):
+        values = {column: list(values_of(results, row, column).values()) for column in study.columns}
+        cost = costs.get(row.partition(', blend ')[0])
+        table.append([study.title(row), *map(_mean, values.values()), f'{cost:.2f}' if cost else '–',
+                      str(len(values_of(results, row, 'holdout')))])
+    return markdown_table(table)
 
 
-def _claims(results: Sequence[Result]) -> str:
-    clean = by_row(results, 'clean_top1')
-    rows: List[Sequence[str]] = [('claim', 'difference', 'here')]
-    for better, worse, text in _CLAIMS:
-        difference, error, verdict = _compare(clean[better], clean[worse])
-        rows.append((text, f'{difference:+.2f} ± {error:.2f}', verdict))
-    return markdown_table(rows)
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return '–'
+    return f'{fmean(values):.1f} ± {stdev(values):.1f}' if len(values) > 1 else f'{values[0]:.1f}'
 
 
-def _compare(better: Sequence[float], worse: Sequence[float]) -> Tuple[float, float, str]:
-    # The difference of the means, its standard error, and what a t-test says of it.
-    (a, a_deviation), (b, b_deviation) = mean_and_deviation(better), mean_and_deviation(worse)
-    error = (a_deviation ** 2 / len(better) + b_deviation ** 2 / len(worse)) ** 0.5
-    if min(len(better), len(worse)) < 2:
-        return a - b, error, 'one seed'
-    if abs(a - b) <= T_95.get(len(better) + len(worse) - 2, 2.) * error:
-        return a - b, error, 'within noise'
-    return a - b, error, 'reproduced' if a > b else 'the opposite'
+def _differences(study: Study, results: Sequence[Result]) -> str:
+    table = [['', *study.columns.values()]]
+    for row in rows_in(study, results):
+        if row != study.reference:
+            table.append([study.title(row), *(
+                _difference(results, row, study.reference, column) for column in study.columns)])
+    return markdown_table(table)
+
+
+def _difference(results: Sequence[Result], row: str, other: str, column: str) -> str:
+    found = difference(results, row, other, column)
+    if found is None:
+        return '–'
+    text = f'{found.mean:+.2f} ± {found.margin():.2f}'
+    return f'**{text}**' if abs(found.mean) > found.margin() else text
+
+
+def _by_chance(study: Study, results: Sequence[Result]) -> str:
+    number = sum(difference(results, row, study.reference, column) is not None for row in rows_in(study, results)
+                 for column in study.columns if row != study.reference)
+    return f'Of {number} differences, one in twenty would be bold by chance.'
+
+
+def _claims(study: Study, results: Sequence[Result]) -> str:
+    table = [['claim', 'difference', 'worth', 'here']]
+    for tested in test_claims(results, study.claims):
+        found = tested.difference
+        text = '–' if found is None else f'{found.mean:+.2f} ± {found.margin(tested.level):.2f}'
+        table.append([tested.claim.text, text, f'{tested.claim.margin:g}', tested.verdict])
+    return markdown_table(table)
+

@@ -1,7 +1,7 @@
 """The table of a study: every run, kept in a file as soon as it is finished. A study goes on from it."""
 import csv
 import os
-from typing import Any, Dict, List, Sequence
+from typing import Any, List, Sequence
 
 from timm_advprop.errors import InputError
 from timm_advprop.output import replacing
