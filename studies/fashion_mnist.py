@@ -7,19 +7,18 @@ all that sum losses.
 """
 from dataclasses import replace
 from functools import partial
-from typing import Dict, List
+from typing import Dict
 
 from timm_advprop.engine.small_datasets import write_fashion_mnist
 
 from .comparison.measures import Measures
-from .comparison.rows import Row, attack_flags
+from .comparison.rows import Rates, Row, attack_flags, rows_of_rates
 from .comparison.study import Claim, Study
 
 __all__ = ['STUDIES']
 
 _EPOCHS = 40  # as in the recipe
-_ONE_LOSS = ['--lr', '0.1', '--weight-decay', '5e-4']
-_SUM = ['--lr', '0.1', '--weight-decay', '5e-4']
+_RATES = Rates(one_loss=('0.1', '5e-4'), summed=('0.1', '5e-4'))
 _WEAK, _EPS = attack_flags(1, target='random'), 2
 _USUAL = attack_flags(_EPS)
 _HALF = ['--epochs', str(_EPOCHS // 2)]
@@ -27,13 +26,7 @@ _SPLITS = ['--aug-splits', '2', '--aa', 'rand-m5-inc1']
 _COST = 8 / 3  # of AdvProp with an attack of one step, in vanilla trainings
 
 
-def _row(title: str, regime: str, *flags: str, aux: int = 0, **about) -> Row:
-    rate = _ONE_LOSS if regime in ('vanilla', 'madry', 'fast-advprop') else _SUM
-    return Row(title, (['--regime', regime, *rate, *flags],), aux, **about)
-
-
-def _advprop(title: str, *flags: str, aux: int = 1, **about) -> Row:
-    return _row(title, 'advprop', *flags, aux=aux, **about)
+_row, _advprop = _RATES.row, _RATES.advprop
 
 
 REGIMES: Dict[str, Row] = {
@@ -44,7 +37,7 @@ REGIMES: Dict[str, Row] = {
     'joint-1': _row('joint, one norm, eps 1', 'joint', *_WEAK),
     'joint': _row('joint, one norm, eps 2', 'joint', *_USUAL),
     'pretraining': Row('adversarial pre-training', (
-        ['--regime', 'madry', *_ONE_LOSS, *_USUAL, *_HALF], ['--regime', 'vanilla', *_ONE_LOSS, *_HALF])),
+        _RATES.flags('madry', *_USUAL, *_HALF), _RATES.flags('vanilla', *_HALF))),
     'advprop-1': _advprop('AdvProp, eps 1', *_WEAK),
     'advprop-2': _advprop('AdvProp, eps 2', *_USUAL, blends=(0.25, 0.5, 0.75)),
     'advprop-4': _advprop('AdvProp, eps 4', *attack_flags(4)),
@@ -63,10 +56,7 @@ REGIMES: Dict[str, Row] = {
 }
 
 
-def _rates(name: str, regime: List[str], num_aux: int) -> Dict[str, Row]:
-    return {f'{name}-lr{rate}-wd{decay}': Row(
-        f'{name}, rate {rate}, decay {decay}', ([*regime, '--lr', rate, '--weight-decay', decay],), num_aux)
-        for rate, decay in (('0.05', '5e-4'), ('0.05', '1e-3'), ('0.1', '5e-4'), ('0.1', '1e-3'), ('0.2', '5e-4'))}
+_CANDIDATES = (('0.05', '5e-4'), ('0.05', '1e-3'), ('0.1', '5e-4'), ('0.1', '1e-3'), ('0.2', '5e-4'))
 
 
 _COLUMNS = {
@@ -115,7 +105,8 @@ _COMPARED = Study(
 _CHOICE = replace(
     _COMPARED,
     name='fashion-mnist-choice',
-    rows={**_rates('vanilla', ['--regime', 'vanilla'], 0), **_rates('advprop', ['--regime', 'advprop', *_WEAK], 1)},
+    rows={**rows_of_rates('vanilla', Row('vanilla', (['--regime', 'vanilla'],)), _CANDIDATES),
+          **rows_of_rates('advprop', Row('advprop', (['--regime', 'advprop', *_WEAK],), aux=1), _CANDIDATES)},
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
 )

@@ -47,7 +47,7 @@ def open_trained(path: str) -> Trained:
         InputError: There is no such file, or it is no such checkpoint.
     """
     checkpoint = open_checkpoint(path)
-    settings = TrainSettings.from_values(checkpoint.args)
+    settings = TrainSettings.from_values({**checkpoint.args, 'pretrained': False})  # what it started from is replaced
     model = open_model(settings.model, settings.image, checkpoint).eval()
     return Trained(model, resolve_image_config(settings.image, model))
 

@@ -45,6 +45,12 @@ class Job:
         return f'{self.row}, seed {self.seed}'
 
     @property
+    def start(self) -> Optional['Job']:
+        """The pre-training whose weights it starts from, with a new classifier."""
+        name = self.study.rows[self.row].start
+        return Job(self.study.pretraining, name, self.seed, self.output) if name else None
+
+    @property
     def data(self) -> str:
         """Folder of the data set."""
         return os.path.join(self.output, self.study.data)
@@ -66,10 +72,7 @@ class Job:
         Raises:
             InputError: The training failed.
         """
-        training = read_kept(f'{self._folder}.json')
-        if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
-            training = self._train()
-            keep(f'{self._folder}.json', training)
+        training = self.trained()
         measured = self.study.measures(
             training['checkpoint'], self.data, self.study.rows[self.row], open_placement(DeviceSettings()))
         of_training = {name: training[name] for name in ('holdout', 'epochs', 'seconds', 'commit', 'timm', 'torch',
@@ -77,18 +80,33 @@ class Job:
         return [dict(row=f'{self.row}{blend}', seed=self.seed, settings=self.settings, **values, **of_training)
                 for blend, values in measured.items()]
 
+    def trained(self) -> Result:
+        """What is known of the training, which is done where it was not yet: its `checkpoint`, and the columns of a
+        result that are about it.
+
+        Raises:
+            InputError: The training failed.
+        """
+        training = read_kept(f'{self._folder}.json')
+        if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
+            training = self._train()
+            keep(f'{self._folder}.json', training)
+        return training
+
     def _training(self) -> str:
         # A name for what the training depends on.
         with open(self.study.recipe, encoding='utf-8') as file:
-            return digest([file.read(), self.study.commands(self.row), self.seed, self.study.data])
+            parts = [file.read(), self.study.commands(self.row), self.seed, self.study.data]
+        return digest([*parts, self.start._training()] if self.start else parts)
 
     def _train(self) -> Dict[str, Any]:
-        start, commit = time.monotonic(), _commit()
-        checkpoint, history = None, []
+        weights = ['--pretrained-path', self.start.trained()['checkpoint']] if self.start else []  # a new classifier
+        start, commit, history = time.monotonic(), _commit(), []
         for phase, flags in enumerate(self.study.commands(self.row)):
             folder = f'{self._folder}-{phase}'
-            self._run_program(flags, folder, checkpoint)
+            self._run_program([*flags, *weights], folder)
             checkpoint = os.path.join(folder, 'last.pth.tar')
+            weights = ['--initial-checkpoint', checkpoint]
             history += _read_summary(folder)
         machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'
         return dict(
@@ -96,18 +114,18 @@ class Job:
             seconds=round(time.monotonic() - start), commit=commit, timm=timm.__version__, torch=torch.__version__,
             machine=machine)
 
-    def _run_program(self, flags: Sequence[str], folder: str, initial_checkpoint: Optional[str]) -> None:
+    def _run_program(self, flags: Sequence[str], folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
         command = [
             sys.executable, 'train.py', *flags, '--data-dir', self.data, '--seed', str(self.seed), '--output',
             os.path.dirname(folder), '--experiment', os.path.basename(folder)]
-        if initial_checkpoint:
-            command += ['--initial-checkpoint', initial_checkpoint]
         log = f'{folder}.log'
-        with open(log, 'w', encoding='utf-8') as file:
+        with open(log, 'w+', encoding='utf-8') as file:
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            file.seek(0)
+            last = file.read().rstrip().rpartition('\n')[2]
         if status:
-            raise InputError(f'{" ".join(command)} failed with status {status}: see {log}.')
+            raise InputError(f'{" ".join(command)} failed with status {status}: see {log}, which ends: {last}')
 
     @property
     def _folder(self) -> str:

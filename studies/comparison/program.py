@@ -2,6 +2,7 @@
 import os
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Optional, Sequence, Tuple
 
 from timm_advprop.cli.parser import ProgramParser
@@ -9,7 +10,7 @@ from timm_advprop.engine.figures import new_figure
 from timm_advprop.errors import InputError, exits_on_input_error
 from timm_advprop.settings import Settings, setting
 
-from .. import fashion_mnist
+from .. import fashion_mnist, solar_cells
 from ..trained import check_root
 from .costs import kept_costs
 from .job import Job
@@ -20,7 +21,7 @@ from .table import Table
 
 __all__ = ['STUDIES', 'main']
 
-STUDIES = {**fashion_mnist.STUDIES}
+STUDIES = {**fashion_mnist.STUDIES, **solar_cells.STUDIES}
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,19 @@ class StudySettings(Settings):
     seeds: Tuple[int, ...] = setting(
         (), 'seeds', low=0, nargs='+', metavar='S', default_help='those of the study')
     jobs: int = setting(os.cpu_count(), 'trainings at a time', low=1, metavar='N', default_help='one for each CPU')
-    source: Optional[str] = setting(None, 'folder of the data set\'s source', metavar='FOLDER')
+    source: Tuple[str, ...] = setting(
+        (), 'folders of the data sets\' sources, that of pre-training last', nargs='+', metavar='FOLDER',
+        default_help='where packages put them')
 
 
 @exits_on_input_error
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a study, or go on with it."""
     study, settings = _parse(argv)
-    check_root('a study', 'train.py', study.recipe)
+    check_root('a study', 'train.py', *(part.recipe for part in study.with_pretraining))
     new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
     os.makedirs(settings.output, exist_ok=True)
-    source = dict(source=settings.source) if settings.source else {}
-    study.write_data(os.path.join(settings.output, study.data), **source)
+    _write_data(study, settings)
     table = Table(os.path.join(settings.results, f'{study.file_name}.csv'))
     jobs = [Job(study, row, seed, settings.output) for seed in study.seeds for row in study.rows]
     try:
@@ -58,6 +60,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with open(os.path.join(settings.results, f'{study.file_name}.md'), 'w', encoding='utf-8') as file:
         file.write(text)
     print(text)
+
+
+def _write_data(study: Study, settings: StudySettings) -> None:
+    studies = study.with_pretraining
+    if len(settings.source) > len(studies):
+        raise InputError(f'--source: {study.name} has {len(studies)} data set(s), got {len(settings.source)} folders.')
+    for part, source in zip_longest(studies, settings.source):
+        part.write_data(os.path.join(settings.output, part.data), **(dict(source=source) if source else {}))
 
 
 def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:

@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import Collection, Iterator, Sequence, Tuple
 
 import torch
 
@@ -32,9 +32,11 @@ def run_jobs(jobs: Sequence[Job], table: Table, num_processes: int) -> None:
     finished = {(result['row'], result['seed']) for result in table.results(jobs)}
     waiting = [job for job in jobs if (job.row, job.seed) not in finished]
     print(f'{len(jobs) - len(waiting)} of {len(jobs)} trainings are finished already.', flush=True)
+    starts = {(start.row, start.seed): start for job in waiting if (start := job.start)}
     start_process()
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
         try:
+            _pretrain(pool, list(starts.values()))
             _collect(pool, waiting, table, len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -49,14 +51,29 @@ def start_process() -> None:
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
+def _pretrain(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> None:
+    # What several jobs start from is there before any of them.
+    futures = {pool.submit(job.trained): job for job in jobs}
+    for done, future, times in _finished(futures):
+        future.result()
+        print(f'[{done}/{len(jobs)}] pre-training, {futures[future].title}  {times}', flush=True)
+
+
 def _collect(pool: ProcessPoolExecutor, waiting: Sequence[Job], table: Table, num_jobs: int) -> None:
-    futures, start = {pool.submit(job.run): job for job in waiting}, time.monotonic()
-    for done, future in enumerate(as_completed(futures), 1):
+    futures = {pool.submit(job.run): job for job in waiting}
+    for done, future, times in _finished(futures):
         results = future.result()
         table.add(results)
-        elapsed, left = time.monotonic() - start, len(waiting) - done
-        print(f'[{num_jobs - left}/{num_jobs}] {futures[future].title}: {_summary(results[0])}  '
-              f'({duration(elapsed)}, {duration(elapsed / done * left)} left)', flush=True)
+        print(f'[{num_jobs - len(waiting) + done}/{num_jobs}] {futures[future].title}: {_summary(results[0])}  {times}',
+              flush=True)
+
+
+def _finished(futures: Collection[Future]) -> Iterator[Tuple[int, Future, str]]:
+    # Futures as they finish, with their number, and the time until then and until the last one.
+    start = time.monotonic()
+    for done, future in enumerate(as_completed(futures), 1):
+        elapsed = time.monotonic() - start
+        yield done, future, f'({duration(elapsed)}, {duration(elapsed / done * (len(futures) - done))} left)'
 
 
 def _start_worker() -> None:

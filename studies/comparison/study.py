@@ -1,6 +1,6 @@
 """A study: what is compared, on which data, with how many seeds."""
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .measures import Measures
 from .rows import Row
@@ -44,6 +44,8 @@ class Study:
         reference: The row that others are compared with.
         claims: What is tested, together: the more claims, the more each of them has to show.
         flags: Flags of the training program for all rows.
+        pretraining: The study of whose rows some rows here start, on a data set of its own. Its trainings are made once
+            for each seed, and cost nothing here.
     """
     name: str
     about: str
@@ -57,11 +59,17 @@ class Study:
     reference: str = 'vanilla'
     claims: Sequence[Claim] = ()
     flags: Tuple[str, ...] = ()
+    pretraining: Optional['Study'] = None
 
     @property
     def file_name(self) -> str:
         """Beginning of its files' names."""
         return self.name.replace('-', '_')
+
+    @property
+    def with_pretraining(self) -> List['Study']:
+        """It and what it starts from, each with a data set of its own."""
+        return [self, *([self.pretraining] if self.pretraining else [])]
 
     def commands(self, row: str) -> Tuple[Tuple[str, ...], ...]:
         """Flags of the training program for each run of a row, but for data, seed and output."""

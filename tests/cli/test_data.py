@@ -35,7 +35,9 @@ def test_program_runs_as_a_module(tmp_path):
     (['fashion-mnist', 'OUT', '--source', 'nowhere'], 'No folder nowhere.'),
     (['digits'], 'DIR'),
     (['mnist', 'OUT'], 'mnist'),
-    ([], 'digits,fashion-mnist'),
+    ([], 'digits,fashion-mnist,solar-cells'),
+    (['solar-cells', 'OUT', '--source', 'nowhere'], 'No file nowhere/labels.csv.'),
+    (['solar-cells', 'OUT', '--size', '0'], 'got 0'),
 ])
 def test_program_ends_with_one_line_on_wrong_input(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as exit:

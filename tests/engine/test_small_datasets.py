@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from timm.data import create_dataset
 
-from timm_advprop.engine import small_datasets
+from timm_advprop.engine import image_folder
 from timm_advprop.engine.small_datasets import write_digits, write_fashion_mnist
 from timm_advprop.errors import InputError
 
@@ -186,7 +186,7 @@ def test_failure_leaves_nothing_behind(tmp_path, source, monkeypatch, failure, e
 def test_progress(tmp_path, source, monkeypatch, capsys):
     write_fashion_mnist(tmp_path / 'short', source)
     assert capsys.readouterr().err == ''
-    monkeypatch.setattr(small_datasets, '_PROGRESS_SECONDS', 0.)
+    monkeypatch.setattr(image_folder, 'PROGRESS_SECONDS', 0.)
     write_fashion_mnist(tmp_path / 'out', source)
     lines = capsys.readouterr().err.split('\r')
     assert any(' 0/24 ' in line for line in lines) and all('images/s' in line for line in lines if '/24' in line)

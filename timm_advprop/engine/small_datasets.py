@@ -1,23 +1,15 @@
-"""Small real data sets as image folders that timm's readers take.
-
-A data set is FOLDER/<split>/<class>/<nnnnn>.png, grey images at their native size that timm converts to RGB. <nnnnn> is
-the image's position in its source. Sorted class names are in the order of the labels.
-"""
+"""Small real data sets as image folders: digits and Fashion-MNIST, grey images at their native size."""
 import gzip
 import math
-import os
-import shutil
 import struct
-import sys
 import zlib
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Optional, Union
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from ..errors import InputError
+from .image_folder import Split, shuffled_groups, write_folder
 
 __all__ = ['FASHION_MNIST_SOURCE', 'write_digits', 'write_fashion_mnist']
 
@@ -29,26 +21,7 @@ _FASHION_CLASSES = (
     '9_ankle_boot',
 )
 _VALIDATION_FRACTION = 0.2
-_SPLIT_SEED = 0
 _IDX_UNSIGNED_BYTE = 8
-_PROGRESS_SECONDS = 2.
-
-
-class _Split(NamedTuple):
-    images: np.ndarray  # [N, H, W], uint8
-    labels: np.ndarray  # [N]
-    positions: np.ndarray  # [N], in the source
-
-    def part(self, chosen: np.ndarray) -> '_Split':
-        return _Split(self.images[chosen], self.labels[chosen], self.positions[chosen])
-
-    def padded(self, width: int) -> '_Split':
-        return self._replace(images=np.pad(self.images, ((0, 0), (width, width), (width, width))))
-
-    def shuffled_classes(self) -> List[np.ndarray]:
-        # The places of each class's images, in an order of chance that is the same on every machine.
-        random = np.random.RandomState(_SPLIT_SEED)  # the one numpy generator whose stream never changes
-        return [random.permutation(np.flatnonzero(self.labels == label)) for label in np.unique(self.labels)]
 
 
 def write_digits(folder: Union[str, Path]) -> Dict[str, int]:
@@ -72,11 +45,11 @@ def write_digits(folder: Union[str, Path]) -> Dict[str, int]:
         raise InputError('The digits come with scikit-learn: pip install \'timm-advprop[data]\'.') from error
     digits = load_digits()
     images = ((digits.images.astype(int) * 255 + 8) // 16).astype(np.uint8)
-    split = _Split(images, digits.target, np.arange(len(images)))
-    held_out = [members[:round(len(members) * _VALIDATION_FRACTION)] for members in split.shuffled_classes()]
+    split = Split(images, digits.target, np.arange(len(images)))
+    held_out = [members[:round(len(members) * _VALIDATION_FRACTION)] for members in shuffled_groups(split.labels)]
     validation = np.sort(np.concatenate(held_out))
     train = np.setdiff1d(split.positions, validation)
-    return _write_folder(folder, dict(train=split.part(train), validation=split.part(validation)), _DIGIT_CLASSES)
+    return write_folder(folder, dict(train=split.part(train), validation=split.part(validation)), _DIGIT_CLASSES)
 
 
 def write_fashion_mnist(
@@ -114,13 +87,17 @@ def write_fashion_mnist(
     splits = {name: _read_idx_split(source, prefix) for name, prefix in (('train', 'train'), ('validation', 't10k'))}
     if num_train is not None or num_holdout:
         splits.update(_balanced_parts(splits['train'], num_train, num_holdout))
-    splits['train'] = splits['train'].padded(padding)
-    return _write_folder(folder, splits, _FASHION_CLASSES)
+    splits['train'] = _padded(splits['train'], padding)
+    return write_folder(folder, splits, _FASHION_CLASSES)
 
 
-def _balanced_parts(split: _Split, num_train: Optional[int], num_holdout: int) -> Dict[str, _Split]:
+def _padded(split: Split, width: int) -> Split:
+    return split._replace(images=np.pad(split.images, ((0, 0), (width, width), (width, width))))
+
+
+def _balanced_parts(split: Split, num_train: Optional[int], num_holdout: int) -> Dict[str, Split]:
     # As many images of each class, drawn at random. Held-out images come first: they do not depend on num_train.
-    of_class = split.shuffled_classes()
+    of_class = shuffled_groups(split.labels)
     num_classes, smallest = len(of_class), min(map(len, of_class))
     num_train = num_classes * smallest - num_holdout if num_train is None else num_train
     for name, number in (('training', num_train), ('held-out', num_holdout)):
@@ -135,14 +112,14 @@ def _balanced_parts(split: _Split, num_train: Optional[int], num_holdout: int) -
             for name, part in parts.items()}
 
 
-def _read_idx_split(source: Path, prefix: str) -> _Split:
+def _read_idx_split(source: Path, prefix: str) -> Split:
     images = _read_idx(source / f'{prefix}-images-idx3-ubyte.gz', num_dims=3)
     labels = _read_idx(source / f'{prefix}-labels-idx1-ubyte.gz', num_dims=1)
     if len(images) != len(labels):
         raise InputError(f'{source} has {len(images)} {prefix} images, but {len(labels)} labels.')
     if not np.array_equal(np.unique(labels), np.arange(len(_FASHION_CLASSES))):
         raise InputError(f'The {prefix} labels in {source} are not the classes 0 to {len(_FASHION_CLASSES) - 1}.')
-    return _Split(images, labels, np.arange(len(labels)))
+    return Split(images, labels, np.arange(len(labels)))
 
 
 def _read_idx(path: Path, num_dims: int) -> np.ndarray:
@@ -167,56 +144,3 @@ def _read_gz(path: Path) -> bytes:
         raise InputError(f'No file {path}.') from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f'{path} is damaged or cannot be read: {error}.') from error
-
-
-def _write_folder(folder: Union[str, Path], splits: Dict[str, _Split], classes: Sequence[str]) -> Dict[str, int]:
-    folder = Path(folder).resolve()
-    try:
-        if _is_finished(folder, splits, classes):
-            print(f'{folder} holds this data set already.', file=sys.stderr)
-        else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _write_and_rename(folder, splits, classes)
-    except OSError as error:
-        raise InputError(f'Cannot write {folder}: {error.strerror or error}.') from error
-    return {name: len(split.labels) for name, split in splits.items()}
-
-
-def _is_finished(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> bool:
-    # Names tell, as they hold the class and the position of every image and the folder was never half-written; and the
-    # first training image its size.
-    present = {Path(root, file).relative_to(folder) for root, _, files in os.walk(folder) for file in files}
-    if not present and not (folder.exists() and any(folder.iterdir())):
-        return False
-    if present != {path for path, _ in _image_files(splits, classes)} or not _is_first_image(folder, splits, classes):
-        raise InputError(f'{folder} is not empty and is not this data set. Name another folder.')
-    return True
-
-
-def _is_first_image(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> bool:
-    path, image = next(_image_files(splits, classes))
-    with Image.open(folder / path) as present:
-        return np.array_equal(np.asarray(present), image)
-
-
-def _write_and_rename(folder: Path, splits: Dict[str, _Split], classes: Sequence[str]) -> None:
-    unfinished = folder.with_name(f'.{folder.name}.unfinished-{os.getpid()}')
-    total = sum(len(split.labels) for split in splits.values())
-    files = _image_files(splits, classes)
-    try:
-        for name in splits:
-            for class_name in classes:
-                (unfinished / name / class_name).mkdir(parents=True)
-        for path, image in tqdm(files, total=total, unit=' images', delay=_PROGRESS_SECONDS, leave=False):
-            Image.fromarray(image).save(unfinished / path)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _image_files(splits: Dict[str, _Split], classes: Sequence[str]) -> Iterator[Tuple[Path, np.ndarray]]:
-    for name, split in splits.items():
-        for image, label, position in zip(split.images, split.labels, split.positions):
-            yield Path(name, classes[label], f'{position:05d}.png'), image
