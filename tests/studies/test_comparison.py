@@ -12,7 +12,7 @@ import torch
 import timm_advprop
 from studies.comparison import job as job_module
 from studies.comparison import program, runner
-from studies.comparison.charts import draw_differences, draw_strengths, draw_trade_off
+from studies.comparison.charts import draw_study
 from studies.comparison.corrupted import evenly
 from studies.comparison.costs import kept_costs, measure_costs
 from studies.comparison.job import Job
@@ -240,11 +240,10 @@ def test_a_report_of_what_is_there_so_far():
 
 
 def test_pictures(tmp_path):
-    results = _results(STUDY, advprop_1=2.)
-    draw_differences(str(tmp_path / 'a.png'), STUDY, results, {'clean': 'clean', 'pgd8_main': 'PGD'})
-    draw_trade_off(str(tmp_path / 'b.png'), STUDY, results, 'clean', 'corruption')
-    draw_strengths(str(tmp_path / 'c.png'), STUDY, results, ['vanilla', 'advprop-2'])
-    assert all((tmp_path / f'{name}.png').stat().st_size > 10_000 for name in 'abc')
+    paths = draw_study(str(tmp_path / 'a'), STUDY, _results(STUDY, advprop_1=2.))
+    assert paths == [str(tmp_path / f'a_{name}.png') for name in ('differences', 'trade_off', 'strength')]
+    assert all(Path(path).stat().st_size > 10_000 for path in paths)
+    assert draw_study(str(tmp_path / 'b'), STUDIES['fashion-mnist-autoattack'], _results(STUDY)) == []
 
 
 def test_an_unknown_row_is_named(capsys):
