@@ -18,16 +18,14 @@ from .comparison.study import Claim, Study
 __all__ = ['STUDIES']
 
 _EPOCHS = 40  # as in the recipe
-_RATES = Rates(one_loss=('0.1', '5e-4'), summed=('0.1', '5e-4'))
+_CANDIDATES = (('0.05', '5e-4'), ('0.05', '1e-3'), ('0.1', '5e-4'), ('0.1', '1e-3'), ('0.2', '5e-4'))
+_RATES = Rates(one_loss=('0.2', '5e-4'), summed=('0.1', '1e-3'))
 _WEAK, _EPS = attack_flags(1, target='random'), 2
 _USUAL = attack_flags(_EPS)
 _HALF = ['--epochs', str(_EPOCHS // 2)]
 _SPLITS = ['--aug-splits', '2', '--aa', 'rand-m5-inc1']
 _COST = 8 / 3  # of AdvProp with an attack of one step, in vanilla trainings
-
-
 _row, _advprop = _RATES.row, _RATES.advprop
-
 
 REGIMES: Dict[str, Row] = {
     'vanilla': _row('vanilla', 'vanilla'),
@@ -54,11 +52,6 @@ REGIMES: Dict[str, Row] = {
     'pyramid': _advprop('PyramidAT for the attack', '--adv-source',
                         'pyramid eps=0.5 alpha=0.5 steps=1 scales=[14,4,1] weights=[1,1,2] target=none'),
 }
-
-
-_CANDIDATES = (('0.05', '5e-4'), ('0.05', '1e-3'), ('0.1', '5e-4'), ('0.1', '1e-3'), ('0.2', '5e-4'))
-
-
 _COLUMNS = {
     'clean': 'clean', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise', 'corruption_blur': 'blur',
     'corruption_weather': 'weather', 'corruption_digital': 'digital', 'pgd4_main': 'PGD, eps 4, main',
@@ -99,6 +92,9 @@ _COMPARED = Study(
     seeds=tuple(range(8)),
     measures=Measures(),
     columns=_COLUMNS,
+    panels=('clean', 'corruption', 'pgd8_main'),
+    curves=('vanilla', 'vanilla-long', 'madry', 'joint', 'advprop-1', 'advprop-2', 'advprop-4', 'fast-advprop',
+            'trades', 'augmix'),
     claims=_CLAIMS,
     flags=('--val-interval', '1000'),  # the last epoch is always validated
 )
@@ -109,13 +105,19 @@ _CHOICE = replace(
           **rows_of_rates('advprop', Row('advprop', (['--regime', 'advprop', *_WEAK],), aux=1), _CANDIDATES)},
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
+    columns={'clean': 'held-out images', 'ece': 'ECE'},
+    panels=('clean',),
+    curves=(),
+    reference='vanilla-lr0.1-wd5e-4',
+    claims=(),
 )
+_LARGER_ROWS = dict.fromkeys(('vanilla', 'joint', 'advprop-1', 'advprop-2', 'fine-grained', 'fast-advprop'))
 _LARGER = replace(
     _COMPARED,
     name='fashion-mnist-resnet18',
     about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, resnet18, 40 epochs',
-    rows={row: REGIMES[row] for row in (
-        'vanilla', 'joint', 'advprop-1', 'advprop-2', 'fine-grained', 'fast-advprop')},
+    rows={row: REGIMES[row] for row in _LARGER_ROWS},
+    claims=tuple(claim for claim in _CLAIMS if {claim.row, claim.other} <= _LARGER_ROWS.keys()),
     seeds=tuple(range(4)),
     flags=(*_COMPARED.flags, '--model', 'resnet18'),
 )
@@ -125,6 +127,8 @@ _AUTOATTACK = replace(
     measures=Measures(num_corrupted=0, num_attacked=500, strengths=(8,), num_autoattacked=500),
     columns={'clean': 'clean', 'pgd8_main': 'PGD, main', 'autoattack_main': 'AutoAttack, main', 'pgd8_aux': 'PGD, aux',
              'autoattack_aux': 'AutoAttack, aux'},
+    panels=(),
+    curves=(),
     claims=(),
     seeds=(0,),
 )

@@ -64,6 +64,8 @@ _COMPARED = Study(
     seeds=tuple(range(5)),
     measures=Measures(score='balanced', num_corrupted=654, num_attacked=327, strengths=(1, 2, 4)),
     columns=_COLUMNS,
+    panels=('clean', 'auc', 'corruption', 'pgd2_main'),
+    curves=('vanilla', 'joint', 'advprop-1', 'advprop-2', 'advprop-4', 'augmix', 'fast-advprop'),
     claims=(
         _claim('AdvProp of eps 1 improves balanced accuracy', 'advprop-1', 'vanilla', 'clean'),
         _claim('AdvProp of eps 2 improves balanced accuracy', 'advprop-2', 'vanilla', 'clean'),
@@ -98,6 +100,7 @@ _TUNED = replace(
     about=f'{_COMPARED.about}; fine-tuned after pre-training, whose cost is left out: {_PRETRAINING.about}. AdvProp of '
           'eps 2 in both',
     rows=_FINE_TUNED,
+    curves=tuple(_FINE_TUNED),
     claims=(
         _claim('Pre-training improves balanced accuracy', 'vanilla-vanilla', 'vanilla', 'clean'),
         _claim('AdvProp in pre-training improves vanilla fine-tuning, clean', 'advprop-vanilla', 'vanilla-vanilla',
@@ -113,7 +116,8 @@ _TUNED = replace(
     ),
     pretraining=_PRETRAINING,
 )
-_CANDIDATES = (('0.02', '5e-4'), ('0.05', '5e-4'), ('0.05', '2e-3'), ('0.1', '5e-4'))
+_CANDIDATES = (('0.05', '5e-4'), ('0.1', '5e-4'), ('0.1', '2e-3'), ('0.2', '5e-4'), ('0.4', '5e-4'))
+_OF_TUNING = (('0.02', '5e-4'), ('0.05', '5e-4'), ('0.1', '5e-4'), ('0.2', '5e-4'))
 _CHOICE = replace(
     _TUNED,
     name='solar-cells-choice',
@@ -122,14 +126,16 @@ _CHOICE = replace(
         **rows_of_rates('vanilla', Row('vanilla', (['--regime', 'vanilla'],)), _CANDIDATES),
         **rows_of_rates('advprop', Row('AdvProp', (['--regime', 'advprop', *_USUAL],), aux=1), _CANDIDATES),
         **rows_of_rates('tuned-vanilla', Row('vanilla → vanilla', (
-            ['--regime', 'vanilla', *_SPLIT_MODEL],), start='vanilla'), _CANDIDATES[:3]),
+            ['--regime', 'vanilla', *_SPLIT_MODEL],), start='vanilla'), _OF_TUNING),
         **rows_of_rates('tuned-advprop', Row('vanilla → AdvProp', (
-            ['--regime', 'advprop', *_SPLIT_MODEL, *_USUAL],), aux=1, start='vanilla'), _CANDIDATES[:3]),
+            ['--regime', 'advprop', *_SPLIT_MODEL, *_USUAL],), aux=1, start='vanilla'), _OF_TUNING),
     },
     seeds=(100, 101),
     measures=Measures(split='holdout', score='balanced', num_corrupted=0, num_attacked=0),
     columns={column: _COLUMNS[column] for column in ('clean', 'auc', 'ece')},
-    reference='vanilla-lr0.05-wd5e-4',
+    panels=('clean', 'auc'),
+    curves=(),
+    reference='vanilla-lr0.1-wd5e-4',
     claims=(),
 )
 
@@ -158,6 +164,7 @@ _PUBLISHED = replace(
     },
     measures=replace(_COMPARED.measures, num_corrupted=218),
     reference='vanilla-vanilla',
+    curves=('vanilla-vanilla', 'vanilla-advprop', 'advprop-vanilla', 'advprop-advprop'),
     claims=_TUNED.claims[1:],
     flags=(*_COMPARED.flags, '--img-size', '128', '--epochs', '20', '--lr', '0.01', '--weight-decay', '1e-5'),
     pretraining=None,
