@@ -69,16 +69,28 @@ class Job:
         Raises:
             InputError: The training failed.
         """
-        training = read_kept(f'{self._folder}.json')
-        if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
-            training = self._train()
-            keep(f'{self._folder}.json', training)
+        training = self._finished_training()
         measured = self.study.measures(
             training['checkpoint'], self.data, self.study.rows[self.row], open_placement(DeviceSettings()))
         of_training = {name: training[name] for name in ('holdout', 'epochs', 'seconds', 'commit', 'timm', 'torch',
                                                          'machine')}
         return [dict(row=f'{self.row}{blend}', seed=self.seed, settings=self.settings, **values, **of_training)
                 for blend, values in measured.items()]
+
+    def checkpoint(self) -> str:
+        """The checkpoint of the training, which is done where it is not there.
+
+        Raises:
+            InputError: The training failed.
+        """
+        return self._finished_training()['checkpoint']
+
+    def _finished_training(self) -> Dict[str, Any]:
+        training = read_kept(f'{self._folder}.json')
+        if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
+            training = self._train()
+            keep(f'{self._folder}.json', training)
+        return training
 
     def _training(self) -> str:
         # A name for what the training depends on.
