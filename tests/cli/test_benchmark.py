@@ -72,13 +72,17 @@ def test_cases_are_timed_in_turn_after_one_call_that_is_not():
 
 
 @pytest.mark.parametrize('flags', [[], ['--eval']], ids=str)
-@pytest.mark.parametrize('model', ['test_vit', 'test_vit_ap'])
+@pytest.mark.parametrize('model', ['vit_tiny_patch16_224', 'deit_tiny_patch16_224_ap'])
 def test_a_model_of_one_size_is_built_for_the_images(capsys, monkeypatch, model, flags):
-    sizes = []
-    forward = VisionTransformer.forward
-    monkeypatch.setattr(
-        VisionTransformer, 'forward', lambda self, x, *_: sizes.append(tuple(x.shape[2:])) or forward(self, x))
-    benchmark.main([*SMALL, '--model', model, '--img-size', '48', '--adv-steps', '1', '--threads', '1', *flags])
+    sizes, forward = [], VisionTransformer.forward_features  # DeiT's are VisionTransformers, too
+
+    def noted(self, images, *args, **kwargs):
+        sizes.append(tuple(images.shape[2:]))
+        return forward(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(VisionTransformer, 'forward_features', noted)
+    benchmark.main([
+        *SMALL, '--model', model, '--img-size', '48', '-b', '2', '--adv-steps', '1', '--threads', '1', *flags])
     assert capsys.readouterr().out.startswith(f'{model}, {"eval" if flags else "training"}, 48 px')
     assert set(sizes) == {(48, 48)}
 
@@ -100,7 +104,8 @@ def test_wrong_input_is_one_line(capsys, arguments, words):
 
 
 @pytest.mark.parametrize('flags', [
-    [], *(pytest.param(flags, marks=pytest.mark.slow) for flags in (['--torchcompile'], ['--torchcompile', '--memory'])),
+    [], pytest.param(['--torchcompile'], marks=pytest.mark.slow),
+    pytest.param(['--torchcompile', '--memory'], marks=pytest.mark.slow),
 ])
 def test_one_attacked_image_too_few_for_batch_statistics_is_one_line(capsys, monkeypatch, flags):
     torch._dynamo.reset()

@@ -26,8 +26,7 @@ from ..weights.downloads import NETWORK_ERRORS, explain_hub_error
 from .placement import Placement
 from .run_settings import ImageSettings, ModelSettings
 
-__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'size_arguments',
-           'try_images']
+__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'size_arguments', 'try_images']
 
 _logger = logging.getLogger(__name__)
 
