@@ -69,6 +69,7 @@ def test_a_fork_waits_for_what_is_done_and_its_error_comes_later():
         if child == 0:
             os._exit(len(done) + 2 * threading.active_count())
         assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 3
+        assert 0.05 < background.seconds_of_forks < SECONDS
         background.wait()
 
 

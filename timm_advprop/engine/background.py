@@ -20,10 +20,11 @@ class Background:
 
     Attributes:
         seconds: Time that all things together took.
+        seconds_of_forks: Time that forks waited for them.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.
+        self.seconds = self.seconds_of_forks = 0.
         self.is_open = False
         self._thread: Optional[Thread] = None
         self._error: Optional[BaseException] = None
@@ -68,13 +69,15 @@ class Background:
 _all: 'WeakSet[Background]' = WeakSet()
 
 
-def _join_all() -> None:
-    for thread in filter(None, [background._thread for background in _all]):
-        thread.join()
+def _let_fork_wait() -> None:
+    for background in [background for background in _all if background._thread is not None]:
+        start = time.monotonic()
+        background._thread.join()
+        background.seconds_of_forks += time.monotonic() - start
 
 
 if hasattr(os, 'register_at_fork'):  # not on Windows; it cannot be taken back, so there is one hook for all
-    os.register_at_fork(before=_join_all)
+    os.register_at_fork(before=_let_fork_wait)
 
 
 def copy_to_host(value: Any, copies: Optional[Dict[Any, torch.Tensor]] = None) -> Any:
