@@ -18,8 +18,8 @@ from .comparison.study import Claim, Study
 __all__ = ['STUDIES']
 
 _EPOCHS = 40  # as in the recipe
-_ONE_LOSS = ['--lr', '0.1', '--weight-decay', '5e-4']
-_SUM = ['--lr', '0.1', '--weight-decay', '5e-4']
+_ONE_LOSS = ['--lr', '0.2', '--weight-decay', '5e-4']
+_SUM = ['--lr', '0.1', '--weight-decay', '1e-3']
 _WEAK, _EPS = attack_flags(1, target='random'), 2
 _USUAL = attack_flags(_EPS)
 _HALF = ['--epochs', str(_EPOCHS // 2)]
@@ -109,6 +109,9 @@ _COMPARED = Study(
     seeds=tuple(range(8)),
     measures=Measures(),
     columns=_COLUMNS,
+    panels=('clean', 'corruption', 'pgd8_main'),
+    curves=('vanilla', 'vanilla-long', 'madry', 'joint', 'advprop-1', 'advprop-2', 'advprop-4', 'fast-advprop',
+            'trades', 'augmix'),
     claims=_CLAIMS,
     flags=('--val-interval', '1000'),  # the last epoch is always validated
 )
@@ -118,13 +121,19 @@ _CHOICE = replace(
     rows={**_rates('vanilla', ['--regime', 'vanilla'], 0), **_rates('advprop', ['--regime', 'advprop', *_WEAK], 1)},
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
+    columns={'clean': 'held-out images', 'ece': 'ECE'},
+    panels=('clean',),
+    curves=(),
+    reference='vanilla-lr0.1-wd5e-4',
+    claims=(),
 )
+_LARGER_ROWS = dict.fromkeys(('vanilla', 'joint', 'advprop-1', 'advprop-2', 'fine-grained', 'fast-advprop'))
 _LARGER = replace(
     _COMPARED,
     name='fashion-mnist-resnet18',
     about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, resnet18, 40 epochs',
-    rows={row: REGIMES[row] for row in (
-        'vanilla', 'joint', 'advprop-1', 'advprop-2', 'fine-grained', 'fast-advprop')},
+    rows={row: REGIMES[row] for row in _LARGER_ROWS},
+    claims=tuple(claim for claim in _CLAIMS if {claim.row, claim.other} <= _LARGER_ROWS.keys()),
     seeds=tuple(range(4)),
     flags=(*_COMPARED.flags, '--model', 'resnet18'),
 )
@@ -134,6 +143,8 @@ _AUTOATTACK = replace(
     measures=Measures(num_corrupted=0, num_attacked=500, strengths=(8,), num_autoattacked=500),
     columns={'clean': 'clean', 'pgd8_main': 'PGD, main', 'autoattack_main': 'AutoAttack, main', 'pgd8_aux': 'PGD, aux',
              'autoattack_aux': 'AutoAttack, aux'},
+    panels=(),
+    curves=(),
     claims=(),
     seeds=(0,),
 )

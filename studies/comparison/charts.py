@@ -1,6 +1,6 @@
 """Pictures of a study: differences to the reference with their intervals, what rows trade, accuracy over strength."""
 from statistics import fmean
-from typing import Any, Mapping, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from timm_advprop.engine.figures import new_figure
 
@@ -10,7 +10,7 @@ from .measures import pgd_attacked
 from .report import rows_in
 from .study import Study
 
-__all__ = ['draw_differences', 'draw_strengths', 'draw_trade_off']
+__all__ = ['draw_study']
 
 _SIZE = 8
 _BETTER, _WORSE, _UNCLEAR = '#228833', '#ee6677', '#777777'  # Tol's bright scheme
@@ -18,49 +18,56 @@ _COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#b
 _MARKERS = 'os^D'
 
 
-def draw_differences(path: str, study: Study, results: Sequence[Result], columns: Mapping[str, str]) -> None:
-    """Draw a forest plot: what each row has more than the reference, with 95 % confidence intervals.
+def draw_study(path: str, study: Study, results: Sequence[Result]) -> List[str]:
+    """Draw what a study found: differences to the reference with their intervals; where corruptions are measured clean
+    accuracy against that under corruptions, with blends as curves; accuracy over the strength of PGD.
 
     Args:
-        path: File to write.
+        path: Beginning of the files' names.
         study: The study.
         results: Its results.
-        columns: Titles of the panels, by name of a measurement.
+
+    Returns:
+        The files written.
 
     Raises:
         InputError: matplotlib is not installed.
     """
+    present = set(rows_in(study, results))
+    drawn = {
+        'differences': study.panels and study.reference in present and _draw_differences,
+        'trade_off': {'clean', 'corruption'} <= study.columns.keys() and _draw_trade_off,
+        'strength': present.intersection(study.curves) and _draw_strengths,
+    }
+    paths = {f'{path}_{name}.png': draw for name, draw in drawn.items() if draw}
+    for each, draw in paths.items():
+        draw(each, study, results)
+    return list(paths)
+
+
+def _draw_differences(path: str, study: Study, results: Sequence[Result]) -> None:
+    # A forest plot.
     rows = [row for row in rows_in(study, results) if row != study.reference]
-    figure = new_figure((2.3 + 2.4 * len(columns), 0.7 + 0.22 * len(rows)))
-    for axis, (column, title) in zip(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns.items()):
+    figure = new_figure((2.3 + 2.4 * len(study.panels), 0.7 + 0.22 * len(rows)))
+    axes = figure.subplots(1, len(study.panels), sharey=True, squeeze=False)[0]
+    for axis, column in zip(axes, study.panels):
         axis.axvline(0, color='black', linewidth=0.8)
         for place, row in enumerate(rows):
             found = difference(results, row, study.reference, column)
             if found is not None:
                 axis.errorbar(found.mean, place, xerr=found.margin(), fmt='o', markersize=3.5, capsize=2, linewidth=1.2,
                               color=_color(found.mean, found.margin()))
-        _label(axis, title, f'− {study.title(study.reference)} (points)')
+        _label(axis, study.columns[column], f'− {study.title(study.reference)} (points)')
         axis.set_yticks(range(len(rows)), [study.title(row) for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
     figure.savefig(path)
 
 
-def draw_trade_off(path: str, study: Study, results: Sequence[Result], x: str, y: str) -> None:
-    """Draw means of one measurement against another; rows with blends become curves through them.
-
-    Args:
-        path: File to write.
-        study: The study, whose `columns` name both measurements.
-        results: Its results.
-        x: Name of the measurement to the right.
-        y: Name of the measurement upwards.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
+def _draw_trade_off(path: str, study: Study, results: Sequence[Result]) -> None:
+    # Means; rows with blends become curves through them.
     figure = new_figure((6.6, 4.6))
     axis = figure.subplots()
-    means = {row: _means(results, row, (x, y)) for row in rows_in(study, results)}
+    means = {row: _means(results, row, ('clean', 'corruption')) for row in rows_in(study, results)}
     trained = [row for row in means if ', blend ' not in row]
     for i, row in enumerate(trained):
         axis.plot(*means[row], marker=_MARKERS[i // len(_COLORS) % len(_MARKERS)], color=_COLORS[i % len(_COLORS)],
@@ -70,28 +77,17 @@ def draw_trade_off(path: str, study: Study, results: Sequence[Result], x: str, y
             axis.plot(*zip(*blends), color=_COLORS[i % len(_COLORS)], marker='.', markersize=4, linewidth=1)
             axis.annotate('blends towards the aux norms', blends[-1], xytext=(4, 4), textcoords='offset points',
                           fontsize=_SIZE - 2)
-    _label(axis, '', study.columns[x])
-    axis.set_ylabel(study.columns[y], fontsize=_SIZE)
+    _label(axis, '', study.columns['clean'])
+    axis.set_ylabel(study.columns['corruption'], fontsize=_SIZE)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)
     figure.savefig(path)
 
 
-def draw_strengths(path: str, study: Study, results: Sequence[Result], rows: Sequence[str]) -> None:
-    """Draw accuracy over the strength of PGD, through the main and through the auxiliary norms.
-
-    Args:
-        path: File to write.
-        study: The study.
-        results: Its results.
-        rows: The rows to draw.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
+def _draw_strengths(path: str, study: Study, results: Sequence[Result]) -> None:
     figure = new_figure((7.4, 3.3))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, route in zip(axes, ('main', 'aux')):
-        for i, row in enumerate(rows):
+        for i, row in enumerate(study.curves):
             columns = {0: 'clean'} if route == 'main' else {}
             columns.update({eps: pgd_attacked(eps, route) for eps in study.measures.strengths})
             points = {eps: fmean(found.values()) for eps, column in columns.items()

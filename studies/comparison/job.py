@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from functools import lru_cache
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import timm
 import torch
+import yaml
 
+from timm_advprop.cli.train import parse_args
 from timm_advprop.engine.placement import open_placement
 from timm_advprop.engine.run_settings import DeviceSettings
 from timm_advprop.errors import InputError
@@ -79,8 +82,7 @@ class Job:
 
     def _training(self) -> str:
         # A name for what the training depends on.
-        with open(self.study.recipe, encoding='utf-8') as file:
-            return digest([file.read(), self.study.commands(self.row), self.seed, self.study.data])
+        return digest([*map(_asked_for, self.study.commands(self.row)), self.seed, self.study.data])
 
     def _train(self) -> Dict[str, Any]:
         start, commit = time.monotonic(), _commit()
@@ -113,6 +115,15 @@ class Job:
     def _folder(self) -> str:
         # of its files, without their endings; studies of the same trainings share them
         return os.path.join(self.output, f'{self._training()[:8]}-{self.row}-seed{self.seed}')
+
+
+@lru_cache(maxsize=None)
+def _asked_for(flags: Tuple[str, ...]) -> str:
+    # What a recipe and flags say, where flags overrule; defaults of the program are code.
+    with open(flags[flags.index('--config') + 1], encoding='utf-8') as file:
+        names = {*yaml.safe_load(file), *(flag[2:] for flag in flags if flag.startswith('--') and flag != '--config')}
+    given = parse_args(list(flags)).given
+    return repr({name: given[name.replace('-', '_')] for name in sorted(names)})
 
 
 def _read_summary(folder: str) -> List[Dict[str, float]]:

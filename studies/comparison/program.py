@@ -11,6 +11,7 @@ from timm_advprop.settings import Settings, setting
 
 from .. import fashion_mnist
 from ..trained import check_root
+from .charts import draw_study
 from .costs import kept_costs
 from .job import Job
 from .report import render_report
@@ -54,10 +55,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         sys.exit(130)
     # after the trainings, as these would disturb the clock
     costs = kept_costs(os.path.join(settings.results, f'{study.file_name}_costs.csv'), study, jobs[0].data)
-    text = render_report(study, table.results(jobs), costs)
-    with open(os.path.join(settings.results, f'{study.file_name}.md'), 'w', encoding='utf-8') as file:
+    results, path = table.results(jobs), os.path.join(settings.results, study.file_name)
+    text = render_report(study, results, costs)
+    with open(f'{path}.md', 'w', encoding='utf-8') as file:
         file.write(text)
     print(text)
+    print('Pictures:', *draw_study(path, study, results))
 
 
 def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:

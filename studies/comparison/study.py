@@ -41,6 +41,8 @@ class Study:
         seeds: Seeds of each row; the same split, initialisation and order of images for all rows.
         measures: What is measured.
         columns: Titles of the table's columns, by name of a measurement.
+        panels: Columns of the picture of differences.
+        curves: Rows of the picture of accuracy over strength.
         reference: The row that others are compared with.
         claims: What is tested, together: the more claims, the more each of them has to show.
         flags: Flags of the training program for all rows.
@@ -54,6 +56,8 @@ class Study:
     seeds: Tuple[int, ...]
     measures: Measures
     columns: Mapping[str, str]
+    panels: Tuple[str, ...] = ()
+    curves: Tuple[str, ...] = ()
     reference: str = 'vanilla'
     claims: Sequence[Claim] = ()
     flags: Tuple[str, ...] = ()
