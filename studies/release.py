@@ -79,7 +79,7 @@ def _draw_images(trained: Trained, data: str, path: str) -> None:
     seen = _what_routes_see(trained, data)
     names = trained.images(data).reader.class_to_idx
     names = [name.partition('_')[2].replace('_', ' ') for name in sorted(names, key=names.get)]
-    figure = new_figure((_NUM_IMAGES, 3.4))
+    figure = new_figure((_NUM_IMAGES, 2.7))
     for route, axes in zip(('main', 'aux'), figure.subplots(2, _NUM_IMAGES)):
         chosen = [each for each in seen if each.right == {route}]
         axes[0].set_ylabel(f'only {route} is right\n({len(chosen)} of {len(seen)})', fontsize=_SIZE)

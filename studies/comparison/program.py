@@ -12,8 +12,8 @@ from timm_advprop.settings import Settings, setting
 from .. import fashion_mnist
 from ..trained import check_root
 from .charts import draw_study
-from .costs import kept_costs
-from .job import Job
+from .costs import Costs, keep_costs, kept_costs
+from .job import Job, Result
 from .report import render_report
 from .runner import run_jobs
 from .study import Study
@@ -34,6 +34,7 @@ class StudySettings(Settings):
     seeds: Tuple[int, ...] = setting(
         (), 'seeds', low=0, nargs='+', metavar='S', default_help='those of the study')
     jobs: int = setting(os.cpu_count(), 'trainings at a time', low=1, metavar='N', default_help='one for each CPU')
+    report: bool = setting(False, 'train nothing: write tables and pictures of what is finished')
     source: Optional[str] = setting(None, 'folder of the data set\'s source', metavar='FOLDER')
 
 
@@ -43,19 +44,27 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     study, settings = _parse(argv)
     check_root('a study', 'train.py', study.recipe)
     new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
+    path = os.path.join(settings.results, study.file_name)
+    table, jobs = Table(f'{path}.csv'), [Job(study, row, seed, settings.output) for seed in study.seeds
+                                         for row in study.rows]
+    if settings.report:
+        _report(study, table.results(jobs), kept_costs(f'{path}_costs.csv', study), path)
+        return
     os.makedirs(settings.output, exist_ok=True)
     source = dict(source=settings.source) if settings.source else {}
-    study.write_data(os.path.join(settings.output, study.data), **source)
-    table = Table(os.path.join(settings.results, f'{study.file_name}.csv'))
-    jobs = [Job(study, row, seed, settings.output) for seed in study.seeds for row in study.rows]
+    study.write_data(jobs[0].data, **source)
     try:
         run_jobs(jobs, table, settings.jobs)
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
         sys.exit(130)
     # after the trainings, as these would disturb the clock
-    costs = kept_costs(os.path.join(settings.results, f'{study.file_name}_costs.csv'), study, jobs[0].data)
-    results, path = table.results(jobs), os.path.join(settings.results, study.file_name)
+    _report(study, table.results(jobs), keep_costs(f'{path}_costs.csv', study, jobs[0].data), path)
+
+
+def _report(study: Study, results: Sequence[Result], costs: Costs, path: str) -> None:
+    if not results:
+        raise InputError(f'{path}.csv has no results of {study.name}: run it without --report first.')
     text = render_report(study, results, costs)
     with open(f'{path}.md', 'w', encoding='utf-8') as file:
         file.write(text)
