@@ -165,7 +165,7 @@ _AUTOATTACK = replace(
     measures=Measures(num_corrupted=0, num_attacked=500, strengths=(8,), num_autoattacked=500),
     columns={'clean': 'clean', 'pgd8_main': 'PGD, main', 'autoattack_main': 'AutoAttack, main', 'pgd8_aux': 'PGD, aux',
              'autoattack_aux': 'AutoAttack, aux'},
-    panels=(),
+    panels=('clean', 'pgd8_main', 'autoattack_main'),
     curves=(),
     claims=(),
     seeds=(0,),
