@@ -123,7 +123,7 @@ _CHOICE = replace(
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
     columns={'clean': 'held-out images', 'ece': 'ECE'},
-    panels=('clean',),
+    panels=(),
     curves=(),
     reference='vanilla-lr0.1-wd5e-4',
     claims=(),

@@ -69,7 +69,8 @@ def _report(study: Study, results: Sequence[Result], costs: Costs, path: str) ->
     with open(f'{path}.md', 'w', encoding='utf-8') as file:
         file.write(text)
     print(text)
-    print('Pictures:', *draw_study(path, study, results))
+    for picture in draw_study(path, study, results):
+        print(f'Picture: {picture}')
 
 
 def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:

@@ -32,11 +32,11 @@ def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
     commits = ', '.join(sorted({result['commit'] for result in results}))
     reference = study.title(study.reference)
     return '\n\n'.join([
-        f'{study.about}; {number} seeds. {study.measures.describe()} Cost: time of the whole training relative to '
-        f'{reference}, steps timed in turn. Trained at {commits} on {_machines(results)}.',
+        f'{study.about}; {number} seeds. {study.measures.describe()} Trained at {commits} on {_machines(results)}.',
+        *([f'Cost: time of the whole training relative to {reference}, steps timed in turn.'] if costs else ()),
         f'Difference to {reference} in percentage points, paired by seed, with its 95 % confidence interval; **bold** '
         f'where that leaves out zero. {_by_chance(study, results)}',
-        _summary(study, results, costs),
+        *([_summary(study, results, costs)] if study.panels else ()),
         *(_claims(study, results) if study.claims else ()),
         'Means over seeds ± standard deviation, in percent.',
         _means(study, results),
