@@ -24,6 +24,8 @@ _WEAK, _EPS = attack_flags(1, target='random'), 2
 _USUAL = attack_flags(_EPS)
 _HALF = ['--epochs', str(_EPOCHS // 2)]
 _SPLITS = ['--aug-splits', '2', '--aa', 'rand-m5-inc1']
+_TRADES = ['--adv-eps', str(_EPS), '--adv-alpha', '1', '--adv-steps', '2']  # the KL is lowest at the image itself
+_PYRAMID = 'pyramid eps=0.5 alpha=0.5 steps=1 scales=[14,4,1] weights=[1,1,2] target=none'  # eps 2 where scales agree
 _COST = 8 / 3  # of AdvProp with an attack of one step, in vanilla trainings
 _row, _advprop = _RATES.row, _RATES.advprop
 
@@ -45,12 +47,11 @@ REGIMES: Dict[str, Row] = {
     'fast-advprop': _row('Fast AdvProp, eps 2', 'fast-advprop', '--adv-eps', str(_EPS), '--adv-alpha', str(_EPS),
                          '--adv-random-start', '1', aux=1),
     'shared-statistics': _advprop('AdvProp, eps 2, shared statistics', *_USUAL, '--adv-share', 'statistics'),
-    'trades': _row('TRADES, one norm, eps 2', 'trades', '--adv-eps', str(_EPS), '--adv-alpha', '1', '--adv-steps', '2'),
+    'trades': _row('TRADES, one norm, eps 2', 'trades', *_TRADES),
     'noise': _advprop('Gaussian noise for the attack', '--adv-source', f'gaussian-noise eps={2 * _EPS}'),
     'augmix': _advprop('AugMix for the attack', '--adv-source', 'augmix'),
     'augmax': _advprop('AugMax for the attack', '--adv-source', 'augmax steps=2'),
-    'pyramid': _advprop('PyramidAT for the attack', '--adv-source',
-                        'pyramid eps=0.5 alpha=0.5 steps=1 scales=[14,4,1] weights=[1,1,2] target=none'),
+    'pyramid': _advprop('PyramidAT for the attack', '--adv-source', _PYRAMID),
 }
 _COLUMNS = {
     'clean': 'clean', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise', 'corruption_blur': 'blur',
@@ -106,7 +107,7 @@ _CHOICE = replace(
     seeds=(100, 101, 102),
     measures=Measures(split='holdout', num_corrupted=0, num_attacked=0),
     columns={'clean': 'held-out images', 'ece': 'ECE'},
-    panels=('clean',),
+    panels=(),
     curves=(),
     reference='vanilla-lr0.1-wd5e-4',
     claims=(),
@@ -121,13 +122,34 @@ _LARGER = replace(
     seeds=tuple(range(4)),
     flags=(*_COMPARED.flags, '--model', 'resnet18'),
 )
+_BEYOND = replace(
+    _COMPARED,
+    name='fashion-mnist-beyond',
+    rows={
+        **{row: REGIMES[row] for row in (
+            'vanilla', 'advprop-2', 'shared-statistics', 'trades', 'noise', 'augmix', 'augmax', 'pyramid')},
+        'statistics-of-main': _advprop(
+            'shared statistics, of clean images', *_USUAL, '--adv-share', 'statistics-of-main'),
+        **{f'pairing-{pairing}': _advprop(f'logits paired by {title}', *_USUAL, '--adv-pairing', pairing)
+           for pairing, title in (('alp', 'ALP'), ('kl', 'KL'), ('js', 'Jensen–Shannon'))},
+        'trades-split': _row('TRADES, split norms, eps 2', 'trades', *_TRADES, '--model', 'test_resnet_ap', aux=1),
+        'corruption': _advprop('corruptions of the test for the attack', '--adv-source', 'corruption'),
+        'amplitude-mix': _advprop('amplitude mix for the attack', '--adv-source', 'amplitude-mix'),
+        'joint-pyramid': _row('PyramidAT, one norm', 'joint', '--adv-source', _PYRAMID),
+    },
+    seeds=tuple(range(5)),
+    panels=('clean', 'corruption', 'pgd4_main'),
+    curves=(),
+    reference='advprop-2',
+    claims=(),
+)
 _AUTOATTACK = replace(
     _COMPARED,
     name='fashion-mnist-autoattack',
     measures=Measures(num_corrupted=0, num_attacked=500, strengths=(8,), num_autoattacked=500),
     columns={'clean': 'clean', 'pgd8_main': 'PGD, main', 'autoattack_main': 'AutoAttack, main', 'pgd8_aux': 'PGD, aux',
              'autoattack_aux': 'AutoAttack, aux'},
-    panels=(),
+    panels=('clean', 'pgd8_main', 'autoattack_main'),
     curves=(),
     claims=(),
     seeds=(0,),
@@ -138,8 +160,7 @@ _ABLATIONS = replace(
     rows={
         'advprop-2': _advprop('AdvProp, eps 2', *_USUAL),
         'shared-statistics': REGIMES['shared-statistics'],
-        'statistics-of-main': _advprop(
-            'shared statistics, of clean images', *_USUAL, '--adv-share', 'statistics-of-main'),
+        'statistics-of-main': _BEYOND.rows['statistics-of-main'],
         'joint': REGIMES['joint'],
         'momentum-0.01': _advprop('momentum of aux norms 0.01', *_USUAL, '--adv-bn-momentum', '0.01'),
         'momentum-0.5': _advprop('momentum of aux norms 0.5', *_USUAL, '--adv-bn-momentum', '0.5'),
@@ -157,4 +178,4 @@ _ABLATIONS = replace(
     reference='advprop-2',
     claims=(),
 )
-STUDIES = {study.name: study for study in (_COMPARED, _CHOICE, _LARGER, _ABLATIONS, _AUTOATTACK)}
+STUDIES = {study.name: study for study in (_COMPARED, _CHOICE, _LARGER, _ABLATIONS, _BEYOND, _AUTOATTACK)}

@@ -1,6 +1,6 @@
 """Pictures of a study: differences to the reference with their intervals, what rows trade, accuracy over strength."""
-from statistics import fmean
-from typing import Any, List, Sequence, Tuple
+from statistics import fmean, stdev
+from typing import Any, Iterator, List, Sequence, Tuple
 
 from timm_advprop.engine.figures import new_figure
 
@@ -70,14 +70,15 @@ def _draw_trade_off(path: str, study: Study, results: Sequence[Result]) -> None:
     means = {row: _means(results, row, ('clean', 'corruption')) for row in rows_in(study, results)}
     trained = [row for row in means if ', blend ' not in row]
     for i, row in enumerate(trained):
-        axis.plot(*means[row], marker=_MARKERS[i // len(_COLORS) % len(_MARKERS)], color=_COLORS[i % len(_COLORS)],
-                  markersize=6 if row != study.reference else 9, linestyle='', label=study.title(row))
+        axis.errorbar(*means[row], *_errors(results, row), fmt=_MARKERS[i // len(_COLORS) % len(_MARKERS)],
+                      color=_COLORS[i % len(_COLORS)], markersize=6 if row != study.reference else 9, elinewidth=0.5,
+                      label=study.title(row))
         blends = [means[row], *(means[blend] for blend in means if blend.startswith(f'{row}, blend '))]
         if len(blends) > 1:
             axis.plot(*zip(*blends), color=_COLORS[i % len(_COLORS)], marker='.', markersize=4, linewidth=1)
             axis.annotate('blends towards the aux norms', blends[-1], xytext=(4, 4), textcoords='offset points',
                           fontsize=_SIZE - 2)
-    _label(axis, '', study.columns['clean'])
+    _label(axis, 'means over seeds, ± standard error', study.columns['clean'])
     axis.set_ylabel(study.columns['corruption'], fontsize=_SIZE)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)
     figure.savefig(path)
@@ -85,7 +86,7 @@ def _draw_trade_off(path: str, study: Study, results: Sequence[Result]) -> None:
 
 def _draw_strengths(path: str, study: Study, results: Sequence[Result]) -> None:
     figure = new_figure((7.4, 3.3))
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, route in zip(axes, ('main', 'aux')):
         for i, row in enumerate(study.curves):
             columns = {0: 'clean'} if route == 'main' else {}
@@ -103,6 +104,13 @@ def _draw_strengths(path: str, study: Study, results: Sequence[Result]) -> None:
 
 def _means(results: Sequence[Result], row: str, columns: Sequence[str]) -> Tuple[float, ...]:
     return tuple(fmean(values_of(results, row, column).values()) for column in columns)
+
+
+def _errors(results: Sequence[Result], row: str) -> Iterator[float]:
+    # Standard errors, upwards and to the right.
+    for column in ('corruption', 'clean'):
+        values = list(values_of(results, row, column).values())
+        yield stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.
 
 
 def _color(mean: float, margin: float) -> str:

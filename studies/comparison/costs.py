@@ -18,10 +18,9 @@ from timm_advprop.output import replacing
 from .kept import digest
 from .study import Study
 
-__all__ = ['Costs', 'kept_costs', 'measure_costs']
+__all__ = ['Costs', 'keep_costs', 'kept_costs', 'measure_costs']
 
 Costs = Dict[str, float]
-_COLUMNS = ('row', 'cost', 'settings')
 _ROUNDS = 15
 
 
@@ -31,8 +30,22 @@ class _Phase(NamedTuple):
     device: torch.device
 
 
-def kept_costs(path: str, study: Study, data: str) -> Costs:
-    """The costs of a study's rows, which are measured where the file does not have all of them.
+def kept_costs(path: str, study: Study) -> Costs:
+    """Costs that were measured before; nothing of rows that have changed since.
+
+    Args:
+        path: CSV file that `keep_costs` wrote.
+        study: The study.
+    """
+    if not os.path.isfile(path):
+        return {}
+    with open(path, newline='', encoding='utf-8') as file:
+        return {row['row']: float(row['cost']) for row in csv.DictReader(file)
+                if row['row'] in study.rows and row['settings'] == _settings(study, row['row'])}
+
+
+def keep_costs(path: str, study: Study, data: str) -> Costs:
+    """The costs of all rows of a study, which are measured where the file does not have them.
 
     Args:
         path: CSV file to keep them in.
@@ -42,16 +55,14 @@ def kept_costs(path: str, study: Study, data: str) -> Costs:
     Returns:
         See `measure_costs`.
     """
-    settings = {row: digest([study.recipe, study.commands(row)])[:12] for row in study.rows}
-    kept = {row['row']: row for row in _read(path)}
-    if any(kept.get(row, {}).get('settings') != name for row, name in settings.items()):
-        measured = measure_costs(study, data, _ROUNDS)
-        kept = {row: dict(row=row, cost=f'{cost:.3f}', settings=settings[row]) for row, cost in measured.items()}
+    costs = kept_costs(path, study)
+    if costs.keys() != study.rows.keys():
+        costs = measure_costs(study, data, _ROUNDS)
         with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept.values())
-    return {row: float(kept[row]['cost']) for row in study.rows}
+            writer = csv.writer(file)
+            writer.writerow(('row', 'cost', 'settings'))
+            writer.writerows((row, f'{cost:.3f}', _settings(study, row)) for row, cost in costs.items())
+    return costs
 
 
 def measure_costs(study: Study, data: str, rounds: int) -> Costs:
@@ -75,11 +86,8 @@ def measure_costs(study: Study, data: str, rounds: int) -> Costs:
     return costs
 
 
-def _read(path: str) -> List[Dict[str, str]]:
-    if not os.path.isfile(path):
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+def _settings(study: Study, row: str) -> str:
+    return digest([study.recipe, study.commands(row)])[:12]
 
 
 def _ratio(times: List[float], baseline: List[float]) -> float:

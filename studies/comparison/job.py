@@ -75,7 +75,7 @@ class Job:
         Raises:
             InputError: The training failed.
         """
-        training = self.trained()
+        training = self._finished_training()
         measured = self.study.measures(
             training['checkpoint'], self.data, self.study.rows[self.row], open_placement(DeviceSettings()))
         of_training = {name: training[name] for name in ('holdout', 'epochs', 'seconds', 'commit', 'timm', 'torch',
@@ -83,13 +83,15 @@ class Job:
         return [dict(row=f'{self.row}{blend}', seed=self.seed, settings=self.settings, **values, **of_training)
                 for blend, values in measured.items()]
 
-    def trained(self) -> Result:
-        """What is known of the training, which is done where it was not yet: its `checkpoint`, and the columns of a
-        result that are about it.
+    def checkpoint(self) -> str:
+        """The checkpoint of the training, which is done where it is not there.
 
         Raises:
             InputError: The training failed.
         """
+        return self._finished_training()['checkpoint']
+
+    def _finished_training(self) -> Dict[str, Any]:
         training = read_kept(f'{self._folder}.json')
         if training.get('training') != self._training() or not os.path.isfile(training['checkpoint']):
             training = self._train()
@@ -102,7 +104,7 @@ class Job:
         return digest([*parts, self.start._training()] if self.start else parts)
 
     def _train(self) -> Dict[str, Any]:
-        weights = ['--pretrained-path', self.start.trained()['checkpoint']] if self.start else []  # a new classifier
+        weights = ['--pretrained-path', self.start.checkpoint()] if self.start else []  # a new classifier
         start, commit, history = time.monotonic(), _commit(), []
         for phase, flags in enumerate(self.study.commands(self.row)):
             folder = f'{self._folder}-{phase}'
@@ -127,7 +129,8 @@ class Job:
             file.seek(0)
             last = file.read().rstrip().rpartition('\n')[2]
         if status:
-            raise InputError(f'{" ".join(command)} failed with status {status}: see {log}, which ends: {last}')
+            reason = last.removeprefix('error: ').rstrip('.')
+            raise InputError(f'{reason}. {" ".join(command)} failed with status {status}: see {log}.')
 
     @property
     def _folder(self) -> str:

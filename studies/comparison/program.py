@@ -13,8 +13,8 @@ from timm_advprop.settings import Settings, setting
 from .. import fashion_mnist, solar_cells
 from ..trained import check_root
 from .charts import draw_study
-from .costs import kept_costs
-from .job import Job
+from .costs import Costs, keep_costs, kept_costs
+from .job import Job, Result
 from .report import render_report
 from .runner import run_jobs
 from .study import Study
@@ -35,6 +35,7 @@ class StudySettings(Settings):
     seeds: Tuple[int, ...] = setting(
         (), 'seeds', low=0, nargs='+', metavar='S', default_help='those of the study')
     jobs: int = setting(os.cpu_count(), 'trainings at a time', low=1, metavar='N', default_help='one for each CPU')
+    report: bool = setting(False, 'train nothing: write tables and pictures of what is finished')
     source: Tuple[str, ...] = setting(
         (), 'folders of the data sets\' sources, that of pre-training last', nargs='+', metavar='FOLDER',
         default_help='where packages put them')
@@ -46,23 +47,32 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     study, settings = _parse(argv)
     check_root('a study', 'train.py', *(part.recipe for part in study.with_pretraining))
     new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
+    path = os.path.join(settings.results, study.file_name)
+    table, jobs = Table(f'{path}.csv'), [Job(study, row, seed, settings.output) for seed in study.seeds
+                                         for row in study.rows]
+    if settings.report:
+        _report(study, table.results(jobs), kept_costs(f'{path}_costs.csv', study), path)
+        return
     os.makedirs(settings.output, exist_ok=True)
     _write_data(study, settings)
-    table = Table(os.path.join(settings.results, f'{study.file_name}.csv'))
-    jobs = [Job(study, row, seed, settings.output) for seed in study.seeds for row in study.rows]
     try:
         run_jobs(jobs, table, settings.jobs)
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
         sys.exit(130)
     # after the trainings, as these would disturb the clock
-    costs = kept_costs(os.path.join(settings.results, f'{study.file_name}_costs.csv'), study, jobs[0].data)
-    results, path = table.results(jobs), os.path.join(settings.results, study.file_name)
+    _report(study, table.results(jobs), keep_costs(f'{path}_costs.csv', study, jobs[0].data), path)
+
+
+def _report(study: Study, results: Sequence[Result], costs: Costs, path: str) -> None:
+    if not results:
+        raise InputError(f'{path}.csv has no results of {study.name}: run it without --report first.')
     text = render_report(study, results, costs)
     with open(f'{path}.md', 'w', encoding='utf-8') as file:
         file.write(text)
     print(text)
-    print('Pictures:', *draw_study(path, study, results))
+    for picture in draw_study(path, study, results):
+        print(f'Picture: {picture}')
 
 
 def _write_data(study: Study, settings: StudySettings) -> None:

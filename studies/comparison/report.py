@@ -1,6 +1,6 @@
 """What a study found, as Markdown: means, differences to the reference, claims."""
 from statistics import fmean, stdev
-from typing import Sequence
+from typing import List, Sequence
 
 from timm_advprop.output import markdown_table
 
@@ -31,23 +31,18 @@ def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
     number = f'{min(seeds)} to {max(seeds)}' if len(seeds) > 1 else f'{max(seeds)}'
     commits = ', '.join(sorted({result['commit'] for result in results}))
     reference = study.title(study.reference)
-    parts = [
-        f'{study.about}; {number} seeds. {study.measures.describe()} Means over seeds ± standard deviation, in '
-        f'percent. Cost: time of the whole training relative to {reference}, steps timed in turn. Trained at '
-        f'{commits} on {_machines(results)}.',
-        _means(study, results, costs),
-        f'Difference to {reference}, paired by seed, with its 95 % confidence interval; **bold** where that leaves out '
-        f'zero. {_by_chance(study, results)}',
+    return '\n\n'.join([
+        f'{study.about}; {number} seeds. {study.measures.describe()} Trained at {commits} on {_machines(results)}.',
+        *([f'Cost: time of the whole training relative to {reference}, steps timed in turn.'] if costs else ()),
+        f'Difference to {reference} in percentage points, paired by seed, with its 95 % confidence interval; **bold** '
+        f'where that leaves out zero. {_by_chance(study, results)}',
+        *([_summary(study, results, costs)] if study.panels else ()),
+        *(_claims(study, results) if study.claims else ()),
+        'Means over seeds ± standard deviation, in percent.',
+        _means(study, results),
+        f'Differences to {reference} in all columns.',
         _differences(study, results),
-    ]
-    if study.claims:
-        parts += [
-            'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the '
-            'interval is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study '
-            'cannot tell.',
-            _claims(study, results),
-        ]
-    return '\n\n'.join(parts) + '\n'
+    ]) + '\n'
 
 
 def _machines(results: Sequence[Result]) -> str:
@@ -55,14 +50,21 @@ def _machines(results: Sequence[Result]) -> str:
                              for result in results}))
 
 
-def _means(study: Study, results: Sequence[Result], costs: Costs) -> str:
-    table = [['', *study.columns.values(), 'cost', 'seeds']]
+def _summary(study: Study, results: Sequence[Result], costs: Costs) -> str:
+    table = [['', *(study.columns[column] for column in study.panels), 'cost', 'seeds']]
     for row in rows_in(study, results):
-        values = {column: list(values_of(results, row, column).values()) for column in study.columns}
-        cost = costs.get(row.partition(', blend ')[0])
-        table.append([study.title(row), *map(_mean, values.values()), f'{cost:.2f}' if cost else '–',
-                      str(len(values_of(results, row, 'holdout')))])
+        if row != study.reference:
+            cost = costs.get(row.partition(', blend ')[0])
+            table.append([
+                study.title(row), *(_difference(results, row, study.reference, column) for column in study.panels),
+                f'{cost:.2f}' if cost else '–', str(len(values_of(results, row, 'holdout')))])
     return markdown_table(table)
+
+
+def _means(study: Study, results: Sequence[Result]) -> str:
+    return markdown_table([['', *study.columns.values()], *(
+        [study.title(row), *(_mean(list(values_of(results, row, column).values())) for column in study.columns)]
+        for row in rows_in(study, results))])
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -94,11 +96,14 @@ def _by_chance(study: Study, results: Sequence[Result]) -> str:
     return f'Of {number} differences, one in twenty would be bold by chance.'
 
 
-def _claims(study: Study, results: Sequence[Result]) -> str:
+def _claims(study: Study, results: Sequence[Result]) -> List[str]:
     table = [['claim', 'difference', 'worth', 'here']]
     for tested in test_claims(results, study.claims):
         found = tested.difference
         text = '–' if found is None else f'{found.mean:+.2f} ± {found.margin(tested.level):.2f}'
         table.append([tested.claim.text, text, f'{tested.claim.margin:g}', tested.verdict])
-    return markdown_table(table)
+    return [
+        'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the '
+        'interval is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study cannot '
+        'tell.', markdown_table(table)]
 

@@ -53,7 +53,7 @@ def start_process() -> None:
 
 def _pretrain(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> None:
     # What several jobs start from is there before any of them.
-    futures = {pool.submit(job.trained): job for job in jobs}
+    futures = {pool.submit(job.checkpoint): job for job in jobs}
     for done, future, times in _finished(futures):
         future.result()
         print(f'[{done}/{len(jobs)}] pre-training, {futures[future].title}  {times}', flush=True)

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from timm.models import VisionTransformer
 
 from timm_advprop.cli import benchmark
 
@@ -70,12 +71,29 @@ def test_cases_are_timed_in_turn_after_one_call_that_is_not():
     assert {name: len(times) for name, times in seconds.items()} == dict(a=3, b=3)
 
 
+@pytest.mark.parametrize('flags', [[], ['--eval']], ids=str)
+@pytest.mark.parametrize('model', ['vit_tiny_patch16_224', 'deit_tiny_patch16_224_ap'])
+def test_a_model_of_one_size_is_built_for_the_images(capsys, monkeypatch, model, flags):
+    sizes, forward = [], VisionTransformer.forward_features  # DeiT's are VisionTransformers, too
+
+    def noted(self, images, *args, **kwargs):
+        sizes.append(tuple(images.shape[2:]))
+        return forward(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(VisionTransformer, 'forward_features', noted)
+    benchmark.main([
+        *SMALL, '--model', model, '--img-size', '48', '-b', '2', '--adv-steps', '1', '--threads', '1', *flags])
+    assert capsys.readouterr().out.startswith(f'{model}, {"eval" if flags else "training"}, 48 px')
+    assert set(sizes) == {(48, 48)}
+
+
 @pytest.mark.parametrize('arguments, words', [
     (['--model', 'nosuch'], 'Unknown model'),
     (['-b', '1'], 'must be at least 2'),
     (['--regime', 'nosuch'], 'nosuch'),
     (['--devise', 'cpu'], '--device'),
     (['--memory', '--eval', *SMALL], 'leave out --eval'), (['--memory', '--attack', *SMALL], '--attack'),
+    ([*SMALL, '--model', 'test_convnext', '--img-size', '2'], 'does not take images of 3x2x2 (--img-size'),
     (['--grad-checkpointing', '--model', 'dla34'], 'checkpointing not supported'),
 ])
 def test_wrong_input_is_one_line(capsys, arguments, words):
@@ -83,6 +101,20 @@ def test_wrong_input_is_one_line(capsys, arguments, words):
         benchmark.main(arguments)
     lines = capsys.readouterr().err.splitlines()
     assert exit.value.code == 2 and len(lines) == 1 and words in lines[0]
+
+
+@pytest.mark.parametrize('flags', [
+    [], pytest.param(['--torchcompile'], marks=pytest.mark.slow),
+    pytest.param(['--torchcompile', '--memory'], marks=pytest.mark.slow),
+])
+def test_one_attacked_image_too_few_for_batch_statistics_is_one_line(capsys, monkeypatch, flags):
+    torch._dynamo.reset()
+    compiler = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda model, **_: compiler(model, backend='eager'))  # inductor takes long
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main([*SMALL, '--regime', 'fast-advprop', '-b', '5', '--threads', '1', '--device', 'cpu', *flags])
+    lines = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and len(lines) == 1 and 'attacks 1 image of a batch of 5' in lines[0]
 
 
 def test_a_profile_compares_operations_with_those_of_the_first_case(capsys):

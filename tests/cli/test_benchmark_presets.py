@@ -86,6 +86,13 @@ def test_a_case_that_fails_is_a_row_and_the_others_are_measured(capsys, monkeypa
     assert all(row[0] and row[1] and not row[5] for row in rows.values())
 
 
+def test_a_case_that_takes_no_batches_of_the_size_is_a_row_too(capsys):
+    benchmark.main([*TINY, '--torchcompile', '--adv-steps', '1', '-b', '5'])
+    rows = {row[2]: row[3:] for row in table(capsys.readouterr().out)[2:]}
+    assert rows['fast-advprop'][:-1] == [''] * 5 and 'attacks 1 image of a batch of 5' in rows['fast-advprop'][-1]
+    assert rows['advprop PGD-1'][0]
+
+
 def test_what_was_measured_is_in_the_file_when_a_run_is_cut_off(monkeypatch, tmp_path):
     cases, seen = benchmark._training_cases, []
 

@@ -1,6 +1,8 @@
 """Work in the background: one thing at a time, its errors, and copies that training does not change."""
 import copy
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -51,6 +53,24 @@ def test_what_was_raised_is_raised_once_at_the_next_occasion(then):
         then(background)
         pytest.fail('nothing was raised') if then is Background.wait else None
     background.wait()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork')
+def test_a_fork_waits_for_what_is_done_and_its_error_comes_later():
+    done = []
+
+    def work():
+        time.sleep(0.1)
+        done.append(1)
+        _full_disk()
+    with pytest.raises(OSError, match='full'), Background() as background:
+        background.do(work)
+        child = os.fork()
+        if child == 0:
+            os._exit(len(done) + 2 * threading.active_count())
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 3
+        assert 0.05 < background.seconds_of_forks < SECONDS
+        background.wait()
 
 
 def _full_disk():

@@ -5,6 +5,7 @@ from torch._dynamo.backends.registry import _COMPILER_FNS, register_backend
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.engine.runs import run
+from timm_advprop.errors import InputError
 
 
 @pytest.fixture
@@ -31,3 +32,9 @@ def test_a_run_makes_all_its_graphs_in_its_first_epoch(few_digits, tmp_path, cou
         numbers.append(counter.frame_count)
     # the attack and the training step; evaluation of the model and of its average, whose last batch is a shorter one
     assert numbers[0] == numbers[1] <= 6
+
+
+@pytest.mark.slow
+def test_one_attacked_image_too_few_for_batch_statistics_is_one_line(few_digits, tmp_path, counter):
+    with pytest.raises(InputError, match='^fast-advprop attacks 1 image of a batch of 8, .* larger images'):
+        run(few_digits, tmp_path, torchcompile='counting', regime='fast-advprop', batch_size=8)

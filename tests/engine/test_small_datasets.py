@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import RandomResizedCropAndInterpolation, create_dataset
 
 from timm_advprop.engine import image_folder
 from timm_advprop.engine.small_datasets import write_digits, write_fashion_mnist
@@ -227,3 +228,32 @@ def test_parts_that_cannot_be_taken_are_refused(tmp_path, balanced_source, num_t
     with pytest.raises(InputError, match=words):
         write_fashion_mnist(tmp_path / 'out', balanced_source, num_train, num_holdout)
     assert not (tmp_path / 'out').exists()
+
+
+def test_padded_training_images_are_shifted_by_random_crops(tmp_path, source):
+    write_fashion_mnist(tmp_path / 'plain', source)
+    write_fashion_mnist(tmp_path / 'padded', source, padding=2)
+    for path in files_below(tmp_path / 'plain'):
+        plain, padded = (np.asarray(Image.open(tmp_path / folder / path.relative_to(tmp_path / 'plain')))
+                         for folder in ('plain', 'padded'))
+        width = 2 if 'train' in path.parts else 0
+        assert np.array_equal(padded, np.pad(plain, width))
+
+
+def test_another_border_is_another_data_set(tmp_path, source):
+    write_fashion_mnist(tmp_path / 'out', source, padding=2)
+    with pytest.raises(InputError, match='not this data set'):
+        write_fashion_mnist(tmp_path / 'out', source)
+    with pytest.raises(InputError, match='at least 0 pixels wide, got -1'):
+        write_fashion_mnist(tmp_path / 'new', source, padding=-1)
+
+
+def test_the_recipe_crops_whole_pixels():
+    recipe = yaml.safe_load((Path(__file__).parents[2] / 'hparams/test_resnet_fashion_mnist.yaml').read_text())
+    crop = RandomResizedCropAndInterpolation(28, scale=recipe['scale'], ratio=recipe['ratio'], interpolation='bilinear')
+    corners = set()
+    for _ in range(200):
+        top, left, height, width = crop.get_params(Image.new('L', (32, 32)), crop.scale, crop.ratio)
+        assert (height, width) == (28, 28)
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(5) for left in range(5)}

@@ -400,10 +400,14 @@ def test_models_and_batches_that_do_not_fit_are_refused():
         _task(tiny_model())(*make_batch(4, torch.float32))
 
 
-def test_a_batch_too_small_for_the_statistics_of_a_norm_says_what_to_do():
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_batch_too_small_for_the_statistics_of_a_norm_says_what_to_do(compiled):
     model = convert_split_norm(nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, CLASSES))).train()
     task = _task(model)
+    if compiled:
+        torch._dynamo.reset()
+        task.compile(backend='eager')
     with pytest.raises(ValueError, match='attacks 1 image of a batch of 8.*at least 10 images') as error:
         task(*make_batch(8, torch.float32))
     assert '\n' not in str(error.value)
@@ -411,11 +415,12 @@ def test_a_batch_too_small_for_the_statistics_of_a_norm_says_what_to_do():
     _task(tiny_model().train())(*make_batch(8, torch.float32))['loss'].backward()  # of values enough in an image
 
 
-def test_other_errors_of_a_batch_with_one_adversarial_image_stay_what_they_are():
+@pytest.mark.parametrize('kind', [RuntimeError, ValueError])
+def test_other_errors_of_a_batch_with_one_adversarial_image_stay_what_they_are(kind):
     def criterion(output, target):
-        raise ValueError('mine')
+        raise kind('mine')
 
-    with pytest.raises(ValueError, match='^mine$'):
+    with pytest.raises(kind, match='^mine$'):
         _task(tiny_model().train(), criterion)(*make_batch(8, torch.float32))
 
 

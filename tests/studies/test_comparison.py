@@ -14,7 +14,7 @@ from studies.comparison import job as job_module
 from studies.comparison import program, runner
 from studies.comparison.charts import draw_study
 from studies.comparison.corrupted import evenly
-from studies.comparison.costs import kept_costs, measure_costs
+from studies.comparison.costs import keep_costs, kept_costs, measure_costs
 from studies.comparison.job import Job
 from studies.comparison.measures import Measures
 from studies.comparison.program import STUDIES
@@ -130,10 +130,10 @@ def test_a_file_that_is_no_table_is_left_alone(tmp_path):
         Table(str(tmp_path / 'other.csv'))
 
 
-def test_a_training_that_fails_names_its_log(tmp_path, monkeypatch):
-    broken = replace(STUDY, rows={'vanilla': Row('', (['--regime', 'nonsense'],))})
-    with pytest.raises(InputError, match=r'failed with status 2: see .*\.log'):
-        _job(tmp_path, broken, 'vanilla').run()
+def test_a_training_that_fails_names_its_log(tmp_path):
+    with pytest.raises(InputError, match=r'failed with status 2: see .*\.log') as error:  # there is no data set
+        _job(tmp_path, row='vanilla').run()
+    assert 'No data folder' in Path(str(error.value).rpartition('see ')[2].rstrip('.')).read_text()
 
 
 @pytest.mark.parametrize('study', STUDIES.values(), ids=STUDIES)
@@ -201,9 +201,11 @@ def test_costs_are_those_of_whole_trainings_and_kept(data, tmp_path, monkeypatch
     expected = {'vanilla': 1., 'vanilla-long': 107 / 40, 'pretraining': 1.5}
     assert measure_costs(study, data, rounds=1) == expected
     path = str(tmp_path / 'costs.csv')
-    kept_costs(path, study, data)
+    keep_costs(path, study, data)
     monkeypatch.setattr('studies.comparison.costs.measure_costs', None)
-    assert kept_costs(path, study, data) == expected
+    assert keep_costs(path, study, data) == kept_costs(path, study) == expected
+    changed = replace(study, flags=('--epochs', '3'))
+    assert kept_costs(path, changed) == {} and kept_costs(str(tmp_path / 'none.csv'), study) == {}
 
 
 def _leave(folder):
@@ -243,7 +245,7 @@ def test_pictures(tmp_path):
     paths = draw_study(str(tmp_path / 'a'), STUDY, _results(STUDY, advprop_1=2.))
     assert paths == [str(tmp_path / f'a_{name}.png') for name in ('differences', 'trade_off', 'strength')]
     assert all(Path(path).stat().st_size > 10_000 for path in paths)
-    assert draw_study(str(tmp_path / 'b'), STUDIES['fashion-mnist-autoattack'], _results(STUDY)) == []
+    assert draw_study(str(tmp_path / 'b'), STUDIES['fashion-mnist-choice'], _results(STUDY)) == []
 
 
 def test_an_unknown_row_is_named(capsys):
@@ -257,6 +259,21 @@ def test_a_study_says_where_it_belongs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         program.main(['fashion-mnist'])
     assert stop.value.code == 2 and 'root of the repository' in capsys.readouterr().err
+
+
+def test_a_report_of_what_is_finished_trains_nothing(tmp_path, calls, monkeypatch, capsys):
+    arguments = ['fashion-mnist', '--results', str(tmp_path), '--output', str(tmp_path / 'none'), '--report']
+    with pytest.raises(SystemExit) as stop:
+        program.main(arguments)
+    assert stop.value.code == 2 and 'has no results' in capsys.readouterr().err
+    table = Table(str(tmp_path / 'fashion_mnist.csv'))
+    for row in ('vanilla', 'madry'):
+        results, = _job(tmp_path, row=row).run()[:1]
+        table.add([dict(results, **{column: 70. for column in STUDY.columns})])
+    calls.clear()
+    program.main(arguments)
+    assert not calls and not (tmp_path / 'none').exists()
+    assert (tmp_path / 'fashion_mnist.md').read_text().strip() in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -121,24 +121,24 @@ def test_pretraining_is_done_once_for_the_rows_that_start_from_it(tmp_path, prog
 def test_each_row_starts_from_weights_of_its_seed_with_a_new_classifier(tmp_path, programs):
     for row in STARTED:
         job = Job(TUNED, row, 0, str(tmp_path))
-        start = open_trained(job.start.trained()['checkpoint']).model.state_dict()
-        tuned = open_trained(job.trained()['checkpoint']).model.state_dict()
+        start = open_trained(job.start.checkpoint()).model.state_dict()
+        tuned = open_trained(job.checkpoint()).model.state_dict()
         kept = [name for name in start if '.aux_bn.' not in name and not name.startswith('fc.')]
         assert kept and all(torch.equal(tuned[name], start[name]) for name in kept)
         assert (len(start['fc.weight']), len(tuned['fc.weight'])) == (10, 2)
         path = programs[-1][programs[-1].index('--pretrained-path') + 1]
-        assert path == job.start.trained()['checkpoint'] and '-seed0-' in path
+        assert path == job.start.checkpoint() and '-seed0-' in path
 
 
 def test_auxiliary_norms_of_pretraining_are_kept(tmp_path, programs):
     job = Job(TUNED, 'advprop-advprop', 0, str(tmp_path))
-    path = Path(job.start.trained()['checkpoint'])
+    path = Path(job.start.checkpoint())
     checkpoint = torch.load(path, weights_only=False)
     for name, value in checkpoint['state_dict'].items():
         if '.aux_bn.' in name and name.endswith('weight'):
             value.fill_(3.)
     torch.save(checkpoint, path)
-    tuned = open_trained(job.trained()['checkpoint']).model.state_dict()
+    tuned = open_trained(job.checkpoint()).model.state_dict()
     weights = [value for name, value in tuned.items() if '.aux_bn.' in name and name.endswith('weight')]
     assert weights and all((value == 3).all() for value in weights)
 
@@ -158,7 +158,7 @@ def test_rows_without_pretraining_are_trainings_of_the_other_study(tmp_path):
 
 def test_later_runs_of_a_row_start_from_the_one_before(tmp_path, programs):
     row = Row('', tuple(['--regime', regime] for regime in ('vanilla', 'vanilla')), start='vanilla')
-    Job(replace(TUNED, rows={'two': row}), 'two', 0, str(tmp_path)).trained()
+    Job(replace(TUNED, rows={'two': row}), 'two', 0, str(tmp_path)).checkpoint()
     _, first, second = programs
     assert '--pretrained-path' in first and '--initial-checkpoint' not in first
     assert '--pretrained-path' not in second and second[second.index('--initial-checkpoint') + 1].endswith(
@@ -205,8 +205,8 @@ def test_published_weights_that_cannot_be_had_end_the_study_with_a_line(tmp_path
     data = tmp_path / STUDIES['solar-cells-published'].data
     for split in ('train', 'holdout'):
         (data / split / 'a').mkdir(parents=True)
-    with pytest.raises(InputError, match=r'failed with status 2: see .*\.log, which ends: .*HF_HUB_OFFLINE'):
-        Job(STUDIES['solar-cells-published'], 'advprop-vanilla', 0, str(tmp_path)).trained()
+    with pytest.raises(InputError, match=r'^model.safetensors of .*HF_HUB_OFFLINE.* failed with status 2: see .*\.log\.$'):
+        Job(STUDIES['solar-cells-published'], 'advprop-vanilla', 0, str(tmp_path)).checkpoint()
 
 
 def test_published_models_have_published_weights():

@@ -21,7 +21,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch.profiler import ProfilerActivity, profile
 
 from ..engine.evaluation import evaluate
-from ..engine.open_model import open_architecture
+from ..engine.open_model import open_architecture, size_arguments, try_images
 from ..engine.placement import Placement, open_placement
 from ..engine.run_settings import DeviceSettings
 from ..errors import InputError, as_input_error, exits_on_input_error
@@ -237,12 +237,15 @@ def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, C
 
 
 def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[nn.Module, nn.Module]:
-    split = open_architecture(settings.model)
+    split = open_architecture(settings.model, **size_arguments(settings.model, settings.img_size))
     if not has_split_norm(split):
         as_input_error(convert_split_norm, split)
     if settings.grad_checkpointing:
         as_input_error(split.set_grad_checkpointing)
-    return placement.place(split), placement.place(strip_aux(split))
+    split = placement.place(split)
+    if not settings.preset:  # whose rows tell of each case that fails
+        try_images(split, (3, settings.img_size, settings.img_size), placement)
+    return split, placement.place(strip_aux(split))
 
 
 def _batch(settings: MeasuredSettings, placement: Placement, num_classes: int) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -142,7 +142,7 @@ def _memory_of(name: str, case: Case, device: torch.device) -> _Row:
     assert isinstance(case.run, TrainingStep)
     try:
         return _Row(name, peak_mib=step_memory(case.run, device).peak / _MIB)
-    except (AssertionError, RuntimeError) as error:  # the size of images, want of memory, a compiler's
+    except (AssertionError, InputError, RuntimeError) as error:  # the size of images, want of memory, a compiler's
         case.run.optimizer.zero_grad()
         return _Row(name, error=one_line(error, limit=80))
 

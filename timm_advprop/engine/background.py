@@ -1,8 +1,10 @@
 """Work that a run does not wait for, and copies of what it works on."""
 import copy
+import os
 import time
 from threading import Thread
 from typing import Any, Callable, Dict, Optional
+from weakref import WeakSet
 
 import torch
 
@@ -12,17 +14,21 @@ __all__ = ['Background', 'copy_to_host']
 class Background:
     """Does one thing at a time, inside of a `with` block in a thread of its own, outside of one at once.
 
-    Before the next thing, and at the end of the block, it waits for the last one, and raises what that raised.
+    Before the next thing, and at the end of the block, it waits for the last one, and raises what that raised. A fork
+    waits for it, too: a loader's workers would keep a half-written file open, the memory of what is written, and locks
+    that nobody there gives back.
 
     Attributes:
         seconds: Time that all things together took.
+        seconds_of_forks: Time that forks waited for them.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.
+        self.seconds = self.seconds_of_forks = 0.
         self.is_open = False
         self._thread: Optional[Thread] = None
         self._error: Optional[BaseException] = None
+        _all.add(self)
 
     def __enter__(self) -> 'Background':
         self.is_open = True
@@ -58,6 +64,20 @@ class Background:
         except BaseException as error:  # raised by wait
             self._error = error
         self.seconds += time.monotonic() - start
+
+
+_all: 'WeakSet[Background]' = WeakSet()
+
+
+def _let_fork_wait() -> None:
+    for background in [background for background in _all if background._thread is not None]:
+        start = time.monotonic()
+        background._thread.join()
+        background.seconds_of_forks += time.monotonic() - start
+
+
+if hasattr(os, 'register_at_fork'):  # not on Windows; it cannot be taken back, so there is one hook for all
+    os.register_at_fork(before=_let_fork_wait)
 
 
 def copy_to_host(value: Any, copies: Optional[Dict[Any, torch.Tensor]] = None) -> Any:

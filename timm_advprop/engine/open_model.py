@@ -26,7 +26,7 @@ from ..weights.downloads import NETWORK_ERRORS, explain_hub_error
 from .placement import Placement
 from .run_settings import ImageSettings, ModelSettings
 
-__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'try_images']
+__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'size_arguments', 'try_images']
 
 _logger = logging.getLogger(__name__)
 
@@ -107,6 +107,17 @@ def open_architecture(
             raise
         misfit = 'loading state_dict' in str(error)
         raise InputError(f'Cannot create {called}: {explain_misfit(error) if misfit else one_line(error)}') from error
+
+
+def size_arguments(name: str, img_size: int) -> Dict[str, int]:
+    """What `timm.create_model` must be told of the size of images: most models take any, some are built for one.
+
+    Args:
+        name: Model name; nothing is known of a published model, or of an unknown name.
+        img_size: Height and width of images.
+    """
+    cfg = timm.models.get_pretrained_cfg(name)
+    return dict(img_size=img_size) if cfg is not None and cfg.fixed_input_size else {}
 
 
 def is_ours(error: Exception) -> bool:

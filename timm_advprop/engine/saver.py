@@ -134,8 +134,9 @@ class CheckpointKeeper:
                 self.wait()
         finally:
             if self._background.seconds:
+                waited = self._waited + self._background.seconds_of_forks
                 _logger.info(f'Writing checkpoints took {self._background.seconds:.1f} s, training waited for them '
-                             f'for {self._waited:.1f} s.')
+                             f'for {waited:.1f} s.')
 
     def clean(self) -> None:
         """Remove what a killed run left half-written in the folder."""

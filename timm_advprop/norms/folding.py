@@ -43,7 +43,7 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
     Of norms that normalise by fixed statistics, on the route that they are on, and whose weights require no gradients.
     A convolution with more weights than it makes values inside of the block is left: folding would cost more than it
     saves. Left as it is, too, is a model with hooks, which would see something else, and one that is compiled, whose
-    compiler merges operations itself. After the block parameters are the same objects as before, also after an
+    graphs are of its modules as they are. After the block parameters are the same objects as before, also after an
     exception. The first block of a model takes a forward pass more, which shows the norms that follow a convolution
     alone.
 

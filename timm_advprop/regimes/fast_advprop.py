@@ -215,10 +215,10 @@ class FastAdvPropTask(RegimeTask):
 
 @contextmanager
 def _one_image_explained(num_adv: int, enough: int, size: int) -> Iterator[None]:
-    # A norm after global pooling sees one value for each channel of a single image.
+    # A norm after global pooling sees one value for each channel of a single image. Dynamo wraps torch's ValueError.
     try:
         yield
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         if num_adv > 1 or 'more than 1 value per channel' not in str(error):
             raise
         raise InputError(f'fast-advprop attacks 1 image of a batch of {size}, too few for the batch statistics of this '
