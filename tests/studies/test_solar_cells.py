@@ -205,7 +205,7 @@ def test_published_weights_that_cannot_be_had_end_the_study_with_a_line(tmp_path
     data = tmp_path / STUDIES['solar-cells-published'].data
     for split in ('train', 'holdout'):
         (data / split / 'a').mkdir(parents=True)
-    with pytest.raises(InputError, match=r'^model.safetensors of .*HF_HUB_OFFLINE.* failed with status 2: see .*\.log\.$'):
+    with pytest.raises(InputError, match=r'^model.safetensors of .*HF_HUB_OFFLINE.* failed with status 2: see '):
         Job(STUDIES['solar-cells-published'], 'advprop-vanilla', 0, str(tmp_path)).checkpoint()
 
 
