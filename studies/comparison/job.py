@@ -1,7 +1,6 @@
 """One training of a study and what is measured of it. A training that is finished is kept, until it is measured."""
 import csv
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -112,11 +111,10 @@ class Job:
             checkpoint = os.path.join(folder, 'last.pth.tar')
             weights = ['--initial-checkpoint', checkpoint]
             history += _read_summary(folder)
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU'
         return dict(
             training=self._training(), checkpoint=checkpoint, holdout=history[-1]['eval_top1'], epochs=len(history),
             seconds=round(time.monotonic() - start), commit=commit, timm=timm.__version__, torch=torch.__version__,
-            machine=machine)
+            machine=_machine())
 
     def _run_program(self, flags: Sequence[str], folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
@@ -150,6 +148,16 @@ def _asked_for(flags: Tuple[str, ...]) -> str:
 def _read_summary(folder: str) -> List[Dict[str, float]]:
     with open(os.path.join(folder, 'summary.csv'), newline='', encoding='utf-8') as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            return next(line.partition(': ')[2].strip() for line in file if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return 'CPU'
 
 
 def _commit() -> str:
