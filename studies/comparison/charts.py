@@ -36,7 +36,7 @@ def draw_study(path: str, study: Study, results: Sequence[Result]) -> List[str]:
     present = set(rows_in(study, results))
     drawn = {
         'differences': study.panels and study.reference in present and _draw_differences,
-        'trade_off': {'clean', 'corruption'} <= study.columns.keys() and _draw_trade_off,
+        'trade_off': study.measures.num_corrupted and _draw_trade_off,
         'strength': present.intersection(study.curves) and _draw_strengths,
     }
     paths = {f'{path}_{name}.png': draw for name, draw in drawn.items() if draw}

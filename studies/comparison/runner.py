@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Collection, Iterator, Sequence, Tuple
@@ -79,6 +80,13 @@ def _finished(futures: Collection[Future]) -> Iterator[Tuple[int, Future, str]]:
 def _start_worker() -> None:
     start_process()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and the training that it waits for
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
+def _stop_with_parent() -> None:
+    # One that is killed cannot tell its workers, and a training that goes on would be in the way of the next run.
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _summary(result: Result) -> str:
