@@ -1,6 +1,5 @@
 """Studies: what is kept and done again, what is measured, and what the report says."""
 import csv
-import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -30,20 +29,6 @@ ROOT = Path(__file__).parents[2]
 CPU = Placement(torch.device('cpu'))
 STUDY = STUDIES['fashion-mnist']
 pytestmark = pytest.mark.usefixtures('one_thread', 'in_root')
-
-
-@pytest.fixture
-def in_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture
-def data(few_digits, tmp_path):
-    # real digits under the study's names of splits
-    folder = tmp_path / STUDY.data
-    shutil.copytree(few_digits, folder)
-    shutil.copytree(folder / 'validation', folder / 'holdout')
-    return str(folder)
 
 
 @pytest.fixture

@@ -32,11 +32,7 @@ def _finished(table):
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on(few_digits, tmp_path):
-    data = tmp_path / 'fashion-mnist-2000'
-    data.mkdir()
-    for split, source in dict(train='train', holdout='validation', validation='validation').items():
-        (data / split).symlink_to(Path(few_digits) / source)
+def test_a_killed_study_goes_on(data, tmp_path):
     command = [sys.executable, '-c', SCRIPT, 'fashion-mnist', '--output', str(tmp_path), '--results',
                str(tmp_path / 'results'), '--jobs', '2']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}

@@ -1,6 +1,4 @@
 """The best model of the study: which it is, and the picture of what its routes see."""
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,12 +7,11 @@ from studies.comparison.job import Job
 from studies.comparison.table import Table
 from timm_advprop.errors import InputError
 
-pytestmark = pytest.mark.usefixtures('one_thread')
+pytestmark = pytest.mark.usefixtures('one_thread', 'in_root')
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def table(tmp_path, in_root):
     table = Table(str(tmp_path / 'table.csv'))
     for row, seed, holdout in (
             ('vanilla', 0, 99.), ('advprop-1', 0, 85.), ('advprop-2', 1, 87.), ('advprop-4', 0, 86.)):
@@ -28,8 +25,7 @@ def test_the_best_is_that_of_held_out_images(table):
     assert (best.row, best.seed) == ('advprop-2', 1)
 
 
-def test_a_table_without_models_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def test_a_table_without_models_is_named(tmp_path):
     with pytest.raises(InputError, match='no AdvProp model: run python -m studies fashion-mnist'):
         release._best(str(tmp_path / 'none.csv'), 'output')
 

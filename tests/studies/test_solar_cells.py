@@ -1,5 +1,4 @@
 """The studies of solar cells: what their rows start from, and that pre-training is shared."""
-import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -25,19 +24,6 @@ ROOT = Path(__file__).parents[2]
 TUNED = STUDIES['solar-cells-fine-tuning']
 STARTED = [row for row in TUNED.rows if TUNED.rows[row].start]
 pytestmark = pytest.mark.usefixtures('one_thread', 'in_root')
-
-
-@pytest.fixture
-def in_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@pytest.fixture
-def data(few_digits, tmp_path):
-    folder = tmp_path / 'data'
-    shutil.copytree(few_digits, folder)
-    shutil.copytree(folder / 'validation', folder / 'holdout')
-    return str(folder)
 
 
 def save_checkpoint(path, flags):
