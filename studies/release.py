@@ -97,7 +97,7 @@ def _what_routes_see(trained: Trained, data: str) -> List[_Seen]:
     images, model = torch.stack(images), trained.model.eval()
     predicted = {route: _predict(model, route, images) for route in ('main', 'aux')}
     pixels = [image for image, _ in trained.images(data, normalise=False)]
-    return [_Seen(pixels[i], label, {route: labels[i] for route, labels in predicted.items()})
+    return [_Seen(pixels[i], label, {route: found[i] for route, found in predicted.items()})
             for i, label in enumerate(labels)]
 
 

@@ -2,7 +2,7 @@
 from statistics import fmean, stdev
 from typing import Any, Iterator, List, Sequence, Tuple
 
-from timm_advprop.engine.figures import new_figure
+from timm_advprop.engine.figures import COLORS, new_figure
 
 from .differences import difference, values_of
 from .job import Result
@@ -13,8 +13,7 @@ from .study import Study
 __all__ = ['draw_study']
 
 _SIZE = 8
-_BETTER, _WORSE, _UNCLEAR = '#228833', '#ee6677', '#777777'  # Tol's bright scheme
-_COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')
+_BETTER, _WORSE, _UNCLEAR = COLORS[2], COLORS[1], '#777777'
 _MARKERS = 'os^D'
 
 
@@ -70,12 +69,12 @@ def _draw_trade_off(path: str, study: Study, results: Sequence[Result]) -> None:
     means = {row: _means(results, row, ('clean', 'corruption')) for row in rows_in(study, results)}
     trained = [row for row in means if ', blend ' not in row]
     for i, row in enumerate(trained):
-        axis.errorbar(*means[row], *_errors(results, row), fmt=_MARKERS[i // len(_COLORS) % len(_MARKERS)],
-                      color=_COLORS[i % len(_COLORS)], markersize=6 if row != study.reference else 9, elinewidth=0.5,
+        axis.errorbar(*means[row], *_errors(results, row), fmt=_MARKERS[i // len(COLORS) % len(_MARKERS)],
+                      color=COLORS[i % len(COLORS)], markersize=6 if row != study.reference else 9, elinewidth=0.5,
                       label=study.title(row))
         blends = [means[row], *(means[blend] for blend in means if blend.startswith(f'{row}, blend '))]
         if len(blends) > 1:
-            axis.plot(*zip(*blends), color=_COLORS[i % len(_COLORS)], marker='.', markersize=4, linewidth=1)
+            axis.plot(*zip(*blends), color=COLORS[i % len(COLORS)], marker='.', markersize=4, linewidth=1)
             axis.annotate('blends towards the aux norms', blends[-1], xytext=(4, 4), textcoords='offset points',
                           fontsize=_SIZE - 2)
     _label(axis, 'means over seeds, ± standard error', study.columns['clean'])
@@ -94,8 +93,8 @@ def _draw_strengths(path: str, study: Study, results: Sequence[Result]) -> None:
             points = {eps: fmean(found.values()) for eps, column in columns.items()
                       if (found := values_of(results, row, column))}
             if points:
-                axis.plot(points.keys(), points.values(), color=_COLORS[i % len(_COLORS)], linewidth=1,
-                          marker=_MARKERS[i // len(_COLORS) % len(_MARKERS)], markersize=4, label=study.title(row))
+                axis.plot(points.keys(), points.values(), color=COLORS[i % len(COLORS)], linewidth=1,
+                          marker=_MARKERS[i // len(COLORS) % len(_MARKERS)], markersize=4, label=study.title(row))
         _label(axis, f'through the {route} norms', f'eps of PGD-{study.measures.steps} (pixels of 255)')
     axes[0].set_ylabel('accuracy (%)', fontsize=_SIZE)
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)

@@ -106,4 +106,3 @@ def _claims(study: Study, results: Sequence[Result]) -> List[str]:
         'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the '
         'interval is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study cannot '
         'tell.', markdown_table(table)]
-

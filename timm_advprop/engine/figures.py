@@ -1,11 +1,13 @@
-"""Pictures of what an attack does to images. Needs matplotlib."""
+"""Figures, their colors, and pictures of what an attack does to images. Needs matplotlib."""
 from typing import Any, Sequence, Tuple
 
 import torch
 
 from ..errors import InputError
 
-__all__ = ['draw_attack', 'new_figure']
+__all__ = ['COLORS', 'draw_attack', 'new_figure']
+
+COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 
 
 def draw_attack(

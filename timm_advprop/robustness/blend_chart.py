@@ -2,7 +2,7 @@
 from collections import defaultdict
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
-from ..engine.figures import new_figure
+from ..engine.figures import COLORS, new_figure
 from ..engine.results_file import Results
 from ..engine.route_names import route_share
 from .summary import evaluated, headline, is_summary, number
@@ -10,7 +10,6 @@ from .summary import evaluated, headline, is_summary, number
 __all__ = ['Blend', 'Curves', 'blends_in', 'draw_blends', 'rows_of_blends']
 
 _SIZE = 8
-_COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 _CLEAN = 'clean'
 _LEAST_RANGE = 4.  # of an axis, in percent
 _LABEL_SIZE = (0.12, 0.04)  # of a label, as shares of the panel
@@ -101,7 +100,7 @@ def _draw_panel(axis: Any, curve: Sequence[Blend], kinds: Sequence[str]) -> None
     values = {images: [blend.top1[images] for blend in curve] for images in kinds}
     axis.set_xlim(*_limits(clean))
     axis.set_ylim(*_limits([value for of_kind in values.values() for value in of_kind]))
-    for images, color in zip(kinds, _COLORS * len(kinds)):
+    for images, color in zip(kinds, COLORS * len(kinds)):
         axis.plot(clean, values[images], marker='o', markersize=4, linewidth=1.2, color=color, label=images)
         for place, names in _labels(axis, curve, list(zip(clean, values[images]))).items():
             axis.annotate(', '.join(names), place, (5, 3), textcoords='offset points', fontsize=_SIZE - 1.5,

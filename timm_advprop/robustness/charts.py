@@ -3,13 +3,12 @@ from statistics import fmean
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ..corruptions import ALL_CORRUPTIONS, GROUPS, SEVERITIES
-from ..engine.figures import new_figure
+from ..engine.figures import COLORS, new_figure
 from ..engine.results_file import Results
 from .summary import evaluated, headline, number
 
 __all__ = ['draw_attacks', 'draw_corruptions']
 
-_COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44', '#66ccee', '#aa3377', '#bbbbbb')  # Tol's bright scheme
 _SIZE = 8
 _ROUTES = {'main': 0, 'aux': 1}
 _LINES, _HATCHES = ('-', '--', ':'), ('', '//////', '......')  # of main, aux and other routes
@@ -86,7 +85,7 @@ def _name_strengths(axis: Any, strengths: Sequence[float]) -> None:
 def _styles(names: Names) -> Dict[Tuple[str, ...], Tuple[str, int]]:
     # A colour for each model, and a number for each route.
     models = list(dict.fromkeys(key[:-1] for key in names))
-    return {key: (_COLORS[models.index(key[:-1]) % len(_COLORS)], _ROUTES.get(key[-1], 2)) for key in names}
+    return {key: (COLORS[models.index(key[:-1]) % len(COLORS)], _ROUTES.get(key[-1], 2)) for key in names}
 
 
 def _attack_of(row: Mapping[str, Any]) -> str:
