@@ -13,18 +13,21 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from ..errors import InputError, as_input_error, one_line
+from ..output import without_folders
 from .bad_images import CheckedImages
 from .open_model import OPEN_ERRORS, is_ours
 from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
 
 __all__ = [
-    'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'class_names', 'dataset_name',
-    'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader', 'open_split', 'resolve_image_config',
+    'READERS_WITHOUT_FOLDER', 'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
+    'class_names', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader',
+    'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
 _TO_TENSOR = (MaybePILToTensor, MaybeToTensor, ToNumpy, transforms.PILToTensor, transforms.ToTensor)
+READERS_WITHOUT_FOLDER = ('hfds', 'hfids', 'tfds')  # timm's readers of data sets that need no --data-dir
 _TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
 _SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
@@ -146,9 +149,10 @@ def make_loader(
 
 
 def dataset_name(data: DataSettings) -> str:
-    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of an image folder."""
+    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of a folder, never where it lies."""
     if data.dataset:
-        return data.dataset.partition('/')[2] or data.dataset
+        name = without_folders(data.dataset)
+        return name.partition('/')[2] or name
     return os.path.basename(os.path.normpath(data.data_dir)) if data.data_dir else ''
 
 
@@ -159,7 +163,7 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
         InputError: The folder is not given or not there, or it has no such split.
     """
     reader = _reader(data)
-    if not data.data_dir and reader not in ('hfds', 'hfids', 'tfds'):
+    if not data.data_dir and reader not in READERS_WITHOUT_FOLDER:
         raise InputError('No data set: give its folder with --data-dir.')
     if not reader or data.dataset.lower() in _TORCH_FOLDERS:
         _check_split_folder(data.data_dir, split)
