@@ -1,6 +1,7 @@
 """Opens the model that settings name, for every program the same way. Failures are one line."""
 import logging
 import pickle
+import tarfile
 from copy import deepcopy
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
@@ -31,7 +32,8 @@ __all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_mod
 _logger = logging.getLogger(__name__)
 
 # What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
-OPEN_ERRORS = (AssertionError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError)
+OPEN_ERRORS = (
+    AssertionError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, tarfile.TarError)
 _ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError)  # and for arguments that a user named
 
 
