@@ -15,7 +15,8 @@ PAGE = (DOCS / 'sources.md').read_text()
 
 
 def row_of(name):
-    row, = [line for line in PAGE.splitlines() if line.startswith(('| `', '| [`')) and f'`{name}`' in line.split('|')[1]]
+    rows = [line for line in PAGE.splitlines() if line.startswith(('| `', '| [`'))]
+    row, = [row for row in rows if f'`{name}`' in row.split('|')[1]]
     return [cell.strip() for cell in row.split('|')[2:-1]]
 
 
