@@ -71,6 +71,7 @@ def push_to_hub(
         route: Optional[Union[str, float]] = None,
         recalibrate: int = 0,
         data_dir: Optional[str] = None,
+        label_names: Optional[Sequence[str]] = None,
 ) -> str:
     """Publish a model on the Hugging Face Hub, as one commit.
 
@@ -96,6 +97,8 @@ def push_to_hub(
             share of the first one in a blend with the main norms, such as 0.3.
         recalibrate: Take that model's running statistics from this many images of the run's training split.
         data_dir: Root folder of their data set, by default that of the run.
+        label_names: Names of the classes, in the order of labels; by default those of the run's data set, or of the
+            model's `pretrained_cfg`.
 
     Returns:
         Address of the commit.
@@ -104,7 +107,7 @@ def push_to_hub(
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
     blend = BlendRequest.of(route, recalibrate, data_dir)
-    about = dict(results=results, dataset=dataset, license=license, blend=blend)
+    about = dict(results=results, dataset=dataset, license=license, blend=blend, label_names=label_names)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     _check_branch(revision)
     release = _release_of(model_or_checkpoint, model, model_kwargs, recipe, **about)
