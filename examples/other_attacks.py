@@ -13,8 +13,8 @@ import timm_advprop
 from timm_advprop.robustness import autoattack
 
 
-def main(epochs=3, num_images=64, num_of_autoattack=4):
-    """Top-1 of both routes, clean, under PGD and under AutoAttack of 8/255."""
+def main(epochs=3, num_images=64, num_of_autoattack=2):
+    """Top-1 of both routes, clean, under PGD and, of a few images as it takes long, under AutoAttack of 8/255."""
     model, _ = train(epochs)
     pixels, labels = (values[-num_images:] for values in digit_pixels())  # in 0–1, not normalised
     few = [(pixels[:num_of_autoattack], labels[:num_of_autoattack])]
