@@ -15,7 +15,9 @@ def main():
     backbone = timm.create_model('test_efficientnet_ap', features_only=True, out_indices=(1, 2, 3)).eval()
     print('features_only:', [tuple(maps.shape) for maps in backbone(images)])
 
-    model = timm.create_model('test_efficientnet_ap').eval()  # pretrained=True where there are weights
+    model = timm.create_model('test_efficientnet_ap')  # pretrained=True where there are weights
+    timm_advprop.AdvPropTask(model, verbose=False)(images, torch.tensor([3, 8]))  # statistics of their own
+    model.eval()
     features = {}
     with torch.inference_mode():
         for route in ('main', 'aux'):
