@@ -1,13 +1,13 @@
 """The data loaders of a training run."""
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from .datasets import DataConfig, check_class_count, make_loader, open_split
+from .datasets import DataConfig, check_class_count, label_names, make_loader, open_split
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
@@ -66,10 +66,12 @@ class TrainLoader:
 
 
 class Loaders(NamedTuple):
-    """The loaders of a run; `mixup` mixes batches, on the device where the training loader does not."""
+    """The loaders of a run; `mixup` mixes batches, on the device where the training loader does not. `label_names` are
+    those of the training images, in the order of labels, None where the data set does not say them."""
     train: TrainLoader
     eval: Optional[Any]
     mixup: Optional[Mixup]
+    label_names: Optional[List[str]] = None
 
     @property
     def mixup_fn(self) -> Optional[Callable]:
@@ -121,7 +123,8 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
         evaluation = make_loader(
             eval_set, config, placement, loader, loader.validation_batch_size or loader.batch_size, is_training=False,
             interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
-    return Loaders(TrainLoader(train, images, (loader.seed, placement.rank)), evaluation, mixup)
+    train = TrainLoader(train, images, (loader.seed, placement.rank))
+    return Loaders(train, evaluation, mixup, label_names(images, num_classes))
 
 
 def _open_splits(settings: TrainSettings, config: DataConfig, num_classes: int, batch_size: int):

@@ -308,7 +308,8 @@ def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
         args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
-        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist)
+        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist,
+        label_names=parts.loaders.label_names)
     trainer.keeper.clean()
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
     if checkpoint is not None:
