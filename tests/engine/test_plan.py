@@ -73,6 +73,8 @@ def test_a_plan_trains_and_writes_nothing(few_digits, tmp_path, monkeypatch, cap
 def test_a_plan_finds_what_a_run_would(few_digits, tmp_path):
     with pytest.raises(InputError, match='has 10 classes, the model 7'):
         plan(few_digits, tmp_path, num_classes=7)
+    with pytest.raises(InputError, match='--aug-repeats needs several processes.*: give --aug-repeats 0'):
+        plan(few_digits, tmp_path, aug_repeats=3)
     with pytest.raises(InputError, match='fewer than one batch'):
         plan(few_digits, tmp_path, batch_size=128)
 

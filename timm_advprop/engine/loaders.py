@@ -104,9 +104,13 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
     """Open the data sets and make timm's loaders for them.
 
     Raises:
-        InputError: A split is missing, cannot be read, or does not fit the model or the batch.
+        InputError: A split is missing, cannot be read, or does not fit the model or the batch, or images are to be
+            repeated in one process.
     """
     loader, augmentation = settings.loader, settings.augmentation
+    if augmentation.aug_repeats and not placement.distributed:
+        raise InputError('--aug-repeats needs several processes, among which timm divides repeated images: give '
+                         '--aug-repeats 0.')
     images, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
     train_set = AugMixDataset(images, num_splits=augmentation.aug_splits) if augmentation.aug_splits else images
     mixup = _mixup_arguments(augmentation, num_classes)
