@@ -44,6 +44,7 @@ def test_a_recipe_makes_two_updates(tiny, tmp_path, capsys, name):
 
     train_main([*tiny(name), '--epochs', '1', '--warmup-epochs', '0'])
     row, = read_summary(tmp_path / 'run')
-    assert all(math.isfinite(float(value)) for value in row.values())
+    # not of validation: running statistics of a few batches may be far from those of the last one
+    assert all(math.isfinite(float(value)) for name, value in row.items() if name.startswith('train_'))
     state_dict = torch.load(tmp_path / 'run/last.pth.tar', weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in state_dict.values())
