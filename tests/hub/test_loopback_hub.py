@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, EntryNotFoundError, RepositoryNotFoundError
 
 from tests.hub.loopback_hub import LoopbackHub
 
@@ -76,7 +76,7 @@ def test_pulled_files_are_the_pushed_ones(storage, tmp_path):
 def test_commit_is_all_or_nothing(loopback_hub, pull):
     sha = loopback_hub.add_repo(REPO, {'a': 'one', 'b': 'two'})
     api = client(loopback_hub)
-    with pytest.raises(RemoteEntryNotFoundError, match="A file with this name doesn't exist"):
+    with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
         api.create_commit(
             REPO,
             [CommitOperationAdd('a', b'new'), CommitOperationDelete('missing')],
@@ -89,7 +89,7 @@ def test_commit_is_all_or_nothing(loopback_hub, pull):
     api.create_commit(REPO, [CommitOperationDelete('b')], commit_message='Delete')
     assert loopback_hub.commits(REPO)[-1].files == {'a': b'one'}
     assert pull('b', revision=sha) == b'two'
-    with pytest.raises(RemoteEntryNotFoundError):
+    with pytest.raises(EntryNotFoundError):
         pull('b')
 
 

@@ -34,12 +34,13 @@ class TrainLoader:
 
     def __init__(self, loader: Any, images: Any, place: Tuple[int, ...]):
         self.loader = loader
-        self.order = self.reader = self.erasing = None
+        self.batches = self.order = self.reader = self.erasing = None
         self.first_batch = 0
         if isinstance(images, IterableDataset):
             self.reader = SeededReader(images, place)
         else:
-            batches = loader.batch_sampler
+            # that of torch's loader, which timm's prefetcher does not have before 1.0.31
+            batches = self.batches = getattr(loader, 'loader', loader).batch_sampler
             self.order = batches.sampler = SeededOrder(batches.sampler, place)
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
@@ -53,7 +54,7 @@ class TrainLoader:
         if self.reader is not None:
             self.reader.start(epoch)
         else:
-            self.order.start(epoch, first_batch * self.loader.batch_sampler.batch_size)
+            self.order.start(epoch, first_batch * self.batches.batch_size)
         if self.erasing is not None:
             self.erasing.start(epoch, 0 if self.reader is not None else first_batch)
 
