@@ -34,12 +34,13 @@ class TrainLoader:
 
     def __init__(self, loader: Any, images: Any, place: Tuple[int, ...]):
         self.loader = loader
-        self.order = self.reader = self.erasing = None
+        self.batches = self.order = self.reader = self.erasing = None
         self.first_batch = 0
         if isinstance(images, IterableDataset):
             self.reader = SeededReader(images, place)
         else:
-            batches = loader.batch_sampler
+            # that of torch's loader, which timm's prefetcher does not have before 1.0.31
+            batches = self.batches = getattr(loader, 'loader', loader).batch_sampler
             self.order = batches.sampler = SeededOrder(batches.sampler, place)
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
@@ -53,7 +54,7 @@ class TrainLoader:
         if self.reader is not None:
             self.reader.start(epoch)
         else:
-            self.order.start(epoch, first_batch * self.loader.batch_sampler.batch_size)
+            self.order.start(epoch, first_batch * self.batches.batch_size)
         if self.erasing is not None:
             self.erasing.start(epoch, 0 if self.reader is not None else first_batch)
 
@@ -104,9 +105,13 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
     """Open the data sets and make timm's loaders for them.
 
     Raises:
-        InputError: A split is missing, cannot be read, or does not fit the model or the batch.
+        InputError: A split is missing, cannot be read, or does not fit the model or the batch, or images are to be
+            repeated in one process.
     """
     loader, augmentation = settings.loader, settings.augmentation
+    if augmentation.aug_repeats and not placement.distributed:
+        raise InputError('--aug-repeats needs several processes, among which timm divides repeated images: give '
+                         '--aug-repeats 0.')
     images, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
     train_set = AugMixDataset(images, num_splits=augmentation.aug_splits) if augmentation.aug_splits else images
     mixup = _mixup_arguments(augmentation, num_classes)
