@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 from tests.hub.loopback_hub import LoopbackHub
 
