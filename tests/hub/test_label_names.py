@@ -10,6 +10,7 @@ from timm.data import ImageNetInfo
 
 from tests.hub.publishing import REPO, RUN, published
 from timm_advprop import InputError, create_model, push_to_hub
+from timm_advprop.cli.hub import main as hub_main
 from timm_advprop.cli.train import main as train
 from timm_advprop.engine.datasets import label_names
 from timm_advprop.hub.label_names import names_of_labels
@@ -76,6 +77,13 @@ def test_names_can_be_given(hub, checkpoint):
     assert json.loads(published(hub, 'user/digits')['config.json'])['label_names'] == DIGITS[::-1]
     with pytest.raises(InputError, match='one name for each of the 10 classes'):
         push_to_hub(path, 'user/digits', label_names=FRUIT)
+
+
+def test_names_can_be_given_on_the_command_line(checkpoint, tmp_path):
+    path, _ = checkpoint()
+    folder = tmp_path / 'folder'
+    hub_main(['push', path, REPO, '--dry-run', '--to', str(folder), '--label-names', *DIGITS[::-1]])
+    assert json.loads((folder / 'config.json').read_text())['label_names'] == DIGITS[::-1]
 
 
 def test_another_number_of_classes_drops_the_names(hub):
