@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.programs import MODEL, run_validate
+from tests.cli.programs import MODEL, WITHOUT_ATTACK, run_train, run_validate
 from timm_advprop.cli import validate as program
 from timm_advprop.cli.validate import list_runs, main, parse_args
 from timm_advprop.engine.results_file import write_results
@@ -55,6 +55,26 @@ def test_flags_reach_the_settings():
         kind='ifgsm', eps_px=2., norm_stats='train', target='none', random_start=1.)
     assert (run.model.route, run.loader.batch_size, run.image.mean) == ('main', 7, (.5,))
     assert run.data.metrics_avg == 'macro'
+
+
+def test_each_auxiliary_norm_and_each_strength_has_a_result(few_digits, tmp_path, capsys):
+    folder = run_train(few_digits, tmp_path, '--adv-eps', '1', '2', '4', common=WITHOUT_ATTACK)
+    flags = ['--checkpoint', str(folder / 'last.pth.tar')]
+    attack = ['--adv-attack', 'pgd', '--adv-steps', '1']
+    results = run_validate(
+        few_digits, capsys, *flags, '--route', 'main', '1', '2', '3', *attack, '--adv-eps', '0', '1', '16')
+    found = {(result['route'], result['adv_attack'].split(',')[1]): result for result in results}
+    strengths = (' eps 0/255', ' eps 1/255', ' eps 16/255')
+    assert set(found) == {(route, eps) for route in ('main', 'aux', '2', '3') for eps in strengths}
+    assert len(results) == len(found)
+    for route in ('main', 'aux', '2', '3'):
+        of_route = [found[route, eps] for eps in strengths]
+        assert len({result['top1'] for result in of_route}) == 1
+        assert of_route[0]['adv_top1'] == of_route[0]['top1']
+    alone = run_validate(few_digits, capsys, *flags, '--route', '3', *attack, '--adv-eps', '16')
+    assert {name: found['3', strengths[2]][name] for name in alone} == alone
+    weights = {found[route, strengths[0]]['weights'] for route in ('main', 'aux', '2', '3')}
+    assert len(weights) == 4  # four routes, four sets of weights
 
 
 @pytest.mark.parametrize('format', ['csv', 'json'])
@@ -169,7 +189,7 @@ def test_models_checkpoints_and_routes_are_validated_one_by_one(validated, capsy
     (['--recalibrate', '1'], 'must be 0 for none, or at least 2'),
     (['--route', '-1'], '--route'),
     (['--adv-eps', '4'], '--adv-eps: these belong to an attack'),
-    (['--adv-attack', 'pgd', '--adv-eps', '2', '4'], 'Several strengths'),
+    (['--adv-eps', '2', '4'], '--adv-eps: these belong to an attack'),
 ], ids=str)
 def test_flags_that_do_not_go_together_are_one_line(validated, capsys, flags, words):
     with pytest.raises(SystemExit) as error:
