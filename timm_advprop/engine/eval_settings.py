@@ -20,8 +20,7 @@ class EvalDataSettings(DataSettings):
     real_labels: str = setting('', 'ImageNet "real" labels, a JSON file', metavar='FILE')
     valid_labels: str = setting('', 'file with the class indices that the labels stand for', metavar='FILE')
     metrics_avg: Optional[str] = setting(
-        None, 'report precision, recall and F1 with this average (needs scikit-learn)',
-        choices=('micro', 'macro', 'weighted'))
+        None, 'report precision, recall and F1 with this average', choices=('micro', 'macro', 'weighted'))
 
 
 def _count_problem(number: int) -> Optional[str]:
