@@ -11,6 +11,7 @@ from PIL import Image
 from ..regimes import RegimeSettings, regime_flags
 from ..settings import ProgramSettings, Settings, setting
 from .policies import policy_problem
+from .validation_settings import ValidationSettings
 
 __all__ = [
     'AugmentationSettings', 'DataSettings', 'DeviceSettings', 'ImageSettings', 'LoaderSettings', 'ModelSettings',
@@ -280,13 +281,11 @@ class RunSettings(Settings):
     """What is logged, kept and published."""
     title = 'Miscellaneous parameters'
     log_interval: int = setting(50, 'updates between log lines', low=1, metavar='N')
-    val_interval: int = setting(1, 'epochs between validations', low=1, metavar='N')
     recovery_interval: int = setting(0, 'updates between recovery checkpoints', low=0, metavar='N')
     checkpoint_hist: int = setting(10, 'checkpoints to keep', low=1, metavar='N')
     save_images: bool = setting(False, 'save a training batch as a picture at every log interval')
     output: str = setting('', 'output folder', metavar='PATH', default_help='./output/train')
     experiment: str = setting('', 'sub-folder of the output', metavar='NAME', default_help='date, model and size')
-    eval_metric: str = setting('top1', 'metric of the best checkpoint', choices=('top1', 'top5', 'loss'))
     push_to_hub: str = setting(
         '', 'publish the best checkpoint on the Hugging Face Hub at the end', metavar='user/name')
     hub_private: bool = setting(False, 'make the repository private')
@@ -309,5 +308,6 @@ class TrainSettings(ProgramSettings):
     augmentation: AugmentationSettings
     norm: NormSettings
     ema: EmaSettings
+    validation: ValidationSettings
     run: RunSettings
     regime: RegimeSettings = field(metadata=dict(title='AdvProp parameters', flags=regime_flags))

@@ -21,7 +21,7 @@ from ..regimes import attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
-from .evaluation import evaluate
+from .epoch_validation import EpochValidation
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
 from .open_model import base_name, open_model, try_images
@@ -40,6 +40,7 @@ from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
 from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
 from .stopping import Stopped, StopSignals
+from .validation_settings import is_decreasing
 
 __all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
 
@@ -72,13 +73,14 @@ class _Parts:
     loaders: Loaders
     schedule: ScheduleSettings
     trainer: Trainer
+    validation: Optional[EpochValidation] = None
     start: Position = Position()
     run_log: Optional[RunLog] = None
     results: List[Dict[str, Any]] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
-        return self.settings.run.eval_metric
+        return self.settings.validation.eval_metric
 
 
 def train(settings: TrainSettings) -> Run:
@@ -101,7 +103,10 @@ def train(settings: TrainSettings) -> Run:
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
+    validation = EpochValidation.of(settings, loaders.eval, config, placement)
+    validation.check(model)
     parts = _assemble(settings, placement, task, loaders, checkpoint)
+    parts.validation = validation
     with ExitStack() as until_end:
         folder = output_folder(settings, config) if placement.primary else None
         if folder is not None:
@@ -111,7 +116,7 @@ def train(settings: TrainSettings) -> Run:
         with explained_data_loss('Continue from the last checkpoint with --resume.'):
             stopped_by = _run_epochs(parts)
     parts.results.sort(
-        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
+        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=is_decreasing(parts.metric))
     return Run(parts.results[-10:], stopped_by, folder, placement.primary)
 
 
@@ -123,6 +128,7 @@ def check_settings(settings: TrainSettings) -> None:
     """
     model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
     task_type = as_input_error(regime_of, settings.regime, is_split=True)
+    metric_problem = settings.validation.problem_of_metric()
     for wrong, message in (
             (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
@@ -140,8 +146,11 @@ def check_settings(settings: TrainSettings) -> None:
              '--log-wandb needs the package wandb: pip install wandb'),
             (model.pretrained_path and ':' in model.model,
              f'--pretrained-path gives {model.model} other weights: use --initial-checkpoint'),
-            (settings.data.val_split == '' and settings.run.eval_metric != 'loss',
+            (settings.data.val_split == '' and settings.validation.eval_metric != 'loss',
              'without --val-split, --eval-metric must be loss'),
+            (settings.data.val_split == '' and (settings.validation.routes or settings.validation.attack),
+             '--val-routes and --val-adv-eps need a validation split (--val-split)'),
+            (metric_problem, metric_problem),
     ):
         if wrong:
             raise InputError(f'{message}.')
@@ -223,7 +232,7 @@ def _assemble(
     if checkpoint is not None and start.update:
         trainer.totals = resume_share(task, checkpoint, placement.rank)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
-        schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
+        schedule, optimizer, trainer.updates_per_epoch, settings.validation.eval_metric, loader.seed)
     _check_start(schedule, trainer.num_epochs)
     if schedule.start_epoch is not None:
         start = Position(schedule.start_epoch)
@@ -308,7 +317,7 @@ def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
         args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
-        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist)
+        lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric), max_history=settings.run.checkpoint_hist)
     trainer.keeper.clean()
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
     if checkpoint is not None:
@@ -353,33 +362,30 @@ def _run_epoch(parts: _Parts, epoch: int, start: Position) -> Optional[Tuple[flo
     train_metrics = trainer.train_epoch(epoch, start)
     _distribute_bn(parts, parts.task.get_trainable_module())
     metric = eval_metrics = best = None
-    if (epoch + 1) % settings.run.val_interval == 0 or epoch + 1 == trainer.num_epochs:
-        eval_metrics = _validate(parts) if parts.loaders.eval is not None else None
-        metric = (eval_metrics or train_metrics)[parts.metric]
+    validated = settings.validation.is_due(epoch, last=trainer.num_epochs - 1)
+    if validated:
+        eval_metrics = _validate(parts, epoch) if parts.loaders.eval is not None else None
+        metric = (eval_metrics or train_metrics).get(parts.metric)  # None where it was not measured in this epoch
     lr = mean_lr(trainer.optimizer)
     if trainer.lr_scheduler is not None:
         trainer.lr_scheduler.step(epoch + 1, metric)
     if metric is not None:
         parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
-        if parts.run_log is not None:
-            parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, lr)
-            best = trainer.keeper.save_checkpoint(epoch, metric)
+    if validated and parts.run_log is not None:
+        parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, lr)
+        best = trainer.keeper.save_checkpoint(epoch, metric)
     return best
 
 
-def _validate(parts: _Parts) -> Dict[str, float]:
-    # The average is what counts, where it is on the device.
-    metrics = _evaluate(parts, parts.task.get_eval_model(), 'Test')
-    if parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu:
+def _validate(parts: _Parts, epoch: int) -> Dict[str, float]:
+    # The average is what counts, where it is on the device: extras are of what counts.
+    extras = parts.settings.validation.extras_are_due(epoch, last=parts.trainer.num_epochs - 1)
+    averaged = parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu
+    metrics = parts.validation(parts.task.get_eval_model(), 'Test', extras and not averaged)
+    if averaged:
         _distribute_bn(parts, parts.task.get_trainable_module(ema=True))
-        metrics = _evaluate(parts, parts.task.get_eval_model(ema=True), 'Test (EMA)')
+        metrics = parts.validation(parts.task.get_eval_model(ema=True), 'Test (EMA)', extras)
     return metrics
-
-
-def _evaluate(parts: _Parts, model: nn.Module, name: str) -> Dict[str, float]:
-    return evaluate(
-        model, parts.loaders.eval, parts.placement, log_name=name if parts.placement.primary else None,
-        log_interval=parts.settings.run.log_interval)
 
 
 def _distribute_bn(parts: _Parts, model: nn.Module) -> None:

@@ -23,7 +23,9 @@ _logger = logging.getLogger(__name__)
 # Graphs of one kind of pass: for the first size of a batch, for any size, and on a CPU for fewer than 16 images, for
 # which torch chooses other convolutions.
 _GRAPHS_OF_A_PASS = 3
-_PASSES_BESIDE_ATTACKS = 4  # the training step, a clean pass of its own (TRADES), evaluation, that of the average
+# The training step, a clean pass of its own (TRADES), evaluation, evaluation under attack, and both of the average.
+_PASSES_OF_MAIN = 6
+_PASSES_OF_AUX = 3  # of each auxiliary norm: the attack, evaluation, that of the average
 
 
 class RegimeTask(ClassificationTask):
@@ -109,7 +111,7 @@ class RegimeTask(ClassificationTask):
             mode: Mode of `torch.compile`.
             **compile_kwargs: Further arguments of `torch.compile`.
         """
-        num_passes = num_aux_norms(self.trainable_module) + _PASSES_BESIDE_ATTACKS
+        num_passes = _PASSES_OF_MAIN + _PASSES_OF_AUX * num_aux_norms(self.trainable_module)
         _make_room_for_graphs(num_passes * _GRAPHS_OF_A_PASS)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
 
