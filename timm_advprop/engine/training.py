@@ -73,7 +73,7 @@ class _Parts:
     loaders: Loaders
     schedule: ScheduleSettings
     trainer: Trainer
-    validation: Optional[EpochValidation] = None
+    validation: EpochValidation
     start: Position = Position()
     run_log: Optional[RunLog] = None
     results: List[Dict[str, Any]] = field(default_factory=list)
@@ -105,8 +105,7 @@ def train(settings: TrainSettings) -> Run:
     task = build_task(settings, model, config, placement)
     validation = EpochValidation.of(settings, loaders.eval, config, placement)
     validation.check(model)
-    parts = _assemble(settings, placement, task, loaders, checkpoint)
-    parts.validation = validation
+    parts = _assemble(settings, placement, task, loaders, validation, checkpoint)
     with ExitStack() as until_end:
         folder = output_folder(settings, config) if placement.primary else None
         if folder is not None:
@@ -215,6 +214,7 @@ def _assemble(
         placement: Placement,
         task: TrainingTask,
         loaders: Loaders,
+        validation: EpochValidation,
         checkpoint: Optional[Checkpoint],
 ) -> _Parts:
     schedule = schedule_of(settings, task, verbose=placement.primary)
@@ -239,7 +239,7 @@ def _assemble(
     _advance_scheduler(trainer, start, schedule.sched_on_updates)
     if isinstance(trainer.lr_scheduler, PlateauLRScheduler) and checkpoint and not settings.model.no_resume_opt:
         resume_plateau(trainer.lr_scheduler, checkpoint)
-    return _Parts(settings, placement, task, loaders, schedule, trainer, start)
+    return _Parts(settings, placement, task, loaders, schedule, trainer, validation, start)
 
 
 def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
@@ -317,7 +317,8 @@ def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
         args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
-        lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric), max_history=settings.run.checkpoint_hist)
+        lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric),
+        max_history=settings.run.checkpoint_hist)
     trainer.keeper.clean()
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
     if checkpoint is not None:
