@@ -51,7 +51,8 @@ def test_epochs_without_the_extras_have_empty_columns_and_the_last_has_them(spar
     assert [row['epoch'] for row in rows] == ['0', '1', '2', '3', '4']
     for row in rows:
         extras = row['epoch'] in '134'
-        assert measured(row) == {kind + name for kind in ('', *(['aux_', 'adv_'] if extras else [])) for name in METRICS}
+        kinds = ['', 'aux_', 'adv_'] if extras else ['']
+        assert measured(row) == {kind + name for kind in kinds for name in METRICS}
 
 
 def test_an_epoch_without_the_metric_is_no_candidate(sparse):

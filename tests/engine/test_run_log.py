@@ -60,13 +60,3 @@ def test_a_kill_in_the_middle_of_a_row_leaves_the_former_rows(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         RunLog(str(tmp_path), dict(model='b'))
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
-
-
-def test_a_wandb_run_gets_the_same_rows(tmp_path):
-    logged = []
-
-    class Run:
-        log = staticmethod(logged.append)
-
-    RunLog(str(tmp_path), {}, wandb_run=Run).add_epoch(3, dict(loss=1.), dict(top1=50.), lr=.1)
-    assert logged == [dict(epoch=3, train_loss=1., eval_top1=50., lr=.1)]

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, Optional
 
 import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError, as_input_error
 from ..norms import has_split_norm, norm_route
@@ -66,8 +67,8 @@ class EpochValidation:
         """
         routes = self.settings.routes
         if routes and not has_split_norm(model):
-            raise InputError(f'--val-routes {" ".join(routes)} needs auxiliary norms, {type(model).__name__} has none in '
-                             'this regime: leave it out, or give --val-routes main over a recipe that has it.')
+            raise InputError(f'--val-routes {" ".join(routes)} needs auxiliary norms, {type(model).__name__} has none '
+                             'in this regime: leave it out, or give --val-routes main over a recipe that has it.')
         for route in routes:
             as_input_error(self._enter, model, route)
 
@@ -96,6 +97,7 @@ class EpochValidation:
     def _measure(self, model: nn.Module, name: str, attack: Optional[Attack] = None) -> Dict[str, float]:
         counts = {kind: ClassCounts(kind) for kind in ('', 'adv_')[:1 if attack is None else 2]}
         if attack is not None:
+            model = model.module if isinstance(model, DistributedDataParallel) else model  # nothing to synchronise
             seed_generators(seed_at(self.seed, self.placement.rank), self.placement.device)
         metrics = evaluate(
             model, self.loader, self.placement, attack=attack,

@@ -1,5 +1,4 @@
 """A training run: from settings to checkpoints, epoch by epoch."""
-import importlib.util
 import logging
 import os
 from argparse import Namespace
@@ -16,7 +15,7 @@ from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
-from ..norms import configure_batch_norm
+from ..norms import configure_batch_norm, norm_distances
 from ..regimes import attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
@@ -40,6 +39,7 @@ from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
 from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
 from .stopping import Stopped, StopSignals
+from .trackers import TrackedRun, check_trackers, open_trackers
 from .validation_settings import is_decreasing
 
 __all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
@@ -111,6 +111,7 @@ def train(settings: TrainSettings) -> Run:
         if folder is not None:
             until_end.enter_context(lock_folder(folder))
             _open_folder(parts, folder, checkpoint)
+            until_end.callback(parts.run_log.close)
         del checkpoint  # as large as the model and its optimizer
         with explained_data_loss('Continue from the last checkpoint with --resume.'):
             stopped_by = _run_epochs(parts)
@@ -141,8 +142,6 @@ def check_settings(settings: TrainSettings) -> None:
              '--aug-splits needs the prefetcher: leave --no-prefetcher out'),
             (augmentation.is_mixing and loader.batch_size % 2,
              f'mixup and cutmix need an even batch, got --batch-size {loader.batch_size}'),
-            (settings.run.log_wandb and importlib.util.find_spec('wandb') is None,
-             '--log-wandb needs the package wandb: pip install wandb'),
             (model.pretrained_path and ':' in model.model,
              f'--pretrained-path gives {model.model} other weights: use --initial-checkpoint'),
             (settings.data.val_split == '' and settings.validation.eval_metric != 'loss',
@@ -153,6 +152,7 @@ def check_settings(settings: TrainSettings) -> None:
     ):
         if wrong:
             raise InputError(f'{message}.')
+    check_trackers(settings.run.trackers)
     as_input_error(task_type.arguments, settings.regime)
     _check_start(settings.schedule, planned_epochs(settings.schedule))
     for split in filter(None, (settings.data.train_split, settings.data.val_split)):
@@ -320,10 +320,14 @@ def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -
         lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric),
         max_history=settings.run.checkpoint_hist)
     trainer.keeper.clean()
-    parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
+    run = settings.run
+    tracked = TrackedRun(folder, os.path.basename(folder), settings.given, parts.start.epoch, run.wandb_project,
+                         run.wandb_tags, run.wandb_resume_id)
+    parts.run_log = RunLog(folder, settings.given, parts.start.epoch, open_trackers(run.trackers, tracked))
     if checkpoint is not None:
         trainer.keeper.take_up(checkpoint)
     trainer.image_folder = folder if settings.run.save_images else None
+    parts.task.keeps_images = bool(settings.run.save_images or run.trackers)
     if parts.start.epoch >= trainer.num_epochs:
         _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
         return
@@ -373,9 +377,17 @@ def _run_epoch(parts: _Parts, epoch: int, start: Position) -> Optional[Tuple[flo
     if metric is not None:
         parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
     if validated and parts.run_log is not None:
-        parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, lr)
+        parts.run_log.add_epoch(
+            epoch, train_metrics, eval_metrics, lr, _further(parts.task), picture=trainer.picture)
         best = trainer.keeper.save_checkpoint(epoch, metric)
     return best
+
+
+def _further(task: TrainingTask) -> Dict[str, float]:
+    # What an epoch has beside losses and accuracies: computed once, at its end.
+    made = getattr(task, 'made_images', None)
+    size = {} if made is None else dict(train_adv_px=made.size_px())
+    return {**size, **norm_distances(task.get_trainable_module())}
 
 
 def _validate(parts: _Parts, epoch: int) -> Dict[str, float]:
@@ -415,13 +427,3 @@ def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) 
             classifier.bias.mul_(scale)
         if bias is not None:
             nn.init.constant_(classifier.bias, bias)
-
-
-def _start_wandb(settings: TrainSettings, folder: str) -> Optional[Any]:
-    run = settings.run
-    if not run.log_wandb:
-        return None
-    import wandb
-    return wandb.init(
-        project=run.wandb_project, name=os.path.basename(folder), config=dict(settings.given), tags=run.wandb_tags,
-        resume='must' if run.wandb_resume_id else None, id=run.wandb_resume_id or None)
