@@ -48,7 +48,7 @@ def test_a_continued_run_keeps_the_rows_before_it(tmp_path, first_epoch, epochs)
 def test_a_kill_in_the_middle_of_a_row_leaves_the_former_rows(tmp_path, monkeypatch):
     log = RunLog(str(tmp_path), dict(model='a'))
     log.add_epoch(0, dict(loss=1.))
-    before = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
@@ -59,4 +59,4 @@ def test_a_kill_in_the_middle_of_a_row_leaves_the_former_rows(tmp_path, monkeypa
     monkeypatch.setattr(yaml, 'safe_dump', fail)
     with pytest.raises(KeyboardInterrupt):
         RunLog(str(tmp_path), dict(model='b'))
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

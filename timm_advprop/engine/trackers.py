@@ -7,7 +7,7 @@ import logging
 from importlib import import_module
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 __all__ = ['TRACKERS', 'TrackedRun', 'Tracker', 'check_trackers', 'open_trackers']
 
@@ -104,9 +104,16 @@ def open_trackers(names: Iterable[str], run: TrackedRun) -> List[Tracker]:
     Args:
         names: Their names in `TRACKERS`.
         run: The run.
+
+    Raises:
+        InputError: One cannot be opened.
     """
     trackers: List[Tracker] = []
     for name in dict.fromkeys(names):
         file, cls = TRACKERS[name].split(':')
-        trackers.append(_Safe(name, getattr(import_module(f'.{file}', __package__), cls)(run)))
+        try:
+            tracker = getattr(import_module(f'.{file}', __package__), cls)(run)
+        except Exception as error:  # each package has its own
+            raise InputError(f'--log-to {name} cannot be opened: {one_line(error)}') from error
+        trackers.append(_Safe(name, tracker))
     return trackers

@@ -1,4 +1,5 @@
 """How far apart training has taken the norms of a model's routes."""
+from itertools import product
 from typing import Dict, List
 
 import torch
@@ -23,13 +24,12 @@ def norm_distances(model: nn.Module) -> Dict[str, float]:
         from 0 (equal) to 2 (opposite). What routes share has no entry; a plain model has none at all.
     """
     found: Dict[str, List[torch.Tensor]] = {}
-    for norm in split_norms(model):
-        for i in range(num_aux_norms(model)):
-            for name, kind in _KINDS.items():
-                main, aux = getattr(norm, name, None), getattr(norm.aux_bn[i], name, None)
-                if main is not None and aux is not None and aux is not main:
-                    key = f'aux{i + 1 if i else ""}_{kind}_distance'
-                    found.setdefault(key, []).append(_relative(aux.float(), main.float()))
+    for norm, i in product(split_norms(model), range(num_aux_norms(model))):
+        for name, kind in _KINDS.items():
+            main, aux = getattr(norm, name, None), getattr(norm.aux_bn[i], name, None)
+            if main is not None and aux is not None and aux is not main:
+                key = f'aux{i + 1 if i else ""}_{kind}_distance'
+                found.setdefault(key, []).append(_relative(aux.float(), main.float()))
     means = [torch.stack(values).mean() for values in found.values()]
     return dict(zip(found, torch.stack(means).tolist())) if found else {}
 
