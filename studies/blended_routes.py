@@ -1,7 +1,7 @@
 """Blends of main and auxiliary norms, with statistics that are mixed or taken again from training images.
 
 Run it in the repository's root, with checkpoints of the same training under several seeds:
-`python -m studies.blended_routes DATA RUN.pth.tar …` prints the table of docs/blended_routes.md and writes
+`python -m studies.blended_routes DATA RUN.pth.tar …` prints the table of docs/methods/blended_routes.md and writes
 results/blended_routes.csv and the picture.
 """
 import argparse

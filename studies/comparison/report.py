@@ -1,6 +1,6 @@
 """What a study found, as Markdown: means, differences to the reference, claims."""
 from statistics import fmean, stdev
-from typing import List, Sequence
+from typing import Sequence
 
 from timm_advprop.output import markdown_table
 
@@ -9,7 +9,11 @@ from .differences import difference, test_claims, values_of
 from .job import Result
 from .study import Study
 
-__all__ = ['render_report', 'rows_in']
+__all__ = ['claims_table', 'render_report', 'rows_in', 'summary_table']
+
+_ABOUT_CLAIMS = (
+    'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the interval '
+    'is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study cannot tell.')
 
 
 def rows_in(study: Study, results: Sequence[Result]) -> Sequence[str]:
@@ -36,8 +40,8 @@ def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
         *([f'Cost: time of the whole training relative to {reference}, steps timed in turn.'] if costs else ()),
         f'Difference to {reference} in percentage points, paired by seed, with its 95 % confidence interval; **bold** '
         f'where that leaves out zero. {_by_chance(study, results)}',
-        *([_summary(study, results, costs)] if study.panels else ()),
-        *(_claims(study, results) if study.claims else ()),
+        *([summary_table(study, results, costs)] if study.panels else ()),
+        *([_ABOUT_CLAIMS, claims_table(study, results)] if study.claims else ()),
         'Means over seeds ± standard deviation, in percent.',
         _means(study, results),
         f'Differences to {reference} in all columns.',
@@ -45,20 +49,37 @@ def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
     ]) + '\n'
 
 
+def summary_table(study: Study, results: Sequence[Result], costs: Costs, rows: Sequence[str] = ()) -> str:
+    """Differences to the reference in the columns that matter, with costs, as Markdown.
+
+    Args:
+        study: The study.
+        results: Its results.
+        costs: Cost of each row, of some rows or none.
+        rows: These rows alone, in this order; all but the reference where none are given.
+    """
+    table = [['', *(study.columns[column] for column in study.panels), 'cost', 'seeds']]
+    for row in rows or [row for row in rows_in(study, results) if row != study.reference]:
+        cost = costs.get(row.partition(', blend ')[0])
+        table.append([
+            study.title(row), *(_difference(results, row, study.reference, column) for column in study.panels),
+            f'{cost:.2f}' if cost else '–', str(len(values_of(results, row, 'holdout')))])
+    return markdown_table(table)
+
+
+def claims_table(study: Study, results: Sequence[Result]) -> str:
+    """Claims of a study and what was found, as Markdown."""
+    table = [['claim', 'difference', 'worth', 'here']]
+    for tested in test_claims(results, study.claims):
+        found = tested.difference
+        text = '–' if found is None else f'{found.mean:+.2f} ± {found.margin(tested.level):.2f}'
+        table.append([tested.claim.text, text, f'{tested.claim.margin:g}', tested.verdict])
+    return markdown_table(table)
+
+
 def _machines(results: Sequence[Result]) -> str:
     return ', '.join(sorted({f'{result["machine"]} (torch {result["torch"]}, timm {result["timm"]})'
                              for result in results}))
-
-
-def _summary(study: Study, results: Sequence[Result], costs: Costs) -> str:
-    table = [['', *(study.columns[column] for column in study.panels), 'cost', 'seeds']]
-    for row in rows_in(study, results):
-        if row != study.reference:
-            cost = costs.get(row.partition(', blend ')[0])
-            table.append([
-                study.title(row), *(_difference(results, row, study.reference, column) for column in study.panels),
-                f'{cost:.2f}' if cost else '–', str(len(values_of(results, row, 'holdout')))])
-    return markdown_table(table)
 
 
 def _means(study: Study, results: Sequence[Result]) -> str:
@@ -94,15 +115,3 @@ def _by_chance(study: Study, results: Sequence[Result]) -> str:
     number = sum(difference(results, row, study.reference, column) is not None for row in rows_in(study, results)
                  for column in study.columns if row != study.reference)
     return f'Of {number} differences, one in twenty would be bold by chance.'
-
-
-def _claims(study: Study, results: Sequence[Result]) -> List[str]:
-    table = [['claim', 'difference', 'worth', 'here']]
-    for tested in test_claims(results, study.claims):
-        found = tested.difference
-        text = '–' if found is None else f'{found.mean:+.2f} ± {found.margin(tested.level):.2f}'
-        table.append([tested.claim.text, text, f'{tested.claim.margin:g}', tested.verdict])
-    return [
-        'Claims, tested together by Holm\'s method: the interval is that of the claim\'s test. *Reproduced*: the '
-        'interval is above zero. *Not reproduced*: it is below what would be worth the cost. Else this study cannot '
-        'tell.', markdown_table(table)]

@@ -1,4 +1,4 @@
-"""docs/sources.md says of each source what its class says."""
+"""docs/sources.md says of each source what its class says, and each has a card."""
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +10,13 @@ from timm_advprop.cli.train import parse_args
 from timm_advprop.corruptions import CORRUPTIONS
 from timm_advprop.regimes import SOURCES, Attack
 
-PAGE = (Path(__file__).parents[2] / 'docs' / 'sources.md').read_text()
+DOCS = Path(__file__).parents[2] / 'docs'
+PAGE = (DOCS / 'sources.md').read_text()
 
 
 def row_of(name):
-    row, = [line for line in PAGE.splitlines() if line.startswith('| `') and f'`{name}`' in line.split('|')[1]]
+    rows = [line for line in PAGE.splitlines() if line.startswith(('| `', '| [`'))]
+    row, = [row for row in rows if f'`{name}`' in row.split('|')[1]]
     return [cell.strip() for cell in row.split('|')[2:-1]]
 
 
@@ -22,7 +24,8 @@ def row_of(name):
 def test_a_row_tells_class_cost_and_settings(name):
     maker = SOURCES[name]
     class_name, cost, settings = row_of(name)
-    assert class_name == f'`{maker.__name__}`' and f'## `{name}`' in PAGE
+    assert class_name == f'`{maker.__name__}`'
+    assert (DOCS / 'methods' / f'{name.replace("-", "_")}.md').read_text().startswith(f'# `{name}`\n')
     source = maker()
     steps = getattr(source, 'steps', 0)
     assert source.relative_cost() == pytest.approx(2 / 3 * steps)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_page_has_the_table_of_the_committed_file():
     measured = read_measured(ROOT / f'{blended_routes.RESULTS}.csv')
-    assert render_table(measured) in (ROOT / 'docs/blended_routes.md').read_text(encoding='utf-8')
+    assert render_table(measured) in (ROOT / 'docs/methods/blended_routes.md').read_text(encoding='utf-8')
     assert (ROOT / f'{blended_routes.RESULTS}.png').is_file()
 
 

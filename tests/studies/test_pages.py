@@ -1,20 +1,42 @@
-"""Pages have the tables that the studies wrote."""
+"""Pages have what the studies measured, and nothing that nobody measured."""
 from pathlib import Path
 
 import pytest
 
+from studies.pages import PAGES, fill_in
+from timm_advprop.errors import InputError
+
 ROOT = Path(__file__).parents[2]
+_PAGES = sorted(str(page.relative_to(ROOT)) for pattern in PAGES for page in ROOT.glob(pattern))
 
 
-def _tables(path):
-    # Each as its lines.
-    text = (ROOT / path).read_text(encoding='utf-8')
-    return [block.splitlines() for block in text.split('\n\n') if block.startswith('|')]
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
-def test_the_page_has_the_claims_of_the_results():
-    claims = [table for table in _tables('results/fashion_mnist.md') if table[0].startswith('| claim')]
-    assert len(claims) == 1 and [line.rstrip() for line in claims[0]] in _tables('docs/what_to_expect.md')
+@pytest.mark.parametrize('page', _PAGES)
+def test_a_page_has_what_is_in_the_results(page):
+    text = (ROOT / page).read_text(encoding='utf-8')
+    assert fill_in(text, page) == text, 'python -m studies.pages'
+
+
+def test_what_stood_there_before_is_replaced():
+    begin, end = '<!-- measured: fashion-mnist: joint | advprop-2, blend 0.5 -->', '<!-- /measured -->'
+    filled = fill_in(f'Before.\n\n{begin}\n| joint | +99 |\n{end}\nAfter.\n', 'page.md')
+    assert '+99' not in filled and filled.startswith(f'Before.\n\n{begin}\n') and filled.endswith(f'{end}\nAfter.\n')
+    rows = [line.split(' | ')[0] for line in filled.splitlines() if line.startswith('| ')]
+    assert rows[1:] == ['| joint, one norm, eps 2', '| AdvProp, eps 2, 50% of aux blended in']
+    assert fill_in(filled, 'page.md') == filled
+
+
+@pytest.mark.parametrize('wanted, message', [
+    ('cifar: joint', 'page.md wants measurements of cifar, the studies are fashion-mnist,'),
+    ('fashion-mnist: joint-9', "page.md wants row 'joint-9' of fashion-mnist, of which"),
+])
+def test_what_nobody_measured_is_refused(wanted, message):
+    with pytest.raises(InputError, match=message):
+        fill_in(f'<!-- measured: {wanted} -->\n<!-- /measured -->', 'page.md')
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/what_to_expect.md'])
