@@ -13,7 +13,7 @@ PROGRAMS = {'train': train, 'validate': validate}
 EVERY_FLAG = [(program, flag) for program in PROGRAMS for flag in TIMM[program]]
 OWN_FLAGS = {
     'train': {*regime_flags(), '--dry-run', '--push-to-hub', '--hub-private', '--list-recipes', '--local-rank',
-              '--skip-bad-images'},
+              '--log-to', '--skip-bad-images', '--val-routes', '--val-adv-eps', '--val-extra-interval'},
     'validate': {*(about.flags[0] for about in Attack.declared().values()), '--recalibrate',
                  '--recalibrate-split', '--route', '--skip-bad-images', '--suite'},
 }

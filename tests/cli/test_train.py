@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from tests.cli.programs import FAST, MODEL, ROOT, WITHOUT_ATTACK, run_train
-from tests.engine.runs import load, read_summary
+from tests.engine.runs import eval_settings, load, read_summary
 from timm_advprop.cli import train as program
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.train import parse_args
 from timm_advprop.engine.training import Run, Trainer
+from timm_advprop.engine.validation import validate
 from timm_advprop.errors import InputError
 
 
@@ -50,7 +51,8 @@ def test_two_processes_train_as_one(few_digits, tmp_path):
         port = server.getsockname()[1]
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(port),
                '--master_addr', '127.0.0.1', str(ROOT / 'train.py'), '--data-dir', few_digits, '--output',
-               str(tmp_path), '--experiment', 'run', *FAST, '--model-ema', '--grad-accum-steps', '2', '--epochs', '2']
+               str(tmp_path), '--experiment', 'run', *FAST, '--model-ema', '--grad-accum-steps', '2', '--epochs', '2',
+               '--val-routes', 'aux', '--val-adv-eps', '2', '--eval-metric', 'aux_macro_f1']
     result = subprocess.run(
         command, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -58,6 +60,13 @@ def test_two_processes_train_as_one(few_digits, tmp_path):
     state_dict = load(tmp_path / 'run/last.pth.tar')['state_dict']
     assert not any(key.startswith('module.') for key in state_dict)
     assert state_dict['bn1.aux_bn.0.num_batches_tracked'] == 4  # 64 images, 2 processes, batches of 16, 2 epochs
+    row = read_summary(tmp_path / 'run')[-1]
+    results = validate(eval_settings(
+        data_dir=few_digits, checkpoint=str(tmp_path / 'run/last.pth.tar'), use_ema=True, route='aux',
+        metrics_avg='macro'))
+    assert float(row['eval_aux_macro_f1']) == pytest.approx(results['macro_f1_score'], abs=1e-4)
+    assert float(row['eval_aux_top5']) == pytest.approx(results['top5'], abs=1e-4)
+    assert 0 <= float(row['eval_adv_top1']) <= 100
 
 
 def test_default_regime_follows_the_model(few_digits, tmp_path):

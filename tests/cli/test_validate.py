@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from tests.cli.programs import MODEL, run_validate
+from tests.engine.test_validation import images_of
+from timm_advprop import norm_route
 from timm_advprop.cli import validate as program
 from timm_advprop.cli.validate import list_runs, main, parse_args
 from timm_advprop.engine.results_file import write_results
@@ -55,6 +59,28 @@ def test_flags_reach_the_settings():
         kind='ifgsm', eps_px=2., norm_stats='train', target='none', random_start=1.)
     assert (run.model.route, run.loader.batch_size, run.image.mean) == ('main', 7, (.5,))
     assert run.data.metrics_avg == 'macro'
+
+
+def test_each_auxiliary_norm_and_each_strength_has_a_result(few_digits, tmp_path, capsys, randomize_norms):
+    model = randomize_norms(timm.create_model('test_resnet_ap', num_classes=10, num_aux=3)).eval()
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    flags = ['--checkpoint', str(tmp_path / 'model.pth'), '--crop-pct', '1']
+    attack = ['--adv-attack', 'pgd', '--adv-steps', '1']
+    results = run_validate(
+        few_digits, capsys, *flags, '--route', 'main', '1', '2', '3', *attack, '--adv-eps', '0', '64')
+    found = {(result['route'], result['adv_attack'].split(',')[1]): result for result in results}
+    assert set(found) == {(route, f' eps {eps}/255') for route in ('main', 'aux', '2', '3') for eps in (0, 64)}
+    assert len(results) == len(found) == 8
+    images, labels = images_of(few_digits)
+    for number, route in enumerate(('main', 'aux', '2', '3')):
+        weak, strong = (found[route, f' eps {eps}/255'] for eps in (0, 64))
+        with norm_route(model, number), torch.no_grad():
+            top5 = 100 * (model(images).topk(5).indices == labels.unsqueeze(1)).any(1).double().mean().item()
+        assert weak['top5'] == strong['top5'] == weak['adv_top5'] == pytest.approx(top5)
+    assert len({result['top5'] for result in results}) > 2
+    assert any(result['adv_top5'] != result['top5'] for result in results)
+    alone = run_validate(few_digits, capsys, *flags, '--route', '3', *attack, '--adv-eps', '64')
+    assert {name: found['3', ' eps 64/255'][name] for name in alone} == alone
 
 
 @pytest.mark.parametrize('format', ['csv', 'json'])
@@ -188,7 +214,7 @@ def test_models_checkpoints_and_routes_are_validated_one_by_one(validated, capsy
     (['--recalibrate', '1'], 'must be 0 for none, or at least 2'),
     (['--route', '-1'], '--route'),
     (['--adv-eps', '4'], '--adv-eps: these belong to an attack'),
-    (['--adv-attack', 'pgd', '--adv-eps', '2', '4'], 'Several strengths'),
+    (['--adv-eps', '2', '4'], '--adv-eps: these belong to an attack'),
 ], ids=str)
 def test_flags_that_do_not_go_together_are_one_line(validated, capsys, flags, words):
     with pytest.raises(SystemExit) as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.runs import equal_states, load, read_summary, run, train_settings
-from timm_advprop.engine import training
+from timm_advprop.engine import epoch_validation, training
 from timm_advprop.engine.loop import Trainer
 from timm_advprop.engine.stopping import Stopped
 from timm_advprop.engine.training import train
@@ -119,7 +119,8 @@ def test_resume_without_epochs_left_says_so_and_changes_nothing(few_digits, half
 
 def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digits, tmp_path, monkeypatch):
     metrics = iter((10., 90., 50., 40.))
-    monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: dict(loss=0., top1=next(metrics), top5=0.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: dict(
+        loss=0., top1=next(metrics), top5=0.))
     monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     folder = run(few_digits, tmp_path, epochs=2)
     run(few_digits, tmp_path, epochs=4, resume=str(folder / 'last.pth.tar'))

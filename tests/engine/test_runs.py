@@ -1,7 +1,5 @@
 """Training runs on few digits: what they write, and what each regime and setting trains."""
 import signal
-import sys
-import types
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -12,7 +10,7 @@ from timm.utils import ModelEmaV3
 
 import timm_advprop
 from tests.engine.runs import equal_states, eval_settings, load, read_summary, run, train_settings
-from timm_advprop.engine import training
+from timm_advprop.engine import epoch_validation, training
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
 from timm_advprop.engine.placement import Placement
 from timm_advprop.engine.training import train
@@ -32,8 +30,8 @@ def state_of(folder, name='last'):
 
 def test_the_folder_is_as_timms(trained):
     assert sorted(file.name for file in trained.iterdir()) == [
-        '.lock', 'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'last.pth.tar', 'model_best.pth.tar',
-        'summary.csv']
+        '.lock', 'args.yaml', 'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'curves.png', 'last.pth.tar',
+        'model_best.pth.tar', 'summary.csv']
     rows = read_summary(trained)
     assert [row['epoch'] for row in rows] == ['0', '1']
     assert [float(row['lr']) for row in rows] == pytest.approx([.05, .025])
@@ -62,7 +60,8 @@ def test_statistics_are_shared_before_a_model_is_validated(few_digits, tmp_path,
     monkeypatch.setattr(training, 'open_placement', lambda *args, **kwargs: placement)
     monkeypatch.setattr(training, 'distribute_bn', lambda model, world_size, reduce: events.append(
         ('shared', isinstance(model, ModelEmaV3), reduce)))
-    monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: events.append(('validated',)) or dict(top1=1.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: events.append(
+        ('validated',)) or dict(top1=1.))
     run(few_digits, tmp_path, regime='vanilla', adv_eps=None, model_ema=True, dist_bn=dist_bn)
     shared = [('shared', ema, dist_bn == 'reduce') for ema in (False, True)]
     assert events == ([shared[0], ('validated',), shared[1], ('validated',)] if dist_bn else [('validated',)] * 2)
@@ -134,7 +133,7 @@ def test_advprop_converts_a_plain_model(few_digits, tmp_path):
 
 
 @pytest.mark.parametrize('regime, values, columns', [
-    ('vanilla', {}, {'clean_top1'}),
+    ('vanilla', {}, {'clean_loss', 'clean_top1'}),
     ('madry', {}, {'adv_loss', 'adv_top1'}),
     ('joint', dict(adv_norm='l2', adv_alpha=20., adv_eps=40.), {'clean_loss', 'adv_loss', 'clean_top1', 'adv_top1'}),
     ('advprop', dict(split_bn=True, aug_splits=2, aa='rand-m5'),
@@ -213,7 +212,7 @@ def test_the_average_is_what_counts_where_it_is_validated(few_digits, tmp_path, 
         names.append(log_name)
         return dict(loss=0., top1=float(len(names)), top5=0.)
 
-    monkeypatch.setattr(training, 'evaluate', evaluate)
+    monkeypatch.setattr(epoch_validation, 'evaluate', evaluate)
     folder = run(few_digits, tmp_path, model_ema=True, model_ema_force_cpu=on_cpu, model_ema_warmup=True)
     assert names == ['Test'] if on_cpu else ['Test', 'Test (EMA)']
     assert load(folder / 'last.pth.tar')['metric'] == len(names)
@@ -266,38 +265,11 @@ def test_without_validation_the_training_loss_is_the_metric(few_digits, tmp_path
 
 def test_plateau_follows_the_metric_of_the_run(few_digits, tmp_path, monkeypatch):
     metrics = iter((50., 40., 30., 60.))
-    monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: dict(loss=0., top1=next(metrics), top5=0.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: dict(
+        loss=0., top1=next(metrics), top5=0.))
     monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
     folder = run(few_digits, tmp_path, sched='plateau', patience_epochs=0, decay_rate=.5, epochs=4)
     assert [float(row['lr']) for row in read_summary(folder)] == pytest.approx([.05, .05, .025, .0125])
-
-
-def test_weights_and_biases_get_settings_and_rows(few_digits, tmp_path, monkeypatch):
-    started, logged = [], []
-
-    def init(**kwargs):
-        started.append(kwargs)
-        return types.SimpleNamespace(log=logged.append)
-
-    module = types.ModuleType('wandb')
-    module.init, module.__spec__ = init, types.SimpleNamespace(name='wandb')
-    monkeypatch.setitem(sys.modules, 'wandb', module)
-    values = dict(log_wandb=True, wandb_project='digits', wandb_tags=['a', 'b'], epochs=2)
-    folder = run(few_digits, tmp_path, **values)
-    (start,) = started
-    assert start.pop('config') == yaml.safe_load((folder / 'args.yaml').read_text())
-    assert {**start, 'tags': list(start['tags'])} == dict(
-        project='digits', name='run', tags=['a', 'b'], resume=None, id=None)
-    rows = read_summary(folder)
-    assert [{name: str(value) for name, value in row.items()} for row in logged] == rows
-    run(few_digits, tmp_path, **{**values, 'wandb_resume_id': 'xyz', 'epochs': 1})
-    assert (started[1]['resume'], started[1]['id']) == ('must', 'xyz')
-
-
-def test_no_wandb_is_asked_for_where_it_was_not_wanted(few_digits, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', None)
-    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
-    run(few_digits, tmp_path)
 
 
 # how a run ends

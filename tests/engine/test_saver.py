@@ -107,6 +107,22 @@ def test_a_metric_that_is_no_number_is_the_worst(tmp_path):
         'checkpoint-1.pth.tar', 'checkpoint-2.pth.tar']
 
 
+def test_an_epoch_without_the_metric_is_the_last_one_and_no_candidate(tmp_path):
+    task = make_task()
+    keeper = make_keeper(tmp_path, task)
+    assert keeper.save_checkpoint(0, None) == (None, None)
+    assert {path.name for path in tmp_path.iterdir()} == {'last.pth.tar'}
+    keeper.save_checkpoint(1, 5.)
+    assert keeper.save_checkpoint(2, None) == (5., 1)
+    assert {name: content['epoch'] for name, content in files_of(tmp_path).items()} == {
+        'last.pth.tar': 2, 'checkpoint-1.pth.tar': 1, 'model_best.pth.tar': 1}
+    other = make_keeper(tmp_path, task)
+    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar'), use_ema=False))
+    assert other.best == (5., 1)
+    assert other.save_checkpoint(1, None) == (None, None)  # trained once more
+    assert {path.name for path in tmp_path.glob('checkpoint-*')} == set()
+
+
 # continuing
 
 @pytest.mark.parametrize('ema', [True, False])

@@ -280,10 +280,14 @@ def test_a_shorter_schedule_has_an_earlier_end(few_digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_must_be_there(few_digits, monkeypatch):
+@pytest.mark.parametrize('name, values', [
+    ('wandb', dict(log_wandb=True)), *((name, dict(log_to=[name])) for name in ('tensorboard', 'trackio', 'wandb'))],
+    ids=str)
+def test_the_package_of_a_tracker_must_be_there(few_digits, monkeypatch, name, values):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    with pytest.raises(InputError, match='--log-wandb needs the package wandb'):
-        check_settings(train_settings(data_dir=few_digits, log_wandb=True))
+    needed = rf"--log-to {name} needs the package {name}: pip install 'timm-advprop\[track\]'"
+    with pytest.raises(InputError, match=needed):
+        check_settings(train_settings(data_dir=few_digits, **values))
 
 
 def test_settings_are_read_only_inside_too():

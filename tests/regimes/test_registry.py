@@ -10,7 +10,7 @@ from tests.regimes.regime_models import CLASSES, HALF, make_batch, split_model, 
 from timm_advprop import AdvPropTask
 from timm_advprop.cli import train
 from timm_advprop.cli.parser import ProgramParser
-from timm_advprop.engine.eval_settings import TestAttack
+from timm_advprop.engine.attack_settings import TestAttack
 from timm_advprop.norms import has_split_norm, num_aux_norms
 from timm_advprop.regimes import (
     REGIMES,
@@ -198,8 +198,10 @@ def test_validation_alone_takes_one_strength_and_the_attack_that_is_worst_by_def
     several = TestAttack.from_values(
         vars(parser_of(TestAttack.flags()).parse_args(['--adv-attack', 'pgd', '--adv-eps', '1', '2'])))
     assert [attack.eps_px for attack in several.strengths] == [1, 2]
-    with pytest.raises(ValueError, match='Several strengths'):
+    with pytest.raises(ValueError, match='A run has one strength'):
         several.check_alone()
+    assert [one.strengths for one in several.each_alone()] == [(one.attack,) for one in several.each_alone()]
+    assert [one.attack.eps_px for one in several.each_alone()] == [1, 2]
     assert TestAttack.from_values(vars(parser_of(TestAttack.flags()).parse_args([]))).attack is None
 
 

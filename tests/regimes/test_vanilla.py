@@ -31,7 +31,7 @@ def test_vanilla_trains_a_split_model_as_the_plain_model():
     result['loss'].backward()
     output = twin(images)
     F.cross_entropy(output, target).backward()
-    assert set(result) == {'loss', 'output', 'clean_top1'}
+    assert set(result) == {'loss', 'output', 'clean_loss', 'clean_top1'}
     torch.testing.assert_close(result['output'], output)
     assert result['clean_top1'].item() == pytest.approx(percent_right(output, target))
     assert_all_close(gradients_of(model), gradients_of(twin))

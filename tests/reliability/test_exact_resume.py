@@ -3,7 +3,7 @@ import pytest
 
 from tests.engine.runs import read_summary
 from tests.reliability.stopped_runs import RANDOM, check_equal_runs, run_in_two_parts, run_stopped
-from timm_advprop.engine import training
+from timm_advprop.engine import epoch_validation
 from timm_advprop.regimes import REGIMES
 
 
@@ -16,7 +16,7 @@ def test_stopped_within_an_epoch_at_its_end_and_in_the_next(few_digits, tmp_path
 
 
 def test_a_schedule_that_follows_the_metric(few_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, 'evaluate', lambda *args, **kwargs: dict(loss=1., top1=50., top5=60.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: dict(loss=1., top1=50., top5=60.))
     values = dict(RANDOM, sched='plateau', patience_epochs=1, decay_rate=.5, epochs=6)
     run_stopped(few_digits, tmp_path / 'whole', **values)
     rates = {row['lr'] for row in read_summary(tmp_path / 'whole' / 'run')}
@@ -40,6 +40,7 @@ OTHERS = [
     dict(cutmix=.5, no_prefetcher=True), dict(sched='step', decay_epochs=1, lr_noise=[0, 2]),
     dict(sched_on_updates=True, warmup_epochs=1), dict(opt='adamw', lr=.001), dict(opt='lookahead_sgd'),
     dict(aug_splits=2, split_bn=True), dict(val_interval=2), dict(adv_eps=[1., 2.]),
+    dict(val_routes=['aux'], val_adv_eps=2., val_extra_interval=2, eval_metric='adv_top1'),
 ]
 
 

@@ -46,7 +46,7 @@ class ValidateSettings(EvalSettings):
         if self.suite.suite:
             check_attack_flags(self.suite.suite, self.attack)
         else:
-            super().check_attack()
+            self.attack.check_asked()
 
 
 @exits_on_input_error
@@ -80,7 +80,9 @@ def create_parser() -> ProgramParser:
 
 
 def list_runs(settings: ValidateSettings) -> Tuple[List[EvalSettings], bool]:
-    """The runs that settings ask for, a model on a route each, and whether they ask for several.
+    """The runs that settings ask for, a model on a route under an attack each, and whether they ask for several.
+
+    Suites take all strengths of an attack in one run.
 
     Raises:
         InputError: A name stands for no model, a folder has no checkpoints, or models and checkpoints do not pair.
@@ -88,9 +90,10 @@ def list_runs(settings: ValidateSettings) -> Tuple[List[EvalSettings], bool]:
     asked = settings.model
     models = [name for model in asked.model for name in _names_of(model)]
     checkpoints = [file for checkpoint in asked.checkpoint for file in _files_of(checkpoint)]
-    groups = {name: getattr(settings, name) for name in ('data', 'image', 'device', 'loader', 'report', 'attack')}
-    runs = [EvalSettings(model=asked.one(model, checkpoint, route), **groups)
-            for model, checkpoint in _pairs(models, checkpoints) for route in asked.route]
+    groups = {name: getattr(settings, name) for name in ('data', 'image', 'device', 'loader', 'report')}
+    attacks = [settings.attack] if settings.suite.suite else settings.attack.each_alone()
+    runs = [EvalSettings(model=asked.one(model, checkpoint, route), attack=attack, **groups)
+            for model, checkpoint in _pairs(models, checkpoints) for route in asked.route for attack in attacks]
     as_given = (tuple(models), tuple(checkpoints)) == (asked.model, asked.checkpoint)
     return runs, len(runs) > 1 or not as_given
 
@@ -189,4 +192,6 @@ def _run(function: Callable[[EvalSettings], Any], run: EvalSettings) -> Any:
 
 
 def _title(run: EvalSettings) -> str:
-    return f'{run.model.checkpoint or run.model.model}{"" if run.model.route == "main" else f" ({run.model.route})"}'
+    attack = run.attack.attack and f'{run.attack.attack.kind} {run.attack.attack.eps_px:g}'
+    about = ', '.join(filter(None, ('' if run.model.route == 'main' else run.model.route, attack)))
+    return f'{run.model.checkpoint or run.model.model}{about and f" ({about})"}'

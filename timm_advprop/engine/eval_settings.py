@@ -1,17 +1,14 @@
 """The settings of a validation run: timm's flags under timm's names and defaults, in read-only groups."""
-from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Optional, Tuple
 
 from ..norms import Route
-from ..regimes import Attack
-from ..settings import ProgramSettings, Setting, Settings, setting
+from ..settings import ProgramSettings, Settings, setting
+from .attack_settings import TestAttack
 from .route_names import canonical_route, is_blend, norm_route_of, route_problem
 from .run_settings import DataSettings, DeviceSettings, ImageSettings, LoaderSettings, ModelSettings
 
-__all__ = ['EvalModelsSettings', 'EvalSettings', 'TestAttack']
-
-_NO_ATTACK = 'none'
-
+__all__ = ['EvalModelsSettings', 'EvalSettings']
 
 @dataclass(frozen=True)
 class EvalDataSettings(DataSettings):
@@ -23,8 +20,7 @@ class EvalDataSettings(DataSettings):
     real_labels: str = setting('', 'ImageNet "real" labels, a JSON file', metavar='FILE')
     valid_labels: str = setting('', 'file with the class indices that the labels stand for', metavar='FILE')
     metrics_avg: Optional[str] = setting(
-        None, 'report precision, recall and F1 with this average (needs scikit-learn)',
-        choices=('micro', 'macro', 'weighted'))
+        None, 'report precision, recall and F1 with this average', choices=('micro', 'macro', 'weighted'))
 
 
 def _count_problem(number: int) -> Optional[str]:
@@ -123,61 +119,6 @@ class ReportSettings(Settings):
     results_file: str = setting('', 'write the results to FILE', metavar='FILE')
     results_format: str = setting('csv', 'format of the results file', choices=('csv', 'json'))
     retry: bool = setting(False, 'retry with a smaller batch where memory runs out')
-
-
-@dataclass(frozen=True)
-class TestAttack:
-    """The attack of a validation run.
-
-    Args:
-        strengths: What an attack would be, for each strength.
-        attack: The attack that was asked for, None for clean images alone.
-        given: Flags of an attack that were given beside its name.
-    """
-    strengths: Tuple[Attack, ...] = ()
-    attack: Optional[Attack] = None
-    given: Tuple[str, ...] = ()
-    default = Attack(target='none', random_start=1.)
-    __test__ = False  # no test of pytest's
-
-    @classmethod
-    def flags(cls) -> Dict[str, Setting]:
-        """The options by their flags; an attack is asked for by its name."""
-        flags = {}
-        for name, about in Attack.declared().items():
-            default = getattr(cls.default, name)
-            help = about.default_help or (f'{default:g}' if isinstance(default, float) else default)
-            flags[about.flags[0]] = replace(about, default=None, default_help=help)
-        flags['--adv-attack'] = replace(
-            flags['--adv-attack'], choices=(_NO_ATTACK, *Attack.declared()['kind'].choices), default=_NO_ATTACK,
-            default_help=_NO_ATTACK, help='attack the images, and report adv_top1 and adv_top5 too')
-        flags['--adv-eps'] = replace(flags['--adv-eps'], nargs='+')
-        return flags
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> 'TestAttack':
-        """The attack in a mapping from names of flags to values."""
-        flags = Attack.names_of_flags()
-        given = {name: values[flag] for name, flag in flags.items() if values.get(flag) is not None}
-        kind, eps_px = given.pop('kind', _NO_ATTACK), given.pop('eps_px', ())
-        asked = kind != _NO_ATTACK
-        attack = replace(cls.default, **given, **(dict(kind=kind) if asked else {}))
-        several = eps_px if isinstance(eps_px, (list, tuple)) else (eps_px,)
-        strengths = tuple(replace(attack, eps_px=strength) for strength in several) or (attack,)
-        names = (*given, 'eps_px') if several else given
-        return cls(strengths, strengths[0] if asked else None, tuple(flags[name] for name in names))
-
-    def check_alone(self) -> None:
-        """Check that it makes sense where nothing but its flags says what is attacked.
-
-        Raises:
-            ValueError: There are settings of an attack, but no attack, or there are several strengths.
-        """
-        if self.attack is None and self.given:
-            flags = ', '.join(f'--{flag.replace("_", "-")}' for flag in self.given)
-            raise ValueError(f'{flags}: these belong to an attack, give --adv-attack pgd.')
-        if len(self.strengths) > 1:
-            raise ValueError('Several strengths (--adv-eps) are for --suite attacks or autoattack.')
 
 
 @dataclass(frozen=True)

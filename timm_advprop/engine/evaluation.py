@@ -1,5 +1,4 @@
 """Accuracy of a model on a data set, clean and under attack."""
-import logging
 import time
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterable, List, Optional
@@ -13,10 +12,9 @@ from ..output import duration
 from ..regimes import PixelSource, Source
 from .interrupts import stop_if_asked
 from .placement import Placement
+from .progress import show_progress
 
 __all__ = ['evaluate']
-
-_logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -48,24 +46,31 @@ def evaluate(
     """
     if isinstance(attack, PixelSource):
         attack = attack.normalised_for(model)
+    on_output = on_output or _pass_over
     model = _Logits(model, output_indices).eval()
     meters = OrderedDict((kind, _Meter()) for kind in ('', 'adv_')[:1 if attack is None else 2])
     start, num_batches, left = time.monotonic(), len(loader) if log_name else 0, _num_own_images(loader)
-    for batch_idx, (images, target) in enumerate(loader):
-        images = placement.in_memory_format(placement.images(images))
-        target = target.to(device=placement.device)
-        for kind, output in _outputs(model, images, target, placement, attack).items():
-            own = output[:left], target[:left]  # padding comes last
-            meters[kind].update(*own)
-            if on_output is not None:
+    with show_progress(log_name or '', num_batches, shown=log_name is not None) as progress:
+        for batch_idx, (images, target) in enumerate(loader):
+            images = placement.in_memory_format(placement.images(images))
+            target = target.to(device=placement.device)
+            for kind, output in _outputs(model, images, target, placement, attack).items():
+                own = output[:left], target[:left]  # padding comes last
+                meters[kind].update(*own)
                 on_output(kind, *own)
-        stop_if_asked()
-        left = left and max(0, left - len(target))
-        if log_name is not None and (batch_idx == num_batches - 1 or batch_idx % log_interval == 0):
-            values = '  '.join(f'{name}: {value:.3f}' for name, value in _means(meters).items())
-            eta = (time.monotonic() - start) / (batch_idx + 1) * (num_batches - batch_idx - 1)
-            _logger.info(f'{log_name}: [{batch_idx:>4d}/{num_batches - 1}]  {values}  ETA {duration(eta)}')
+            stop_if_asked()
+            progress.advance()
+            left = left and max(0, left - len(target))
+            if log_name is not None and (batch_idx == num_batches - 1 or batch_idx % log_interval == 0):
+                values = '  '.join(f'{name}: {value:.3f}' for name, value in _means(meters).items())
+                eta = (time.monotonic() - start) / (batch_idx + 1) * (num_batches - batch_idx - 1)
+                progress.tell(f'{log_name}: [{batch_idx:>4d}/{num_batches - 1}]', values, f'ETA {duration(eta)}',
+                              last=batch_idx == num_batches - 1)
     return _means(meters, placement)
+
+
+def _pass_over(kind: str, output: torch.Tensor, target: torch.Tensor) -> None:
+    pass
 
 
 def _outputs(model, images, target, placement, attack) -> Dict[str, torch.Tensor]:

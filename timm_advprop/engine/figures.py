@@ -44,11 +44,12 @@ def draw_attack(
     figure.savefig(path)
 
 
-def new_figure(size: Tuple[float, float]) -> Any:
+def new_figure(size: Tuple[float, float], dpi: int = 150) -> Any:
     """An empty matplotlib figure.
 
     Args:
         size: Width and height in inches.
+        dpi: Dots per inch.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -57,4 +58,4 @@ def new_figure(size: Tuple[float, float]) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError('Pictures need matplotlib: pip install matplotlib.') from error
-    return Figure(figsize=size, dpi=150, layout='constrained')
+    return Figure(figsize=size, dpi=dpi, layout='constrained')

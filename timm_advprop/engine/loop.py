@@ -1,5 +1,4 @@
 """The training loop. It knows a `timm.task.TrainingTask` and nothing of what the task does with a batch."""
-import logging
 import math
 import os
 import time
@@ -17,14 +16,14 @@ from ..errors import RunError
 from ..output import duration
 from .optimization import mean_lr
 from .pending_values import PendingValues
+from .pictures import save_made_images
 from .placement import Placement
+from .progress import Progress, show_progress
 from .saver import CheckpointKeeper, Position, share_of_process
 from .seeding import seed_at, seed_generators
 from .stopping import Stopped, StopSignals
 
 __all__ = ['Trainer', 'NonFiniteLoss']
-
-_logger = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(RunError):
@@ -55,7 +54,8 @@ class Trainer:
         totals: Sum and number of images of each metric, over the updates before the one that the run begins with.
         log_interval: Updates between progress lines.
         synchronize: Wait for the device after each update.
-        image_folder: Where to save a batch as a picture at every progress line.
+        image_folder: Where to save a batch as a picture at every progress line, and what the task made of it.
+        picture: The last picture of the latter.
     """
     task: TrainingTask
     loader: Iterable
@@ -76,6 +76,7 @@ class Trainer:
     log_interval: int = 50
     synchronize: bool = False
     image_folder: Optional[str] = None
+    picture: Optional[str] = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -100,8 +101,22 @@ class Trainer:
         self.task.get_trainable_module().train()
         self.optimizer.zero_grad()
         meters = _Meters(self.totals if start.update else {})
-        num_batches = len(self.loader)
         began = _Began(time.monotonic(), start.update)
+        with show_progress(f'Train: {epoch}', self.updates_per_epoch, start.update, self.placement.primary) as progress:
+            self._train_batches(epoch, start, meters, began, progress)
+        if hasattr(self.optimizer, 'sync_lookahead'):
+            self.optimizer.sync_lookahead()
+        return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
+
+    def _train_batches(
+            self,
+            epoch: int,
+            start: Position,
+            meters: '_Meters',
+            began: '_Began',
+            progress: Progress,
+    ) -> None:
+        num_batches = len(self.loader)
         for batch_idx, (images, target) in enumerate(self.loader, start.update * self.grad_accum_steps):
             self._seed(epoch, batch_idx)
             images, target = self._prepare(images, target)
@@ -113,13 +128,11 @@ class Trainer:
             if not last_of_update:
                 continue
             self._finish_update(epoch, update_idx, meters)
+            progress.advance()
             if self.placement.primary and (update_idx % self.log_interval == 0 or batch_idx == num_batches - 1):
-                self._log_progress(epoch, update_idx, meters, began)
+                self._log_progress(epoch, update_idx, meters, began, progress)
                 self._save_images(images, update_idx)
             self._keep(epoch, update_idx + 1, meters)
-        if hasattr(self.optimizer, 'sync_lookahead'):
-            self.optimizer.sync_lookahead()
-        return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
 
     def _seed(self, epoch: int, batch_idx: int) -> None:
         if self.seed is not None:
@@ -188,20 +201,33 @@ class Trainer:
         if stops:
             raise Stopped(path)
 
-    def _log_progress(self, epoch: int, update_idx: int, meters: '_Meters', began: '_Began') -> None:
+    def _log_progress(
+            self,
+            epoch: int,
+            update_idx: int,
+            meters: '_Meters',
+            began: '_Began',
+            progress: Progress,
+    ) -> None:
         per_update = (time.monotonic() - began.time) / (update_idx + 1 - began.update)
         left = (self.num_epochs - epoch) * self.updates_per_epoch - update_idx - 1
         images = meters['loss'].count * self.placement.world_size / (update_idx + 1)
         values = '  '.join(f'{name}: {meter.val:#.4g} ({meter.avg:#.4g})' for name, meter in meters.items())
         percent = 100 * (update_idx + 1) / self.updates_per_epoch
-        _logger.info(
-            f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({percent:>3.0f}%)]  {values}  '
-            f'LR: {mean_lr(self.optimizer):.3e}  {images / per_update:.1f} images/s  ETA {duration(per_update * left)}')
+        progress.tell(
+            f'Train: {epoch} [{update_idx:>4d}/{self.updates_per_epoch} ({percent:>3.0f}%)]',
+            f'{values}  LR: {mean_lr(self.optimizer):.3e}',
+            f'{images / per_update:.1f} images/s  ETA {duration(per_update * left)}',
+            last=update_idx + 1 == self.updates_per_epoch)
 
     def _save_images(self, images: torch.Tensor, update_idx: int) -> None:
         if self.image_folder is not None:
             path = os.path.join(self.image_folder, f'train-batch-{update_idx}.jpg')
             torchvision.utils.save_image(images.float(), path, padding=0, normalize=True)
+            made = getattr(self.task, 'made_images', None)
+            if made is not None:
+                self.picture = os.path.join(self.image_folder, f'train-attack-{update_idx}.jpg')
+                save_made_images(self.picture, made)
 
     def _mean_over_processes(self, value: float) -> float:
         if self.placement.world_size == 1:

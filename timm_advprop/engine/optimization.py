@@ -12,6 +12,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from ..errors import InputError, as_input_error, one_line
 from .run_settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
+from .validation_settings import is_decreasing
 
 __all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'lr_scaling', 'mean_lr',
            'planned_epochs', 'shorten']
@@ -77,7 +78,7 @@ def build_scheduler(
     """The learning-rate scheduler, None for none, and the number of epochs it plans."""
     cfg = Namespace(**settings.values(), eval_metric=eval_metric, seed=seed)
     return as_input_error(
-        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=eval_metric == 'loss'),
+        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),
         updates_per_epoch=updates_per_epoch)
 
 

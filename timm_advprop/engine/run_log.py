@@ -1,12 +1,14 @@
 """What a training run leaves beside its checkpoints: args.yaml and summary.csv, in timm's format."""
 import csv
 import os
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import yaml
 
 from ..output import replacing
 from ..weights.downloads import redact
+from .curves import Curves
+from .trackers import Tracker
 
 __all__ = ['RunLog']
 
@@ -18,7 +20,7 @@ class RunLog:
         folder: Output folder of the run, which exists.
         arguments: The run's arguments, of types that YAML knows.
         first_epoch: Epoch the run starts with. Rows of a former run at or after it are dropped.
-        wandb_run: A Weights & Biases run that gets the same rows.
+        trackers: Get the same rows. Where there are none, `curves.png` is drawn.
     """
 
     def __init__(
@@ -26,10 +28,11 @@ class RunLog:
             folder: str,
             arguments: Mapping[str, Any],
             first_epoch: int = 0,
-            wandb_run: Optional[Any] = None,
+            trackers: Sequence[Tracker] = (),
     ):
         self.summary_path = os.path.join(folder, 'summary.csv')
-        self.wandb_run = wandb_run
+        self.trackers = list(trackers)
+        self.curves = None if self.trackers else Curves(os.path.join(folder, 'curves.png'))
         with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w', encoding='utf-8') as file:
             file.write(redact(yaml.safe_dump(dict(arguments), default_flow_style=False)))
         self._rows = [row for row in self._read() if int(row['epoch']) < first_epoch]
@@ -40,6 +43,8 @@ class RunLog:
             train_metrics: Dict[str, float],
             eval_metrics: Optional[Dict[str, float]] = None,
             lr: Optional[float] = None,
+            further: Optional[Mapping[str, float]] = None,
+            picture: Optional[str] = None,
     ) -> None:
         """Add the row of an epoch.
 
@@ -48,15 +53,29 @@ class RunLog:
             train_metrics: Metrics of training, written as `train_<name>`.
             eval_metrics: Metrics of validation, written as `eval_<name>`.
             lr: Learning rate.
+            further: What else is known, written by its name.
+            picture: A picture for trackers, None for none.
         """
         row: Dict[str, Any] = {'epoch': epoch}
         row.update({f'train_{name}': value for name, value in train_metrics.items()})
         row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()})
         row['lr'] = lr
+        row.update(further or {})
         self._rows.append(row)
         self._write()
-        if self.wandb_run is not None:
-            self.wandb_run.log(row)
+        for tracker in self.trackers:
+            tracker.log_row(epoch, _for_trackers(row))
+            if picture is not None:
+                tracker.log_picture(epoch, picture)
+        if self.curves is not None:
+            self.curves.update(self._rows)
+
+    def close(self) -> None:
+        """Draw the curves for the last time, close the trackers."""
+        if self.curves is not None:
+            self.curves.update(self._rows, last=True)
+        for tracker in self.trackers:
+            tracker.close()
 
     def _read(self):
         if not os.path.isfile(self.summary_path):
@@ -71,3 +90,12 @@ class RunLog:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(self._rows)
+
+
+def _for_trackers(row: Mapping[str, Any]) -> Dict[str, float]:
+    # What was measured, and how often the attack succeeded: adversarial training images that were answered wrongly,
+    # whether or not the clean ones were, which would take a forward pass more.
+    numbers = {name: value for name, value in row.items() if name != 'epoch' and value is not None}
+    if 'train_adv_top1' in numbers:
+        numbers['train_attack_success'] = 100 - numbers['train_adv_top1']
+    return numbers

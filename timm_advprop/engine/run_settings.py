@@ -4,13 +4,15 @@ A name is that of its flag, `batch_size` for `--batch-size`, and of its key in r
 """
 from argparse import SUPPRESS
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from PIL import Image
 
 from ..regimes import RegimeSettings, regime_flags
 from ..settings import ProgramSettings, Settings, setting
 from .policies import policy_problem
+from .trackers import TRACKERS
+from .validation_settings import ValidationSettings
 
 __all__ = [
     'AugmentationSettings', 'DataSettings', 'DeviceSettings', 'ImageSettings', 'LoaderSettings', 'ModelSettings',
@@ -281,20 +283,26 @@ class RunSettings(Settings):
     title = 'Miscellaneous parameters'
     dry_run: bool = setting(False, 'build everything, print the plan of the run, and train and write nothing')
     log_interval: int = setting(50, 'updates between log lines', low=1, metavar='N')
-    val_interval: int = setting(1, 'epochs between validations', low=1, metavar='N')
     recovery_interval: int = setting(0, 'updates between recovery checkpoints', low=0, metavar='N')
     checkpoint_hist: int = setting(10, 'checkpoints to keep', low=1, metavar='N')
-    save_images: bool = setting(False, 'save a training batch as a picture at every log interval')
+    save_images: bool = setting(
+        False, 'save a training batch as a picture at every log interval, and what was made of its images')
     output: str = setting('', 'output folder', metavar='PATH', default_help='./output/train')
     experiment: str = setting('', 'sub-folder of the output', metavar='NAME', default_help='date, model and size')
-    eval_metric: str = setting('top1', 'metric of the best checkpoint', choices=('top1', 'top5', 'loss'))
     push_to_hub: str = setting(
         '', 'publish the best checkpoint on the Hugging Face Hub at the end', metavar='user/name')
     hub_private: bool = setting(False, 'make the repository private')
-    log_wandb: bool = setting(False, 'log to Weights & Biases')
-    wandb_project: Optional[str] = setting(None, 'wandb project')
+    log_to: Tuple[str, ...] = setting(
+        (), 'send the metrics of each epoch there, too', choices=tuple(TRACKERS), nargs='+')
+    log_wandb: bool = setting(False, 'the same as --log-to wandb')
+    wandb_project: Optional[str] = setting(None, 'project of wandb and trackio')
     wandb_tags: Tuple[str, ...] = setting((), 'wandb tags', nargs='+')
     wandb_resume_id: str = setting('', 'wandb run to resume', metavar='ID')
+
+    @property
+    def trackers(self) -> List[str]:
+        """Names of the trackers, each once."""
+        return list(dict.fromkeys([*self.log_to, *(['wandb'] if self.log_wandb else [])]))
 
 
 @dataclass(frozen=True)
@@ -310,5 +318,6 @@ class TrainSettings(ProgramSettings):
     augmentation: AugmentationSettings
     norm: NormSettings
     ema: EmaSettings
+    validation: ValidationSettings
     run: RunSettings
     regime: RegimeSettings = field(metadata=dict(title='AdvProp parameters', flags=regime_flags))

@@ -89,22 +89,25 @@ class CheckpointKeeper:
         """The best metric and its epoch, None before the first checkpoint."""
         return self.ranking[0][::-1] if self.ranking else (None, None)
 
-    def save_checkpoint(self, epoch: int, metric: float) -> Tuple[float, int]:
+    def save_checkpoint(self, epoch: int, metric: Optional[float]) -> Tuple[Optional[float], Optional[int]]:
         """Save the state after an epoch.
 
         Args:
             epoch: The epoch.
-            metric: Ranks it; of equal ones the earlier epoch is better.
+            metric: Ranks it; of equal ones the earlier epoch is better. None where it was not measured: the state is
+                saved as the last one alone.
 
         Returns:
-            The best metric and its epoch.
+            The best metric and its epoch, None before there is one.
         """
         with self._timed():
             self._background.wait()  # it goes by the ranking
             # the epoch may be trained once more: --start-epoch
             others = [entry for entry in self.ranking if entry[0] != epoch]
-            ranking = sorted([*others, (epoch, metric)], key=self._rank)
-            self.ranking, dropped = ranking[:self.max_history], [old for old, _ in ranking[self.max_history:]]
+            ranking = sorted([*others, *([] if metric is None else [(epoch, metric)])], key=self._rank)
+            kept = ranking[:self.max_history]
+            dropped = sorted({old for old, _ in (*self.ranking, *ranking)} - {old for old, _ in kept})
+            self.ranking = kept
             content = self._content(epoch=epoch, metric=metric, dropped=dropped)
             self._background.do(partial(self._write_epoch, content, epoch, dropped))
         return self.best
@@ -149,6 +152,10 @@ class CheckpointKeeper:
     def take_up(self, checkpoint: Checkpoint) -> None:
         """Take up the ranking of a run that continues in the same folder, and make the files that are missing."""
         if os.path.dirname(os.path.abspath(checkpoint.path)) != os.path.abspath(self.folder):
+            return
+        metric, now = (getattr(args, 'eval_metric', 'top1') for args in (Namespace(**checkpoint.args), self.args))
+        if metric != now:
+            _logger.warning(f'{checkpoint.path} ranks epochs by {metric}: the best by {now} is sought from here on.')
             return
         saved = checkpoint.raw.get('saver')
         if saved is None:  # of a timm before 1.0.31

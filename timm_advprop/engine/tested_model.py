@@ -1,5 +1,4 @@
 """The model of a validation run: opened, checked, on its device and its route."""
-import importlib.util
 from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
@@ -100,8 +99,6 @@ def _check_settings(settings: EvalSettings, attacked: bool) -> None:
             (num_gpu > torch.cuda.device_count() and num_gpu > 1,
              f'--num-gpu {num_gpu}, but {torch.cuda.device_count()} are available'),
             (num_gpu > 1 and attacked, 'an attack runs on one GPU: use --num-gpu 1'),
-            (settings.data.metrics_avg and importlib.util.find_spec('sklearn') is None,
-             '--metrics-avg needs scikit-learn: pip install scikit-learn'),
     ):
         if wrong:
             raise InputError(f'{message}.')

@@ -1,5 +1,4 @@
 """A training run: from settings to checkpoints, epoch by epoch."""
-import importlib.util
 import logging
 import os
 from argparse import Namespace
@@ -16,12 +15,12 @@ from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
-from ..norms import configure_batch_norm
+from ..norms import configure_batch_norm, norm_distances
 from ..regimes import attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
-from .evaluation import evaluate
+from .epoch_validation import EpochValidation
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
 from .open_model import base_name, open_model, try_images
@@ -40,6 +39,8 @@ from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
 from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
 from .stopping import Stopped, StopSignals
+from .trackers import TrackedRun, check_trackers, open_trackers
+from .validation_settings import is_decreasing
 
 __all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'train']
 
@@ -72,6 +73,7 @@ class Parts:
     loaders: Loaders
     schedule: ScheduleSettings
     trainer: Trainer
+    validation: EpochValidation
     start: Position = Position()
     run_log: Optional[RunLog] = None
     results: List[Dict[str, Any]] = field(default_factory=list)
@@ -79,7 +81,7 @@ class Parts:
     @property
     def metric(self) -> str:
         """The metric of the best checkpoint."""
-        return self.settings.run.eval_metric
+        return self.settings.validation.eval_metric
 
 
 def train(settings: TrainSettings) -> Run:
@@ -96,11 +98,12 @@ def train(settings: TrainSettings) -> Run:
         if folder is not None:
             until_end.enter_context(lock_folder(folder))
             _open_folder(parts, folder, checkpoint)
+            until_end.callback(parts.run_log.close)
         del checkpoint  # as large as the model and its optimizer
         with explained_data_loss('Continue from the last checkpoint with --resume.'):
             stopped_by = _run_epochs(parts)
     parts.results.sort(
-        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
+        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=is_decreasing(parts.metric))
     return Run(parts.results[-10:], stopped_by, folder, parts.placement.primary)
 
 
@@ -125,7 +128,9 @@ def prepare(settings: TrainSettings) -> Tuple[Parts, DataConfig, Optional[Checkp
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
-    return _assemble(settings, placement, task, loaders, checkpoint), config, checkpoint
+    validation = EpochValidation.of(settings, loaders.eval, config, placement)
+    validation.check(model)
+    return _assemble(settings, placement, task, loaders, validation, checkpoint), config, checkpoint
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -136,6 +141,7 @@ def check_settings(settings: TrainSettings) -> None:
     """
     model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
     task_type = as_input_error(regime_of, settings.regime, is_split=True)
+    metric_problem = settings.validation.problem_of_metric()
     for wrong, message in (
             (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
@@ -149,15 +155,17 @@ def check_settings(settings: TrainSettings) -> None:
              '--aug-splits needs the prefetcher: leave --no-prefetcher out'),
             (augmentation.is_mixing and loader.batch_size % 2,
              f'mixup and cutmix need an even batch, got --batch-size {loader.batch_size}'),
-            (settings.run.log_wandb and importlib.util.find_spec('wandb') is None,
-             '--log-wandb needs the package wandb: pip install wandb'),
             (model.pretrained_path and ':' in model.model,
              f'--pretrained-path gives {model.model} other weights: use --initial-checkpoint'),
-            (settings.data.val_split == '' and settings.run.eval_metric != 'loss',
+            (settings.data.val_split == '' and settings.validation.eval_metric != 'loss',
              'without --val-split, --eval-metric must be loss'),
+            (settings.data.val_split == '' and (settings.validation.routes or settings.validation.attack),
+             '--val-routes and --val-adv-eps need a validation split (--val-split)'),
+            (metric_problem, metric_problem),
     ):
         if wrong:
             raise InputError(f'{message}.')
+    check_trackers(settings.run.trackers)
     as_input_error(task_type.arguments, settings.regime)
     _check_start(settings.schedule, planned_epochs(settings.schedule))
     for split in filter(None, (settings.data.train_split, settings.data.val_split)):
@@ -219,6 +227,7 @@ def _assemble(
         placement: Placement,
         task: TrainingTask,
         loaders: Loaders,
+        validation: EpochValidation,
         checkpoint: Optional[Checkpoint],
 ) -> Parts:
     schedule = schedule_of(settings, task, verbose=placement.primary)
@@ -236,14 +245,14 @@ def _assemble(
     if checkpoint is not None and start.update:
         trainer.totals = resume_share(task, checkpoint, placement.rank)
     trainer.lr_scheduler, trainer.num_epochs = build_scheduler(
-        schedule, optimizer, trainer.updates_per_epoch, settings.run.eval_metric, loader.seed)
+        schedule, optimizer, trainer.updates_per_epoch, settings.validation.eval_metric, loader.seed)
     _check_start(schedule, trainer.num_epochs)
     if schedule.start_epoch is not None:
         start = Position(schedule.start_epoch)
     _advance_scheduler(trainer, start, schedule.sched_on_updates)
     if isinstance(trainer.lr_scheduler, PlateauLRScheduler) and checkpoint and not settings.model.no_resume_opt:
         resume_plateau(trainer.lr_scheduler, checkpoint)
-    return Parts(settings, placement, task, loaders, schedule, trainer, start)
+    return Parts(settings, placement, task, loaders, schedule, trainer, validation, start)
 
 
 def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
@@ -321,13 +330,17 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
         args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
-        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist,
-        label_names=parts.loaders.label_names)
+        lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric),
+        max_history=settings.run.checkpoint_hist, label_names=parts.loaders.label_names)
     trainer.keeper.clean()
-    parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
+    run = settings.run
+    tracked = TrackedRun(folder, os.path.basename(folder), settings.given, parts.start.epoch, run.wandb_project,
+                         run.wandb_tags, run.wandb_resume_id)
+    parts.run_log = RunLog(folder, settings.given, parts.start.epoch, open_trackers(run.trackers, tracked))
     if checkpoint is not None:
         trainer.keeper.take_up(checkpoint)
     trainer.image_folder = folder if settings.run.save_images else None
+    parts.task.keeps_images = bool(settings.run.save_images or run.trackers)
     if parts.start.epoch >= trainer.num_epochs:
         _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
         return
@@ -367,33 +380,38 @@ def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[floa
     train_metrics = trainer.train_epoch(epoch, start)
     _distribute_bn(parts, parts.task.get_trainable_module())
     metric = eval_metrics = best = None
-    if (epoch + 1) % settings.run.val_interval == 0 or epoch + 1 == trainer.num_epochs:
-        eval_metrics = _validate(parts) if parts.loaders.eval is not None else None
-        metric = (eval_metrics or train_metrics)[parts.metric]
+    validated = settings.validation.is_due(epoch, last=trainer.num_epochs - 1)
+    if validated:
+        eval_metrics = _validate(parts, epoch) if parts.loaders.eval is not None else None
+        metric = (eval_metrics or train_metrics).get(parts.metric)  # None where it was not measured in this epoch
     lr = mean_lr(trainer.optimizer)
     if trainer.lr_scheduler is not None:
         trainer.lr_scheduler.step(epoch + 1, metric)
     if metric is not None:
         parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
-        if parts.run_log is not None:
-            parts.run_log.add_epoch(epoch, train_metrics, eval_metrics, lr)
-            best = trainer.keeper.save_checkpoint(epoch, metric)
+    if validated and parts.run_log is not None:
+        parts.run_log.add_epoch(
+            epoch, train_metrics, eval_metrics, lr, _further(parts.task), picture=trainer.picture)
+        best = trainer.keeper.save_checkpoint(epoch, metric)
     return best
 
 
-def _validate(parts: Parts) -> Dict[str, float]:
-    # The average is what counts, where it is on the device.
-    metrics = _evaluate(parts, parts.task.get_eval_model(), 'Test')
-    if parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu:
+def _further(task: TrainingTask) -> Dict[str, float]:
+    # What an epoch has beside losses and accuracies: computed once, at its end.
+    made = getattr(task, 'made_images', None)
+    size = {} if made is None else dict(train_adv_px=made.size_px())
+    return {**size, **norm_distances(task.get_trainable_module())}
+
+
+def _validate(parts: Parts, epoch: int) -> Dict[str, float]:
+    # The average is what counts, where it is on the device: extras are of what counts.
+    extras = parts.settings.validation.extras_are_due(epoch, last=parts.trainer.num_epochs - 1)
+    averaged = parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu
+    metrics = parts.validation(parts.task.get_eval_model(), 'Test', extras and not averaged)
+    if averaged:
         _distribute_bn(parts, parts.task.get_trainable_module(ema=True))
-        metrics = _evaluate(parts, parts.task.get_eval_model(ema=True), 'Test (EMA)')
+        metrics = parts.validation(parts.task.get_eval_model(ema=True), 'Test (EMA)', extras)
     return metrics
-
-
-def _evaluate(parts: Parts, model: nn.Module, name: str) -> Dict[str, float]:
-    return evaluate(
-        model, parts.loaders.eval, parts.placement, log_name=name if parts.placement.primary else None,
-        log_interval=parts.settings.run.log_interval)
 
 
 def _distribute_bn(parts: Parts, model: nn.Module) -> None:
@@ -422,13 +440,3 @@ def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) 
             classifier.bias.mul_(scale)
         if bias is not None:
             nn.init.constant_(classifier.bias, bias)
-
-
-def _start_wandb(settings: TrainSettings, folder: str) -> Optional[Any]:
-    run = settings.run
-    if not run.log_wandb:
-        return None
-    import wandb
-    return wandb.init(
-        project=run.wandb_project, name=os.path.basename(folder), config=dict(settings.given), tags=run.wandb_tags,
-        resume='must' if run.wandb_resume_id else None, id=run.wandb_resume_id or None)

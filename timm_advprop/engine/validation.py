@@ -13,6 +13,7 @@ from ..errors import InputError, as_input_error
 from ..output import without_folders
 from ..regimes import Attack
 from .bad_images import explained_data_loss
+from .class_scores import ClassCounts
 from .datasets import (
     DataConfig,
     channel_normalisation,
@@ -26,6 +27,7 @@ from .datasets import (
 from .eval_settings import EvalDataSettings, EvalSettings
 from .evaluation import evaluate
 from .interrupts import deferred_ctrl_c
+from .placement import Placement
 from .results_file import Results
 from .seeding import seed_at, seed_generators
 from .tested_model import TestedModel, open_tested_model
@@ -92,7 +94,7 @@ def measure(
             log_name='Test' if len(loader) > quiet_batches else None, log_interval=settings.report.log_freq)
     metrics.update(labels.accuracies())
     results = OrderedDict(
-        model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=tested.param_count,
+        model=settings.model.model, **_rounded(metrics), **labels.scores(placement), param_count=tested.param_count,
         img_size=config['input_size'][-1], crop_pct=config['crop_pct'], interpolation=config['interpolation'],
         route=settings.model.route, dataset=dataset_name(data), split=without_folders(data.split),
         weights=tested.weights)
@@ -161,28 +163,24 @@ class _Labels:
         # one count for clean images and one for adversarial ones
         self.real = {kind: _read_real_labels(settings.real_labels, dataset)
                      for kind in ('', 'adv_') if settings.real_labels}
-        self._predicted, self._true = [], []
+        self.counts = ClassCounts()
 
     def add(self, kind: str, output: torch.Tensor, target: torch.Tensor) -> None:
         if kind in self.real:
             self.real[kind].add_result(output)
-        if self.average and not kind:
-            self._predicted.append(output.argmax(dim=1).cpu())
-            self._true.append(target.cpu())
+        if self.average:
+            self.counts.add(kind, output, target)
 
     def accuracies(self) -> Dict[str, float]:
         # In percent, where the real labels take the place of the folders'.
         return {f'{kind}top{k}': real.get_accuracy(k=k)
                 for kind, real in self.real.items() for k in (1, 5) if real.sample_idx}
 
-    def scores(self) -> Dict[str, float]:
+    def scores(self, placement: Placement) -> Dict[str, float]:
         if not self.average:
             return {}
-        from sklearn.metrics import precision_recall_fscore_support
-        scores = precision_recall_fscore_support(
-            torch.cat(self._true).numpy(), torch.cat(self._predicted).numpy(), average=self.average, zero_division=0)
-        return {f'{self.average}_{name}': round(100 * score, 4)
-                for name, score in zip(('precision', 'recall', 'f1_score'), scores)}
+        scores = self.counts.scores(self.average, placement)
+        return {f'{self.average}_{name}': round(scores[name], 4) for name in ('precision', 'recall', 'f1_score')}
 
 
 def _rounded(metrics: Dict[str, float]) -> Dict[str, float]:

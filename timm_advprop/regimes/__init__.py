@@ -21,13 +21,13 @@ from .pyramid_attack import PyramidAttack
 from .regime_settings import RegimeSettings
 from .registry import REGIMES, attacks_of, create_task, regime_flags, regime_of, split_for_regime
 from .source import AugmentedView, FunctionSource, Source
-from .task import RegimeTask
+from .task import MadeImages, RegimeTask
 from .trades import TradesTask
 from .vanilla import VanillaTask
 
 __all__ = [
     'AdvPropTask', 'AmplitudeMix', 'Attack', 'AugMax', 'AugMix', 'AugmentedView', 'CorruptedImages', 'FastAdvPropTask',
-    'FunctionSource', 'GaussianNoise', 'JointTask', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
+    'FunctionSource', 'GaussianNoise', 'JointTask', 'MadeImages', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
     'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'TradesTask',
     'VanillaTask', 'attacks_of', 'create_task', 'frozen', 'match_masks', 'normalisation_of', 'regime_flags',
     'regime_of', 'split_for_regime',

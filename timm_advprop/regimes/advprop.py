@@ -123,6 +123,7 @@ class AdvPropTask(RegimeTask):
         for route, source in enumerate(self.sources, 1):
             with norm_route(self.unwrapped_module, route):
                 images, labels = source(self.unwrapped_module, *views[source.view])
+            self.keep_made(source, views[source.view][0], images)
             parts.append((images.detach().to(input.dtype), labels.detach()))
         images, targets = zip(*parts)
         outputs = forward_parts(self.trainable_module, images)  # one pass through the DDP wrapper

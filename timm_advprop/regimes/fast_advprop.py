@@ -199,6 +199,7 @@ class FastAdvPropTask(RegimeTask):
         model = self.unwrapped_module
         with norm_route(model, 'aux'), cheap_image_gradient(model):
             adversarial = self.attack.perturb(model, images, target, gradient)
+        self.keep_made(self.attack, images, adversarial)
         return adversarial.to(images.dtype), loss.detach(), gradients
 
     def _shuffle(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -54,6 +54,7 @@ class _OneNormTask(RegimeTask):
 
     def _generated(self, input: torch.Tensor, target: torch.Tensor) -> Images:
         images, labels = self.attack(self.unwrapped_module, input, target)
+        self.keep_made(self.attack, input, images)
         return images.detach().to(input.dtype), labels.detach()
 
 

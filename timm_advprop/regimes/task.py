@@ -1,6 +1,6 @@
 """What the tasks of all regimes share, and what each regime says of itself."""
 import logging
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Type, Union
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -10,11 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..norms import has_split_norm, num_aux_norms, set_norm_route, train_aux, unsplit_batch_norms
 from .attack import Attack
 from .matched_masks import match_masks
+from .pixels import PixelSource
 from .regime_settings import RegimeSettings
 from .source import Source
 
 __all__ = [
-    'RegimeTask', 'check_weight', 'one_attack', 'one_source', 'part_metrics', 'top1', 'use_main_norms',
+    'MadeImages', 'RegimeTask', 'check_weight', 'one_attack', 'one_source', 'part_metrics', 'top1', 'use_main_norms',
     'use_split_norms',
 ]
 
@@ -23,7 +24,31 @@ _logger = logging.getLogger(__name__)
 # Graphs of one kind of pass: for the first size of a batch, for any size, and on a CPU for fewer than 16 images, for
 # which torch chooses other convolutions.
 _GRAPHS_OF_A_PASS = 3
-_PASSES_BESIDE_ATTACKS = 4  # the training step, a clean pass of its own (TRADES), evaluation, that of the average
+# The training step, a clean pass of its own (TRADES), evaluation, evaluation under attack, and both of the average.
+_PASSES_OF_MAIN = 6
+_PASSES_OF_AUX = 3  # of each auxiliary norm: the attack, evaluation, that of the average
+
+
+class MadeImages(NamedTuple):
+    """Images, and what a source made of each.
+
+    Args:
+        source: The source.
+        images: Images [N, C, H, W], normalised.
+        made: What it made of them [N, C, H, W].
+    """
+    source: PixelSource
+    images: torch.Tensor
+    made: torch.Tensor
+
+    def in_pixels(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Both as pixels in 0–1."""
+        return self.source.in_pixels(self.images), self.source.in_pixels(self.made)
+
+    def size_px(self) -> float:
+        """Mean absolute difference, in 0–255 pixels."""
+        images, made = self.in_pixels()
+        return 255 * (made - images).abs().mean().item()
 
 
 class RegimeTask(ClassificationTask):
@@ -38,6 +63,8 @@ class RegimeTask(ClassificationTask):
         splits_plain_models: A plain model is given auxiliary norms where the regime has sources for them.
         takes_scripted: It trains a scripted model, too, which has its main route alone.
         no_use_for: Flags that it has no use for, such as `adv_steps`, and why, '' where that is clear.
+        keeps_images: Keep what was made of the images of the last batch, for pictures: set by whoever wants it.
+        made_images: What was made of them, None where nothing was or nothing is kept.
 
     Args:
         model: The model to train.
@@ -55,6 +82,8 @@ class RegimeTask(ClassificationTask):
     splits_plain_models = True
     takes_scripted = False
     no_use_for: Mapping[str, str] = {}
+    keeps_images = False
+    made_images: Optional[MadeImages] = None
 
     def __init__(
             self,
@@ -109,7 +138,7 @@ class RegimeTask(ClassificationTask):
             mode: Mode of `torch.compile`.
             **compile_kwargs: Further arguments of `torch.compile`.
         """
-        num_passes = num_aux_norms(self.trainable_module) + _PASSES_BESIDE_ATTACKS
+        num_passes = _PASSES_OF_MAIN + _PASSES_OF_AUX * num_aux_norms(self.trainable_module)
         _make_room_for_graphs(num_passes * _GRAPHS_OF_A_PASS)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
 
@@ -118,6 +147,17 @@ class RegimeTask(ClassificationTask):
         """The model without DDP: an attack's passes are no training passes, there is nothing to synchronise."""
         module = self.trainable_module
         return module.module if isinstance(module, DistributedDataParallel) else module
+
+    def keep_made(self, source: Source, images: torch.Tensor, made: torch.Tensor) -> None:
+        """Keep what a source made of the images of a batch, if that is asked for and can be compared with them.
+
+        Args:
+            source: The source.
+            images: Images [N, C, H, W], normalised.
+            made: What it made of each [N, C, H, W].
+        """
+        if self.keeps_images and isinstance(source, PixelSource) and source.shows_clean_images:
+            self.made_images = MadeImages(source, images.detach(), made.detach())
 
     def describe(self) -> str:
         """The regime and its attack."""

@@ -140,7 +140,9 @@ class TradesTask(RegimeTask):
         with frozen(model, self.attack.norm_stats), self.attack.autocast(images.device), torch.no_grad():
             answer = distributions(model(images), target, self.criterion).softmax(-1)
         with norm_route(model, 'aux') if self.is_split else nullcontext():
-            return self.attack(model, images, answer)[0].to(images.dtype)
+            made = self.attack(model, images, answer)[0].to(images.dtype)
+        self.keep_made(self.attack, images, made)
+        return made
 
 
 def _checked(attack: Attack) -> Attack:

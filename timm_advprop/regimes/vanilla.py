@@ -58,7 +58,9 @@ class VanillaTask(RegimeTask):
             target: Labels [N], or class weights [N, classes].
 
         Returns:
-            `'loss'`, `'output'` (logits [N, classes]) and `'clean_top1'` (percent, of this batch).
+            `'loss'`, `'output'` (logits [N, classes]), `'clean_loss'` (detached, the same as by the names of the other
+            regimes) and `'clean_top1'` (percent, of this batch).
         """
         result = super().forward(input, target)
-        return dict(result, clean_top1=top1(result['output'], target))
+        # a copy: timm's script divides the loss in place
+        return dict(result, clean_loss=result['loss'].detach().clone(), clean_top1=top1(result['output'], target))

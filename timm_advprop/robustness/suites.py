@@ -3,7 +3,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from ..engine.eval_settings import EvalSettings, TestAttack
+from ..engine.attack_settings import TestAttack
+from ..engine.eval_settings import EvalSettings
 from ..errors import InputError, near_matches
 from ..settings import Settings, setting
 from .attack_suites import attack_cells, autoattack_cells

@@ -1,0 +1,118 @@
+"""Trackers of a run: what they get, from a package in place of the real one, and from the real ones where they are."""
+import importlib
+import sys
+import types
+
+import pytest
+import yaml
+
+from tests.engine.runs import read_summary, run
+from timm_advprop.engine import trackers
+from timm_advprop.engine.run_log import RunLog
+from timm_advprop.engine.trackers import TRACKERS, TrackedRun, Tracker, open_trackers
+
+
+class Recorder(Tracker):
+    def __init__(self, run=None):
+        self.rows, self.pictures, self.closed = [], [], 0
+
+    def log_row(self, epoch, row):
+        self.rows.append((epoch, dict(row)))
+
+    def log_picture(self, epoch, path):
+        self.pictures.append((epoch, path))
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """A function that puts a package with the interface of wandb in a place of its name."""
+    started, logged = [], []
+
+    def of_name(name):
+        module = types.ModuleType(name)
+        run = types.SimpleNamespace(log=logged.append, finish=lambda: logged.append('finished'))
+        module.init = lambda **kwargs: started.append(kwargs) or run
+        module.Image, module.__spec__ = lambda path: ('picture', path), types.SimpleNamespace(name=name)
+        monkeypatch.setitem(sys.modules, name, module)
+        return started, logged
+    return of_name
+
+
+def test_weights_and_biases_get_settings_rows_and_pictures(few_digits, tmp_path, package):
+    started, logged = package('wandb')
+    values = dict(log_wandb=True, log_to=['wandb'], wandb_project='digits', wandb_tags=['a', 'b'], epochs=2)
+    folder = run(few_digits, tmp_path, save_images=True, **values)
+    (start,) = started  # once, though asked for twice
+    assert start.pop('config') == yaml.safe_load((folder / 'args.yaml').read_text())
+    assert {**start, 'tags': list(start['tags'])} == dict(
+        project='digits', name='run', tags=['a', 'b'], resume=None, id=None)
+    rows = [row for row in logged if 'train_loss' in row]
+    for row, written in zip(rows, read_summary(folder), strict=True):
+        assert row.pop('train_attack_success') == pytest.approx(100 - row['train_adv_top1'])
+        assert {name: str(value) for name, value in row.items()} == written
+        assert 0 < row['train_adv_px'] <= 1  # of an attack of strength 1
+    assert [row['epoch'] for row in logged if 'attacked' in row] == [0, 1]
+    assert logged[-1] == 'finished' and not (folder / 'curves.png').exists()
+    run(few_digits, tmp_path, **{**values, 'wandb_resume_id': 'xyz', 'epochs': 1})
+    assert (started[1]['resume'], started[1]['id']) == ('must', 'xyz')
+
+
+@pytest.mark.parametrize('first_epoch, resume', [(0, 'never'), (2, 'allow')])
+def test_trackio_has_a_project_of_its_own(tmp_path, package, first_epoch, resume):
+    started, logged = package('trackio')
+    (tracker,) = open_trackers(['trackio'], TrackedRun(str(tmp_path), 'run', dict(a=1), first_epoch))
+    tracker.log_row(3, dict(loss=1.))
+    tracker.close()
+    assert started == [dict(name='run', config=dict(a=1), project='timm-advprop', resume=resume)]
+    assert logged == [dict(epoch=3, loss=1.), 'finished']
+
+
+def test_a_new_tracker_is_a_class_and_a_line(few_digits, tmp_path, monkeypatch):
+    module = types.ModuleType('timm_advprop.engine.new_tracker')
+    recorder = Recorder()
+    module.NewTracker = lambda run: recorder
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(TRACKERS, 'yaml', 'new_tracker:NewTracker')  # whose package is there
+    log = RunLog(str(tmp_path), {}, trackers=open_trackers(['yaml'], TrackedRun(str(tmp_path), 'run')))
+    log.add_epoch(4, dict(loss=1., adv_top1=70.), None, .1, dict(aux_mean_distance=.5), picture='picture.jpg')
+    log.close()
+    assert recorder.rows == [(4, dict(
+        train_loss=1., train_adv_top1=70., lr=.1, aux_mean_distance=.5, train_attack_success=30.))]
+    assert recorder.pictures == [(4, 'picture.jpg')] and recorder.closed == 1
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        calls.append(args)
+        raise ConnectionError('no network')
+
+    calls, module = [], types.ModuleType('timm_advprop.engine.new_tracker')
+    module.NewTracker = lambda run: types.SimpleNamespace(log_row=fail, log_picture=fail, close=fail)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(TRACKERS, 'yaml', 'new_tracker:NewTracker')
+    log = RunLog(str(tmp_path), {}, trackers=trackers.open_trackers(['yaml'], TrackedRun(str(tmp_path), 'run')))
+    for epoch in range(2):
+        log.add_epoch(epoch, dict(loss=1.))
+    log.close()
+    assert len(calls) == 1 and caplog.text.count('--log-to yaml failed, the run goes on without it: no network') == 1
+
+
+def test_tensorboard_has_what_summary_csv_has(few_digits, tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    folder = run(few_digits, tmp_path, log_to=['tensorboard'], save_images=True, epochs=2)
+    events = EventAccumulator(str(folder / 'tensorboard')).Reload()
+    for row in read_summary(folder):
+        for name in row.keys() - {'epoch'}:
+            value = events.Scalars(name.replace('_', '/', 1))[int(row['epoch'])]
+            assert (value.step, value.value) == (int(row['epoch']), pytest.approx(float(row[name]), rel=1e-5))
+    assert [image.step for image in events.Images('attacked')] == [0, 1]
+
+
+def test_the_registry_names_classes_that_are_there():
+    for path in TRACKERS.values():
+        file, name = path.split(':')
+        assert issubclass(getattr(importlib.import_module(f'timm_advprop.engine.{file}'), name), Tracker)
