@@ -59,7 +59,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
 
 @pytest.mark.parametrize('settings, said', [
     (dict(chekpoint='c'), "Unknown setting 'chekpoint' (did you mean checkpoint?)."),
-    (dict(std=[0]), 'std must be above 0, got (0,).')])
+    (dict(std=[0]), 'std must be above 0, got [0].')])
 def test_a_space_with_a_wrong_setting_is_told(settings, said):
     with pytest.raises(InputError) as error:
         app.create_app('test_resnet', **settings)

@@ -33,7 +33,8 @@ def test_a_published_folder_keeps_its_auxiliary_norms(trained, tmp_path, capsys)
 @pytest.mark.parametrize('in_chans, word', [(1, 'grey'), (3, 'colour')])
 def test_a_plain_model_has_one_route_and_its_published_names(tmp_path, in_chans, word):
     names = [f'name {number}' for number in range(10)]
-    model = looked_at(plain_folder(tmp_path, names, in_chans=in_chans), '--img-size', '32', '--device', 'cpu')
+    model = looked_at(
+        plain_folder(tmp_path, names, in_chans=in_chans), '--input-size', str(in_chans), '32', '32', '--device', 'cpu')
     assert (model.routes, model.num_aux, model.labels) == (['main'], 0, tuple(names))
     assert word in model.about and model.about.endswith('main norms alone')
     shown = model.attack(Image.new('RGB', (50, 40), (200, 100, 50)), ImageAttack(eps_px=8.))
@@ -58,7 +59,7 @@ def test_mean_std_and_crop_are_those_of_the_flags(tmp_path):
 
 
 @pytest.mark.parametrize('made, flags, words', [
-    (dict(in_chans=2), [], 'images of 1 or 3 channels, the model takes 2'),
+    (dict(in_chans=2), ['--in-chans', '2'], 'images of 1 or 3 channels, the model takes 2'),
     (dict(num_classes=1), [], 'this one has 1'),
     ({}, ['--data-dir', 'nowhere'], 'No data folder nowhere'),
 ])

@@ -32,9 +32,7 @@ def build_page(model: LookedAtModel) -> gr.Blocks:
             with gr.Column(scale=2, min_width=280):
                 inputs = _inputs(model)
             with gr.Column(scale=5, min_width=480):
-                with gr.Row():
-                    pictures = [_picture(model, label) for label in ('Clean', 'Perturbation', 'Attacked')]
-                said = gr.HTML(elem_id='predictions')
+                outputs = _outputs(model)
 
         def update(*values: Any) -> List[Any]:
             return _update(model, *values)
@@ -42,7 +40,7 @@ def build_page(model: LookedAtModel) -> gr.Blocks:
         # Raw values: gradio would open images itself, and print a traceback for a file that is none. That files are
         # those of an upload it checks before.
         gr.on(
-            [page.load, *(each.change for each in inputs)], update, inputs, [*pictures, said], preprocess=False,
+            [page.load, *(each.change for each in inputs)], update, inputs, outputs, preprocess=False,
             trigger_mode='always_last', show_progress='hidden', concurrency_limit=1, api_name='attack')
     return page
 
@@ -65,6 +63,12 @@ def _inputs(model: LookedAtModel) -> List[Any]:
         info='Or a share of the auxiliary norms, such as 0.3' if len(model.routes) > 1 else None,
         allow_custom_value=True, interactive=len(model.routes) > 1, elem_id='route')
     return [image, eps_px, steps, target, route]
+
+
+def _outputs(model: LookedAtModel) -> List[Any]:
+    with gr.Row():
+        pictures = [_picture(model, label) for label in ('Clean', 'Perturbation', 'Attacked')]
+    return [*pictures, gr.HTML(elem_id='predictions')]
 
 
 def _slider(about: Setting, step: float, unit: str, name: str) -> gr.Slider:
