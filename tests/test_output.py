@@ -1,10 +1,10 @@
-"""Files that are whole or not there, Markdown tables, durations."""
+"""Files that are whole or not there, Markdown tables, durations, names without folders."""
 import os
 import stat
 
 import pytest
 
-from timm_advprop.output import duration, markdown_table, replacing
+from timm_advprop.output import duration, markdown_table, replacing, without_folders
 
 
 @pytest.fixture(params=['new', 'replaced'])
@@ -136,3 +136,22 @@ def test_an_error_of_the_disk_names_the_file(path):
         with replacing(str(path)):
             raise OSError(28, 'No space left on device')
     assert error.value.filename == str(path)
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('/home/me/labels.txt', 'labels.txt'),
+    ('hfds//home/me/my data/digits/', 'hfds/digits'),
+    ('HFIDS//digits', 'HFIDS/digits'),
+    ('hfds/../data/digits', 'hfds/digits'),
+    ('local-dir:/home/me/model/', 'local-dir:model'),
+    ('wds/file:///data/digits', 'wds/file://digits'),
+    ('wds/pipe:cat /data/{0..3}.tar', 'wds/pipe:cat {0..3}.tar'),
+    ('/data/train-{0..3}.tar|100', 'train-{0..3}.tar|100'),
+    ('corruption frost=/home/me/frost severities=[1,2]', 'corruption frost=frost severities=[1,2]'),
+    ('~/labels.txt', 'labels.txt'),
+    *((same, same) for same in (
+        'hfds/user/name', 'hf-hub:user/name@v2', 'wds/https://host/a/b', 'https://host/a/b', 'output/run/last.pth.tar',
+        'torch/cifar10', 'PGD-10, eps 4/255', 'package.module:name', '')),
+], ids=str)
+def test_of_a_path_of_this_machine_its_last_name_is_left(text, expected):
+    assert without_folders(text) == expected

@@ -1,9 +1,16 @@
-"""What programs write: files that are whole or not there, Markdown tables, durations."""
+"""What programs write: files that are whole or not there, Markdown tables, durations, names without folders."""
 import os
+import re
 from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
-__all__ = ['duration', 'markdown_table', 'replacing']
+__all__ = ['duration', 'markdown_table', 'replacing', 'without_folders']
+
+# What may stand before a path: a reader or a source, as in hfds//data/digits, local-dir:/model and wds/file:///data.
+# The host of an address is no folder.
+_BEFORE_PATH = re.compile(r'(?:[\w-]+(?:/|:(?!//)|://(?=/)))*')
+_OF_A_MACHINE = ('./', '../', '~/')
+_FOLDERS = re.compile(r'(?<![\w/.])/(?!/)(?:[^/\s]+/)+')  # of an absolute path in a text
 
 
 @contextmanager
@@ -62,3 +69,15 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+def without_folders(text: str) -> str:
+    """A text for others: of a path of this machine it keeps the last name, of an absolute path within it likewise.
+
+    Names relative to where a program runs, names on the Hub and addresses stay.
+    """
+    path_at = _BEFORE_PATH.match(text).end()
+    path = text[path_at:]
+    if os.path.isabs(path) or path.startswith(_OF_A_MACHINE):
+        return text[:path_at] + os.path.basename(os.path.normpath(path))
+    return _FOLDERS.sub('', text)

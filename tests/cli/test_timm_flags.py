@@ -26,6 +26,8 @@ def actions_of(program):
 
 def is_default(ours, theirs):
     """Whether a default is timm's, or a list of that where ours takes several."""
+    if theirs['dest'] == 'model' and ours == []:  # `test_without_a_checkpoint_the_model_is_timms_default`
+        return True
     if '--' + theirs['dest'] in TAKE_SEVERAL and isinstance(ours, list):
         return ours == [theirs['default']] or not ours and not theirs['default']
     return as_json(ours) == theirs['default']
@@ -74,6 +76,11 @@ def test_what_is_parsed_has_timms_names_and_defaults(program):
             assert is_default(given[theirs['dest']], theirs), theirs['dest']
         else:  # the positional form is merged, and a refused flag has no value
             assert theirs['dest'] == 'data' or is_refused(actions_of(program)[max(theirs['flags'], key=len)])
+
+
+def test_without_a_checkpoint_the_model_is_timms_default():
+    assert validate.parse_args([]).model.model == (TIMM['validate']['--model']['default'],)
+    assert validate.parse_args(['--checkpoint', 'last.pth.tar']).model.model == ('',)  # which names it
 
 
 @pytest.mark.parametrize('program', PROGRAMS)

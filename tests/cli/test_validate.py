@@ -103,6 +103,24 @@ def test_a_file_of_names_is_validated_without_what_fails(validated, tmp_path, ca
     assert 'broken left out: No such thing.' in caplog.text
 
 
+@pytest.mark.parametrize('names, words', [
+    ('one\ntwo\n', 'error: The checkpoint x.pth is not one for each of 2 models (--model): give one model, or as many'),
+    ('\n', 'is a file without names.')], ids=str)
+def test_a_file_of_names_does_not_go_with_one_checkpoint(validated, tmp_path, capsys, names, words):
+    (tmp_path / 'names').write_text(names)
+    with pytest.raises(SystemExit) as error:
+        main(['--model', str(tmp_path / 'names'), '--checkpoint', 'x.pth'])
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and not validated
+    assert words in said and said.count('\n') == 1
+
+
+def test_a_file_of_one_name_goes_with_a_checkpoint(validated, tmp_path):
+    (tmp_path / 'names').write_text('one\n')
+    main(['--model', str(tmp_path / 'names'), '--checkpoint', 'x.pth'])
+    assert asked(validated) == [('one', 'x.pth', 'main')]
+
+
 @pytest.mark.parametrize('name, expected', [
     ('test_resnet*', {'test_resnet.r160_in1k', 'test_resnet_ap.plain_r160_in1k'}),
     ('efficientnet_b[01]_ap.ap*', {'efficientnet_b0_ap.ap_in1k', 'efficientnet_b1_ap.ap_in1k'}),
@@ -151,6 +169,7 @@ def asked(runs):
     (['--model', 'a', 'b', '--checkpoint', 'x.pth', 'y.pth'], [('a', 'x.pth', 'main'), ('b', 'y.pth', 'main')]),
     (['--model', 'a', '--route', '0', '1', '2'], [('a', '', 'main'), ('a', '', 'aux'), ('a', '', '2')]),
     (['--model', 'a', '--route', '.5', 'aux', '0.50', '1', '1.0'], [('a', '', '0.5'), ('a', '', 'aux')]),
+    (['--checkpoint', 'x.pth', 'y.pth'], [('', 'x.pth', 'main'), ('', 'y.pth', 'main')]),
     (['--model', 'hf-hub:me/a', 'local-dir:b', '--route', 'clean'], [('hf-hub:me/a', '', 'main'),
                                                                     ('local-dir:b', '', 'main')]),
 ], ids=str)

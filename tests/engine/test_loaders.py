@@ -331,7 +331,7 @@ def test_wrong_settings_are_one_line(few_digits, values, words):
 
 
 def test_one_folder_is_not_both_splits(few_digits):
-    with pytest.raises(InputError, match='Both splits are the folder'):
+    with pytest.raises(InputError, match='Both splits are .*: give a folder with both'):
         loaders_of(f'{few_digits}/train', train_split='train', val_split='validation')
 
 

@@ -61,3 +61,14 @@ def test_images_that_a_model_does_not_take_are_one_line():
         assert model.training
     try_images(model, (3, 32, 32), CPU, 2)
     try_images(nn.Sequential(nn.Conv2d(3, 1, 32)), (3, 32, 32), CPU, 1)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_resnet_ap'])
+def test_weights_in_a_file_may_be_of_a_wrapped_model(name, tmp_path):
+    plain = timm.create_model('test_resnet')
+    torch.save({f'model.{key}': value for key, value in plain.state_dict().items()}, tmp_path / 'wrapped.pth')
+    model = open_architecture(name, num_classes=7, pretrained=True, pretrained_cfg_overlay=dict(
+        file=str(tmp_path / 'wrapped.pth'), num_classes=-1))
+    assert model.num_classes == 7 and torch.equal(model.bn1.weight, plain.bn1.weight)
+    assert torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
+    assert not model.pretrained_cfg.get('state_dict')

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from timm.models import save_for_hf
 
 import timm_advprop
 from tests.hub.publishing import REPO, RUN, equal_states, published
@@ -165,6 +166,41 @@ def test_token_is_nowhere(secret, as_argument, hub, use_hub, checkpoint, caplog,
     for text in (texts, hub.commits(REPO)[-1].message, output.out, output.err, own, str(error.value)):
         assert secret not in text and 'me:password' not in text
     assert hub.commits(REPO)[-1].message == 'With <token>'
+
+
+def test_folders_of_the_machine_are_nowhere(hub, checkpoint, tmp_path):
+    path, model = checkpoint()
+    published_folder = tmp_path / 'home of me' / 'plain'
+    of_machine = str(tmp_path / 'home of me')
+    save_for_hf(timm.create_model('test_resnet'), published_folder, safe_serialization=True)
+    content = torch.load(path, weights_only=False)
+    vars(content['args']).update(
+        dataset=f'hfds/{of_machine}/digits', val_split=f'{of_machine}/{{0..3}}.tar', data_dir=of_machine,
+        class_map=f'{of_machine}/labels.txt', model=f'local-dir:{published_folder}', output=of_machine,
+        initial_checkpoint=f'{of_machine}/first.pth', pretrained_path=f'{of_machine}/first.pth',
+        resume=f'{of_machine}/last.pth.tar', opt_kwargs=dict(file=f'{of_machine}/x'))
+    torch.save(content, path)
+    row = dict(model='test_resnet_ap', weights=weights_digest(model.state_dict()), route='main', top1='70.5',
+               dataset=f'{of_machine}/digits', split=f'{of_machine}/{{4..5}}.tar')  # of the version before
+    push_to_hub(path, REPO, results=[row])
+    files = published(hub)
+    texts = {name: value.decode() for name, value in files.items() if not name.endswith('.safetensors')}
+    assert {'args.yaml', 'summary.csv', 'config.json', 'README.md'} <= texts.keys()
+    for name, text in texts.items():
+        assert 'home of me' not in text and str(tmp_path) not in text, name
+    assert ModelCard(texts['README.md']).data.datasets == ['digits']
+    for line in ('timm-advprop-train --config args.yaml --dataset hfds/DATA\n', 'The run began with `first.pth`',
+                 '| clean | main | 70.50 | – | digits | {4..5}.tar | validate.py |'):
+        assert line in texts['README.md']
+
+
+@pytest.mark.parametrize('dataset, flag', [
+    ('', ' --data-dir DATA'), ('wds/digits', ' --data-dir DATA'), ('torch/cifar10', ' --data-dir DATA'),
+    ('hfds/mnist', ''), ('HFIDS/user/name', ''), ('tfds/mnist', ''), ('hfids//data/digits', ' --dataset hfids/DATA'),
+], ids=str)
+def test_the_command_on_a_card_asks_for_the_data_that_a_reader_needs(dataset, flag):
+    release = release_model(timm.create_model('test_resnet'), dict(regime='vanilla', dataset=dataset))
+    assert f'timm-advprop-train --config args.yaml{flag}\n' in render_card(release, REPO, [])
 
 
 def test_recipe_has_nothing_of_one_machine():

@@ -100,7 +100,10 @@ def _names_of(model: str) -> List[str]:
         return list_models(pretrained=True, exclude_filters=_NOT_FOR_IMAGENET)
     if os.path.isfile(model):
         with open(model, encoding='utf-8') as file:
-            return [line.strip() for line in file if line.strip()]
+            names = [line.strip() for line in file if line.strip()]
+        if not names:
+            raise InputError(f'--model {model} is a file without names.')
+        return names
     if ':' not in model and not is_model(model) and any(sign in model for sign in '*?['):
         names = list_models(model, pretrained=True)
         if not names:
@@ -125,8 +128,10 @@ def _pairs(models: List[str], checkpoints: List[str]) -> List[Tuple[str, str]]:
     if len(models) == 1:
         return [(models[0], checkpoint) for checkpoint in checkpoints]
     if len(models) != len(checkpoints):
-        raise InputError(f'{len(checkpoints)} checkpoints (--checkpoint) are not one for each of {len(models)} models '
-                         '(--model): give one model, or as many as checkpoints.')
+        several = f'{len(checkpoints)} checkpoints (--checkpoint) are' if len(checkpoints) > 1 else (
+            f'The checkpoint {checkpoints[0]} is')
+        raise InputError(f'{several} not one for each of {len(models)} models (--model): give one model, or as many as '
+                         'checkpoints.')
     return list(zip(models, checkpoints))
 
 

@@ -8,25 +8,29 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.data.loader import adapt_to_chs
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.data.transforms import MaybePILToTensor, MaybeToTensor, ToNumpy
 from torch.utils.data import Dataset
 from torchvision import transforms
 
 from ..errors import InputError, as_input_error, one_line
+from ..output import without_folders
 from .bad_images import CheckedImages
 from .open_model import OPEN_ERRORS, is_ours
 from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
+from .splits import check_split, has_split, keep_split, root_of_split
 
 __all__ = [
-    'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root', 'class_names', 'dataset_name',
-    'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader', 'open_split', 'resolve_image_config',
+    'READERS_WITHOUT_FOLDER', 'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
+    'class_names', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader',
+    'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
 _TO_TENSOR = (MaybePILToTensor, MaybeToTensor, ToNumpy, transforms.PILToTensor, transforms.ToTensor)
+READERS_WITHOUT_FOLDER = ('hfds', 'hfids', 'tfds')  # timm's readers of data sets that need no --data-dir
 _TORCH_FOLDERS = ('torch/image_folder', 'torch/folder')
-_SPLIT_NAMES = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test',))
 
 
 def resolve_image_config(image: ImageSettings, model: nn.Module, verbose: bool = False, **kwargs: Any) -> DataConfig:
@@ -94,9 +98,10 @@ def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any
     check_dataset_root(data, split)
     mode = _image_mode(data, config['input_size'][0])
     name = data.dataset or data.data_dir
+    root = data.data_dir if _reader(data) else root_of_split(data.data_dir, split)
     try:
         dataset = create_dataset(
-            data.dataset, root=data.data_dir, split=split, class_map=data.class_map, download=data.dataset_download,
+            data.dataset, root=root, split=split, class_map=data.class_map, download=data.dataset_download,
             input_img_mode=mode, input_key=data.input_key, target_key=data.target_key,
             trust_remote_code=data.dataset_trust_remote_code, **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
@@ -106,6 +111,8 @@ def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any
         raise InputError(f'Cannot read split {split!r} of {name}: {one_line(error)}') from error
     if empty:
         raise InputError(f'Split {split!r} of {name} has no images.')
+    if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
+        keep_split(dataset.reader, split)
     if type(dataset) is ImageDataset:
         return CheckedImages(dataset, data.skip_bad_images)
     if data.skip_bad_images:
@@ -146,9 +153,10 @@ def make_loader(
 
 
 def dataset_name(data: DataSettings) -> str:
-    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of an image folder."""
+    """What people call a data set: `cifar10` for `torch/cifar10`, and the name of a folder, never where it lies."""
     if data.dataset:
-        return data.dataset.partition('/')[2] or data.dataset
+        name = without_folders(data.dataset)
+        return name.partition('/')[2] or name
     return os.path.basename(os.path.normpath(data.data_dir)) if data.data_dir else ''
 
 
@@ -159,19 +167,17 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
         InputError: The folder is not given or not there, or it has no such split.
     """
     reader = _reader(data)
-    if not data.data_dir and reader not in ('hfds', 'hfids', 'tfds'):
+    if not data.data_dir and reader not in READERS_WITHOUT_FOLDER:
         raise InputError('No data set: give its folder with --data-dir.')
     if not reader or data.dataset.lower() in _TORCH_FOLDERS:
-        _check_split_folder(data.data_dir, split)
+        check_split(data.data_dir, split)
 
 
 def has_split_folder(data: DataSettings, split: str) -> bool:
-    """Whether a split is a folder of its own; True for data sets that are no folders. timm takes the whole folder for a
-    split that it does not find."""
+    """Whether a split has a place of its own; True for data sets that are no folders."""
     if _reader(data) and data.dataset.lower() not in _TORCH_FOLDERS:
         return True
-    names = next((names for names in _SPLIT_NAMES if split in names), (split.split('[')[0],))
-    return any(os.path.isdir(os.path.join(data.data_dir or '', name)) for name in names)
+    return has_split(data.data_dir or '', split)
 
 
 def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
@@ -199,21 +205,10 @@ def _reader(data: DataSettings) -> str:
     return data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
 
 
-def _check_split_folder(root: str, split: str) -> None:
-    # timm takes the whole folder for a split it does not find, so training images would count as validation
-    if not os.path.exists(root):
-        raise InputError(f'No data folder {root}.')
-    splits = {synonym: names for names in _SPLIT_NAMES for synonym in names}
-    present = [name for name in splits if os.path.isdir(os.path.join(root, name))]
-    wanted = splits.get(split.split('[')[0], (split,))
-    if present and not any(os.path.isdir(os.path.join(root, name)) for name in wanted):
-        raise InputError(f'No split {split!r} in {root}, it has {", ".join(present)}.')
-
-
 def class_names(dataset: Dataset) -> Optional[Sequence[str]]:
     """Names of the classes of a data set, None where it does not say."""
     for owner in (getattr(dataset, 'reader', None), dataset):
-        classes = getattr(owner, 'class_to_idx', None) or getattr(owner, 'classes', None)
-        if classes:
-            return classes
+        for name in ('class_to_idx', 'class_name_to_idx', 'classes'):
+            if getattr(owner, name, None):
+                return getattr(owner, name)
     return None

@@ -31,15 +31,18 @@ def _count_problem(number: int) -> Optional[str]:
     return 'must be 0 for none, or at least 2' if number == 1 else None
 
 
-_ABOUT_MODEL = dict(metavar='NAME', flags=('-m',))
+_MODEL_WITHOUT_CHECKPOINT = 'dpn92'  # timm's default
+_ABOUT_MODEL = dict(
+    metavar='NAME', flags=('-m',), default_help=f'that of the checkpoint, without one {_MODEL_WITHOUT_CHECKPOINT}')
 _ABOUT_CHECKPOINT = dict(metavar='PATH')
 _ABOUT_ROUTE = dict(metavar='ROUTE', check=route_problem)
 
 
 @dataclass(frozen=True)
 class EvalModelSettings(ModelSettings):
-    """Which model, its weights, the norms that images pass, and what is done to it."""
-    model: str = setting('dpn92', 'model', **_ABOUT_MODEL)
+    """Which model ('' for that which the checkpoint names), its weights, the norms that images pass, and what is done
+    to it."""
+    model: str = setting('', 'model', **_ABOUT_MODEL)
     pretrained: bool = setting(False, 'load published weights (implied where there is no --checkpoint)')
     checkpoint: str = setting('', 'checkpoint file', **_ABOUT_CHECKPOINT)
     use_ema: bool = setting(False, 'use the averaged weights of the checkpoint')
@@ -53,6 +56,8 @@ class EvalModelSettings(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.model:
+            object.__setattr__(self, 'model', '' if self.checkpoint else _MODEL_WITHOUT_CHECKPOINT)
         if isinstance(self.route, str):
             object.__setattr__(self, 'route', canonical_route(self.route))
 
@@ -71,7 +76,7 @@ class EvalModelSettings(ModelSettings):
 class EvalModelsSettings(EvalModelSettings):
     """Which models, each on which routes."""
     model: Tuple[str, ...] = setting(
-        ('dpn92',), 'models; "all", a name with wildcards, or a file of names stands for several', nargs='+',
+        (), 'models; "all", a name with wildcards, or a file of names stands for several', nargs='+',
         **_ABOUT_MODEL)
     checkpoint: Tuple[str, ...] = setting(
         (), 'checkpoint files or folders of them, of one model, or one for each model', nargs='+', **_ABOUT_CHECKPOINT)
@@ -81,6 +86,8 @@ class EvalModelsSettings(EvalModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.model, str):  # the default
+            object.__setattr__(self, 'model', (self.model,))
         object.__setattr__(self, 'route', tuple(dict.fromkeys(map(canonical_route, self.route))))  # each once
 
     def one(self, model: str, checkpoint: str, route: str) -> EvalModelSettings:

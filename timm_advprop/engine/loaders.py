@@ -3,17 +3,15 @@ from itertools import islice
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
-from torchvision.datasets import ImageFolder
 
 from ..errors import InputError, as_input_error
 from .datasets import DataConfig, check_class_count, make_loader, open_split
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
+from .splits import place_of
 
 __all__ = ['Loaders', 'TrainLoader', 'build_loaders']
 
@@ -135,10 +133,10 @@ def _open_splits(settings: TrainSettings, config: DataConfig, num_classes: int, 
     if data.val_split:
         eval_set = _open_split(
             settings, data.val_split, config, num_classes, is_training=False, num_samples=data.val_num_samples)
-        folder = _folder(train_set)
-        if folder is not None and folder == _folder(eval_set):
-            raise InputError(f'Both splits are the folder {folder}: give its parent as --data-dir, with sub-folders '
-                             f'{data.train_split} and {data.val_split}, or --val-split "".')
+        place = place_of(train_set)
+        if place is not None and place == place_of(eval_set):
+            raise InputError(f'Both splits are {place}: give a folder with both as --data-dir, as sub-folders or tar '
+                             f'files {data.train_split} and {data.val_split}, or --val-split "".')
     if hasattr(train_set, '__len__') and len(train_set) < batch_size:
         raise InputError(f'The training split has {len(train_set)} images, fewer than one batch of {batch_size}: give '
                          'a smaller --batch-size.')
@@ -149,12 +147,6 @@ def _open_split(settings: TrainSettings, split: str, config: DataConfig, num_cla
     dataset = open_split(settings.data, split, config, batch_size=settings.loader.batch_size, **kwargs)
     check_class_count(dataset, num_classes, f'split {split!r}')
     return dataset
-
-
-def _folder(dataset: Any) -> Optional[str]:
-    # of data sets that are nothing but a folder, or a tar file, of images: others keep both splits in one
-    reader = getattr(dataset, 'reader', dataset)
-    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None
 
 
 def _mixup_arguments(settings: AugmentationSettings, num_classes: int) -> Optional[Dict[str, Any]]:

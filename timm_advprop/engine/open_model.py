@@ -1,6 +1,7 @@
 """Opens the model that settings name, for every program the same way. Failures are one line."""
 import logging
 import pickle
+import tarfile
 from copy import deepcopy
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
@@ -31,7 +32,8 @@ __all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_mod
 _logger = logging.getLogger(__name__)
 
 # What timm, torch, safetensors and the readers raise for files and names that are not what they should be.
-OPEN_ERRORS = (AssertionError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError)
+OPEN_ERRORS = (
+    AssertionError, EOFError, ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, tarfile.TarError)
 _ARGUMENT_ERRORS = (AttributeError, KeyError, TypeError)  # and for arguments that a user named
 
 
@@ -90,12 +92,13 @@ def open_architecture(
     """
     published = isinstance(name, Publication) or ':' in name
     if not published:
-        _check_name(name, (kwargs.get('pretrained_cfg_overlay') or {}).get('file'))
+        _check_name(name)
+        kwargs.update(_with_read_weights(name, kwargs.get('pretrained_cfg_overlay') or {}))
     called = name.name if isinstance(name, Publication) else name
     kwargs.update(model_kwargs or {})
     try:
         with allow_numpy_scalars():
-            return _create_published(name, **kwargs) if published else timm.create_model(name, **kwargs)
+            return _create_published(name, **kwargs) if published else _create_by_name(name, **kwargs)
     except InputError:
         raise
     except NETWORK_ERRORS as error:
@@ -171,15 +174,30 @@ def _check_compilation(model: ModelSettings) -> None:
                              f'{one_line(error)}') from error
 
 
-def _check_name(name: str, file: Optional[str]) -> None:
+def _check_name(name: str) -> None:
     if '/' in name:
         raise InputError(f'Unknown model {name!r}: give hf-hub:{name} for a repository of the Hub, local-dir:{name} '
                          'for a folder.')
     if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(base_name(name), timm.list_models())}.')
-    if file and num_aux_in(read_checkpoint(file)) and base_name(name) not in split_models():  # a bad file is named here
+
+
+def _with_read_weights(name: str, overlay: Mapping[str, Any]) -> Dict[str, Any]:
+    # Of a file, timm would read what it wrote itself.
+    file = overlay.get('file')
+    if not file:
+        return {}
+    state_dict = read_checkpoint(file)
+    if num_aux_in(state_dict) and base_name(name) not in split_models():
         raise InputError(f'{file} has auxiliary norms, which {name} would drop: take its *_ap model, or '
                          f'--initial-checkpoint with --regime advprop.')
+    return dict(pretrained_cfg_overlay={**overlay, 'file': None, 'state_dict': state_dict})
+
+
+def _create_by_name(name: str, **kwargs: Any) -> nn.Module:
+    model = timm.create_model(name, **kwargs)
+    model.pretrained_cfg.pop('state_dict', None)  # each copy of the model would have one of its own
+    return model
 
 
 def _create_published(source: Union[str, Publication], num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:

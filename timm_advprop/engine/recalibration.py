@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
 from ..norms import can_recalibrate, recalibrate
+from ..output import without_folders
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, check_dataset_root, dataset_name, has_split_folder, make_loader, open_split
 from .placement import Placement
@@ -84,7 +85,7 @@ class Recalibration:
 
     def describe(self) -> str:
         """What statistics are taken from, in words."""
-        return f'{self.num_images} images of split {self.split} of {dataset_name(self.data)}'
+        return f'{self.num_images} images of split {without_folders(self.split)} of {dataset_name(self.data)}'
 
     def _batches(self, placement: Placement, settings: LoaderSettings) -> Iterator[torch.Tensor]:
         placement = replace(placement, dtype=None, amp_dtype=None)

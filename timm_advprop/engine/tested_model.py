@@ -10,7 +10,8 @@ from timm.utils import reparameterize_model
 
 from ..errors import InputError, as_input_error
 from ..norms import Route, has_split_norm, num_aux_in, set_norm_route, strip_aux
-from ..weights import open_checkpoint, weights_digest
+from ..weights import Checkpoint, open_checkpoint, weights_digest
+from .checkpoint_settings import with_settings_of
 from .datasets import DataConfig, resolve_image_config
 from .eval_settings import EvalModelSettings, EvalSettings
 from .open_model import open_model, try_images
@@ -26,7 +27,7 @@ class TestedModel:
     """A model as it is evaluated.
 
     Args:
-        settings: What was asked for.
+        settings: What was asked for, and what a checkpoint says beside it.
         model: The model on its device, on its route, in eval mode.
         config: How its images are sized, cropped and normalised.
         placement: Where it is.
@@ -65,7 +66,11 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
     placement = open_placement(
         settings.device, settings.loader.seed, attack_dtypes=[attack.amp_dtype for attack in settings.attack.strengths])
     recalibration = _recalibration(settings)
-    model = _open(settings)
+    checkpoint = None
+    if settings.model.checkpoint:
+        checkpoint = open_checkpoint(settings.model.checkpoint, settings.model.use_ema)
+        settings = with_settings_of(checkpoint, settings)
+    model = _open(settings, checkpoint)
     weights = weights_digest(model.state_dict(), settings.model.route)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     config = resolve_image_config(
@@ -112,9 +117,8 @@ def _recalibration(settings: EvalSettings) -> Optional[Recalibration]:
     return recalibration
 
 
-def _open(settings: EvalSettings) -> nn.Module:
+def _open(settings: EvalSettings, checkpoint: Optional[Checkpoint]) -> nn.Module:
     model = settings.model
-    checkpoint = open_checkpoint(model.checkpoint, model.use_ema) if model.checkpoint else None
     opened = open_model(
         model, settings.image, checkpoint, num_aux=num_aux_in(checkpoint.state_dict) if checkpoint else 0,
         pretrained=model.pretrained or checkpoint is None, scriptable=model.torchscript or None)

@@ -10,6 +10,7 @@ from timm.data import RealLabelsImagenet
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
+from ..output import without_folders
 from ..regimes import Attack
 from .bad_images import explained_data_loss
 from .datasets import (
@@ -93,7 +94,8 @@ def measure(
     results = OrderedDict(
         model=settings.model.model, **_rounded(metrics), **labels.scores(), param_count=tested.param_count,
         img_size=config['input_size'][-1], crop_pct=config['crop_pct'], interpolation=config['interpolation'],
-        route=settings.model.route, dataset=dataset_name(data), split=data.split, weights=tested.weights)
+        route=settings.model.route, dataset=dataset_name(data), split=without_folders(data.split),
+        weights=tested.weights)
     if tested.recalibrated:
         results['recalibrated'] = tested.recalibrated
     if not isinstance(dataset, IterableDataset):

@@ -4,9 +4,10 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..engine.datasets import READERS_WITHOUT_FOLDER
 from ..engine.route_names import is_blend, route_share
 from ..norms import share_of, split_state_dict
-from ..output import markdown_table
+from ..output import markdown_table, without_folders
 from ..version import __version__
 from .blending import Blend
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE
@@ -75,7 +76,6 @@ _SHARES = {
     'statistics-of-main': 'weight and bias; the running statistics are those of clean images, shared with the main '
                           'norms',
 }
-_WITHOUT_FOLDER = ('hfds', 'hfids', 'wds', 'tfds')  # timm's readers of data sets that need no --data-dir
 
 
 def render_card(release: Release, repo_id: str, files: Sequence[str]) -> str:
@@ -210,9 +210,7 @@ def _training(release: Release, repo_id: str) -> str:
     program = 'timm-advprop-train'
     if processes > 1:
         program = f'torchrun --nproc_per_node {processes} -m timm_advprop.train'
-    reader = (recipe.get('dataset') or '').partition('/')[0]
-    data = '' if reader in _WITHOUT_FOLDER else ' --data-dir DATA'
-    text = _TRAINING.format(repo_id=repo_id, program=program, data=data)
+    text = _TRAINING.format(repo_id=repo_id, program=program, data=_data_flag(release.recipe.get('dataset') or ''))
     model = str(recipe.get('model'))
     start = recipe.get('initial_checkpoint') or recipe.get('pretrained_path')
     start = start or (model if model.startswith('local-dir:') else None)
@@ -224,3 +222,11 @@ def _training(release: Release, repo_id: str) -> str:
                  f'{release.blend.flags}` makes this model of them.')
         of_blend = ', measured through the main norms'
     return text + (f'\n\n`summary.csv` has the metrics of every epoch{of_blend}.' if release.summary else '')
+
+
+def _data_flag(dataset: str) -> str:
+    # What a recipe does not say of its data set: where it is.
+    reader = dataset.partition('/')[0].lower()
+    if reader not in READERS_WITHOUT_FOLDER:
+        return ' --data-dir DATA'
+    return f' --dataset {reader}/DATA' if without_folders(dataset) != dataset else ''

@@ -19,6 +19,7 @@ from ..engine.run_settings import DataSettings, ImageSettings, ModelSettings
 from ..errors import InputError, as_input_error
 from ..models import base_of
 from ..norms import has_split_norm, num_aux_in, num_aux_norms
+from ..output import without_folders
 from ..regimes import RegimeSettings, regime_of
 from ..robustness.summary import headline, is_summary
 from ..weights import open_checkpoint, weights_digest
@@ -33,7 +34,6 @@ _OF_ONE_RUN = (
     'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'wandb_project',
     'wandb_resume_id', 'wandb_tags', 'world_size',
 )
-_FOLDERS = re.compile(r'(?<![\w/.])/(?!/)(?:[^/\s]+/)+')  # of an absolute path, as in local-dir:/home/me/model
 
 
 class Result(NamedTuple):
@@ -177,6 +177,7 @@ def _describe(
         license: Optional[str] = None,
         **of_run: Any,
 ) -> Release:
+    dataset = dataset and without_folders(dataset)
     config = resolve_image_config(image, model)
     channels = getattr(model, 'in_chans', None) or config['input_size'][0]  # the cfg is of the weights it began with
     began_with_weights = recipe.get('pretrained', True)  # every run says whether it did
@@ -234,8 +235,9 @@ def _measured(release: Release, rows: Sequence[Mapping[str, Any]], dataset: Opti
         for images, prefix in _kinds_of_images(row).items():
             result = Result(
                 images, _norms_of(release, str(row.get('route') or 'main')), *_accuracies(release, row, prefix),
-                dataset=_dataset_of(row) or dataset or str(row.get('dataset') or release.dataset),
-                split=str(row.get('split') or ('test' if _dataset_of(row) else 'validation')), source=source,
+                dataset=_dataset_of(row) or dataset or without_folders(str(row.get('dataset') or release.dataset)),
+                split=without_folders(str(row.get('split') or ('test' if _dataset_of(row) else 'validation'))),
+                source=source,
                 num_images=int(row['num_images']) if row.get('num_images') else None)
             results[result[:2] + (result.dataset, result.split, result.num_images)] = result
     return sorted(results.values(), key=lambda result: (
@@ -334,9 +336,9 @@ def _with_model_kwargs(recipe: Mapping[str, Any], model_kwargs: Optional[Mapping
 def _publishable(value: Any, left_out: Sequence[str] = ()) -> Any:
     # A value of a recipe without folders of its machine and without secrets.
     if isinstance(value, str):
-        return redact(os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else _FOLDERS.sub('', value))
+        return redact(without_folders(value))
     if isinstance(value, Mapping):
         return {str(key): _publishable(entry) for key, entry in value.items() if key not in left_out}
     if isinstance(value, (list, tuple)):
         return [_publishable(entry) for entry in value]
-    return value if isinstance(value, (int, float, bool, type(None))) else redact(str(value))
+    return value if isinstance(value, (int, float, bool, type(None))) else _publishable(str(value))

@@ -11,6 +11,7 @@ from ..engine.eval_settings import EvalSettings
 from ..engine.tested_model import TestedModel
 from ..engine.validation import measure, open_test_images, read_valid_labels
 from ..errors import InputError
+from ..output import without_folders
 from ..regimes import Attack
 from .autoattack import Batch, autoattack, check_library
 from .cells import QUIET_BATCHES, Cell, Measured
@@ -68,7 +69,8 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
     of_set = dict(
         adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'],
         param_count=tested.param_count, img_size=tested.config['input_size'][-1], crop_pct=tested.config['crop_pct'],
-        interpolation=tested.config['interpolation'], dataset=dataset_name(data), split=data.split)
+        interpolation=tested.config['interpolation'], dataset=dataset_name(data),
+        split=without_folders(data.split))
     return [dict(condition=condition, top1=round(found[name], 4), top1_err=round(100 - found[name], 4), **of_set)
             for condition, name in _AFTER.items()]
 

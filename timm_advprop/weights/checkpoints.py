@@ -30,6 +30,7 @@ from ..norms import (
     split_state_dict,
 )
 from .misfits import explain_misfit
+from .other_names import Unwrapped, rename_efficientnet, unwrap
 
 __all__ = ['Checkpoint', 'allow_numpy_scalars', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
            'read_checkpoint', 'weights_digest']
@@ -39,6 +40,7 @@ _logger = logging.getLogger(__name__)
 # Where a training checkpoint keeps its weights, the first that is there.
 _AVERAGED = ('state_dict_ema', 'model_ema')
 _TRAINED = ('state_dict', 'model')
+_OF_LIGHTNING = 'pytorch-lightning_version'
 _NAMES_SHOWN = 4
 
 
@@ -79,8 +81,8 @@ def load_checkpoint(model: nn.Module, path: str, use_ema: bool = True) -> None:
     Args:
         model: A model with or without split norms. Where it has split norms and the checkpoint is a plain one, the
             auxiliary norms become copies of the main ones.
-        path: A timm training checkpoint, a PyTorch state dict, a safetensors file, or a checkpoint of the reference
-            AdvProp code or of Fast AdvProp.
+        path: A timm training checkpoint, a PyTorch state dict of the model or of a task, a safetensors file, or a
+            checkpoint of Lightning, of the reference AdvProp code, of Fast AdvProp or of EfficientNet-PyTorch.
         use_ema: Prefer the averaged weights where there are any.
 
     Raises:
@@ -115,12 +117,13 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
         state_dict = clean_state_dict(content[key] if key else content)
     except Exception as error:  # every reader has errors of its own for a file that is not its kind
         raise InputError(f'{path} cannot be loaded: it is neither safetensors nor a PyTorch checkpoint that holds '
-                         f'weights alone, without code ({type(error).__name__}).') from error
+                         f'weights alone, without code ({type(error).__name__}{_code_in(path)}).') from error
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise InputError(f'{path} is not a checkpoint: it holds no state dict.')
     run = content if isinstance(content.get('args'), Namespace) else {}
+    model = unwrap(state_dict, use_ema, of_lightning=_OF_LIGHTNING in content)
     return Checkpoint(
-        path=path, state_dict=_index_aux_keys(state_dict, path), averaged=key in _AVERAGED,
+        path=path, state_dict=_under_our_names(model, path), averaged=key in _AVERAGED or model.averaged,
         args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), metric=run.get('metric'),
         raw=content if key else {})
 
@@ -183,6 +186,30 @@ def allow_numpy_scalars() -> ContextManager[Any]:
         np.dtype,
         *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
     ])
+
+
+def _code_in(path: str) -> str:
+    # What a pickle would import; it is not unpickled to find that out.
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no such file, or an older torch
+        return ''
+    return f': it names {", ".join(sorted(names)[:_NAMES_SHOWN])}' if names else ''
+
+
+def _under_our_names(model: Unwrapped, path: str) -> Dict[str, torch.Tensor]:
+    if model.prefix:
+        _logger.info(f'{path} holds a model under {model.prefix.rstrip(".")}{_left_out(model.left_out)}.')
+    renamed = rename_efficientnet(model.state_dict)
+    if renamed.keys() != model.state_dict.keys():
+        _logger.info(f'{path} names layers as EfficientNet-PyTorch does: these are weights for tf_efficientnet_* and '
+                     'efficientnet_b*_ap. Those of AdvProp normalise images by mean 0.5 and std 0.5.')
+    return _index_aux_keys(renamed, path)
+
+
+def _left_out(keys: List[str]) -> str:
+    more = ' …' if len(keys) > _NAMES_SHOWN else ''
+    return f'; {len(keys)} other entries are left out: {", ".join(keys[:_NAMES_SHOWN])}{more}' if keys else ''
 
 
 def _index_aux_keys(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
