@@ -1,6 +1,7 @@
 """The flags of the page program, and the page without a browser."""
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 
@@ -55,6 +56,16 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
         app.main(['test_resnet'])
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: The page needs gradio: pip install 'timm-advprop[app]'.\n"
+
+
+@pytest.mark.parametrize('host, taken', [('127.0.0.1', True), ('203.0.113.9', False)])
+def test_an_address_that_is_taken_or_none_is_one_line_before_a_model_is_opened(host, taken, monkeypatch, capsys):
+    monkeypatch.setattr(app, '_open_page', lambda settings: pytest.fail('the model was opened'))
+    with socket.create_server(('127.0.0.1', 0)) as server, pytest.raises(SystemExit) as exit:
+        port = server.getsockname()[1] if taken else 1234
+        app.main(['test_resnet', '--host', host, '--port', str(port)])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith(f'error: Cannot listen on {host}:{port} (--host, --port): ')
 
 
 @pytest.mark.parametrize('settings, said', [

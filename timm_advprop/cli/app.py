@@ -1,5 +1,6 @@
 """The page program: `python -m timm_advprop.app MODEL`, `timm-advprop-app`. A model, attacked while one looks."""
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -47,11 +48,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run the page program."""
     setup_logging()
     settings = parse_args(argv)
-    page, host, port = _open_page(settings), settings.page.host, settings.page.port
-    try:
-        page.launch(server_name=host, server_port=port, share=False, max_file_size=_MOST_BYTES)
-    except OSError as error:  # of a port that is taken, or an address that is none
-        raise InputError(f'Cannot listen on {host}{f":{port}" if port else ""} (--host, --port): {error}.') from error
+    address = settings.page
+    _check_address(address.host, address.port)
+    _open_page(settings).launch(
+        server_name=address.host, server_port=address.port, share=False, max_file_size=_MOST_BYTES)
 
 
 def create_app(model: str, **settings: Any) -> Any:
@@ -89,6 +89,16 @@ def _published_model() -> str:
     if not os.path.isdir(_PUBLISHED):
         raise InputError(f'Give a model, such as hf-hub:user/name or local-dir:FOLDER: there is no {_PUBLISHED} here.')
     return f'local-dir:{_PUBLISHED}'
+
+
+def _check_address(host: str, port: Optional[int]) -> None:
+    # before a model is opened: and gradio would try a hundred ports of an address that is none
+    try:
+        family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f'Cannot listen on {host}{f":{port}" if port else ""} (--host, --port): {reason}.') from error
 
 
 def _open_page(settings: AppSettings) -> Any:
