@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo study test clean
+.PHONY: demo study test package lower-bounds clean
 
 demo: $(INSTALLED)
 	$(RUN) -m studies.digits
@@ -15,10 +15,25 @@ test: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-$(INSTALLED): pyproject.toml
+# the package is built and installed alone; what it needs is taken from $(VENV): DEPENDENCIES= downloads it
+DEPENDENCIES ?= $(abspath $(shell $(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
+package: $(INSTALLED)
+	DEPENDENCIES=$(DEPENDENCIES) tests/package.sh $(RUN)
+
+# the oldest releases that pyproject.toml allows
+LOWEST = $(VENV)-lowest
+lower-bounds: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 1
+
+$(LOWEST)/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -e '.[test]' $$(sed -n "s/^    '\(.*\)>=\(.*\)',$$/\1==\2/p" pyproject.toml)
+	touch $@
+
+$(INSTALLED): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -e '.[test]'
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info output
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info output

@@ -42,12 +42,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     job = _best(os.path.join(args.results, f'{_STUDY.file_name}.csv'), args.output)
     print(f'Best on held-out images: {job.title}.')
     checkpoint, folder = job.checkpoint(), os.path.join(args.results, _NAME)
+    trained = open_trained(checkpoint)
+    names = _class_names(trained, job.data)
     measured = os.path.join(args.output, f'{_NAME}.csv')
-    _publish(checkpoint, folder, [])
+    _publish(checkpoint, folder, names, [])
     validate(['--model', f'local-dir:{folder}', '--data-dir', job.data, '--route', 'main', 'aux', '--suite', 'attacks',
               '--workers', '0', '--results-file', measured])
-    _publish(checkpoint, folder, ['--results', measured])
-    _draw_images(open_trained(checkpoint), job.data, os.path.join(args.results, f'{_STUDY.file_name}_routes.png'))
+    _publish(checkpoint, folder, names, ['--results', measured])
+    _draw_images(_what_routes_see(trained, job.data), names,
+                 os.path.join(args.results, f'{_STUDY.file_name}_routes.png'))
 
 
 def _best(table: str, output: str) -> Job:
@@ -59,8 +62,14 @@ def _best(table: str, output: str) -> Job:
     return max(jobs, key=lambda job: holdout[job.row, job.seed])
 
 
-def _publish(checkpoint: str, folder: str, more: List[str]) -> None:
-    hub(['push', checkpoint, f'timm-advprop/{_NAME}', '--dry-run', '--to', folder, '--dataset', 'fashion-mnist', *more])
+def _class_names(trained: Trained, data: str) -> List[str]:
+    numbers = trained.images(data).reader.class_to_idx  # by names of folders, such as 0_t-shirt_top
+    return [name.partition('_')[2].replace('_', ' ') for name in sorted(numbers, key=numbers.get)]
+
+
+def _publish(checkpoint: str, folder: str, names: List[str], more: List[str]) -> None:
+    hub(['push', checkpoint, f'timm-advprop/{_NAME}', '--dry-run', '--to', folder, '--dataset', 'fashion-mnist',
+         '--label-names', *names, *more])
 
 
 class _Seen(NamedTuple):
@@ -74,11 +83,8 @@ class _Seen(NamedTuple):
         return {route for route, label in self.predicted.items() if label == self.label}
 
 
-def _draw_images(trained: Trained, data: str, path: str) -> None:
+def _draw_images(seen: Sequence[_Seen], names: Sequence[str], path: str) -> None:
     # A row of images that only the main norms get right, and one of those that only the auxiliary norms do.
-    seen = _what_routes_see(trained, data)
-    names = trained.images(data).reader.class_to_idx
-    names = [name.partition('_')[2].replace('_', ' ') for name in sorted(names, key=names.get)]
     figure = new_figure((_NUM_IMAGES, 2.7))
     for route, axes in zip(('main', 'aux'), figure.subplots(2, _NUM_IMAGES)):
         chosen = [each for each in seen if each.right == {route}]

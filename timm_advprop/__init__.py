@@ -1,6 +1,7 @@
 """AdvProp for timm: models with split norms, adversarial training, weights. Importing registers `*_ap` models."""
 from . import models
 from .attacks import gd, ifgsm, pgd, pyramid
+from .engine.one_call import evaluate
 from .errors import InputError
 from .hub import push_to_hub
 from .models import create_model
@@ -42,7 +43,7 @@ __all__ = [
     '__version__', 'AdvPropTask', 'Attack', 'FastAdvPropTask', 'InputError', 'JointTask', 'MadryTask', 'PyramidAttack',
     'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm', 'SplitLayerNorm',
     'SplitLayerNorm2d', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'TradesTask', 'VanillaTask', 'blend_routes',
-    'convert_split_norm', 'convert_sync_batchnorm', 'create_model', 'freeze_norms', 'gd', 'has_split_norm', 'ifgsm',
-    'load_checkpoint', 'match_masks', 'models', 'norm_route', 'pgd', 'push_to_hub', 'pyramid', 'routed',
+    'convert_split_norm', 'convert_sync_batchnorm', 'create_model', 'evaluate', 'freeze_norms', 'gd', 'has_split_norm',
+    'ifgsm', 'load_checkpoint', 'match_masks', 'models', 'norm_route', 'pgd', 'push_to_hub', 'pyramid', 'routed',
     'set_norm_route', 'split_state_dict', 'strip_aux',
 ]

@@ -164,4 +164,5 @@ def _commit() -> str:
     # The repository's commit, with a + where files differ from it.
     def git(*command: str) -> str:
         return subprocess.run(['git', *command], capture_output=True, text=True, check=False).stdout.strip()
-    return git('rev-parse', '--short', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+    changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!results')  # which the study writes
+    return git('rev-parse', '--short', 'HEAD') + '+' * bool(changed)

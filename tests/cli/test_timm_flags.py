@@ -12,7 +12,8 @@ TIMM = json.loads(RECORD.read_text())
 PROGRAMS = {'train': train, 'validate': validate}
 EVERY_FLAG = [(program, flag) for program in PROGRAMS for flag in TIMM[program]]
 OWN_FLAGS = {
-    'train': {*regime_flags(), '--push-to-hub', '--hub-private', '--local-rank', '--skip-bad-images'},
+    'train': {*regime_flags(), '--dry-run', '--push-to-hub', '--hub-private', '--list-recipes', '--local-rank',
+              '--skip-bad-images'},
     'validate': {*(about.flags[0] for about in Attack.declared().values()), '--recalibrate',
                  '--recalibrate-split', '--route', '--skip-bad-images', '--suite'},
 }

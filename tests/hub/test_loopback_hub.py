@@ -4,11 +4,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 from tests.hub.loopback_hub import LoopbackHub
 
@@ -75,7 +76,7 @@ def test_pulled_files_are_the_pushed_ones(storage, tmp_path):
 def test_commit_is_all_or_nothing(loopback_hub, pull):
     sha = loopback_hub.add_repo(REPO, {'a': 'one', 'b': 'two'})
     api = client(loopback_hub)
-    with pytest.raises(RemoteEntryNotFoundError, match="A file with this name doesn't exist"):
+    with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
         api.create_commit(
             REPO,
             [CommitOperationAdd('a', b'new'), CommitOperationDelete('missing')],
@@ -88,14 +89,15 @@ def test_commit_is_all_or_nothing(loopback_hub, pull):
     api.create_commit(REPO, [CommitOperationDelete('b')], commit_message='Delete')
     assert loopback_hub.commits(REPO)[-1].files == {'a': b'one'}
     assert pull('b', revision=sha) == b'two'
-    with pytest.raises(RemoteEntryNotFoundError):
+    with pytest.raises(EntryNotFoundError):
         pull('b')
 
 
 def test_large_file_must_have_been_uploaded(loopback_hub):
     loopback_hub.add_repo(REPO, {'a': 'one'})
     url = f'{loopback_hub.endpoint}/lfs/{"0" * 64}'
-    assert httpx2.put(url, content=b'other').status_code == 400
+    with pytest.raises(HTTPError, match='400'):
+        urlopen(Request(url, b'other', method='PUT'))
     addition = CommitOperationAdd('a.bin', b'content')
     client(loopback_hub).preupload_lfs_files(REPO, [addition])
     loopback_hub.objects.clear()
@@ -164,9 +166,11 @@ def test_faults(loopback_hub, pull):
     loopback_hub.fail('POST .*/commit/', status=500)
     loopback_hub.fail('POST .*/commit/')
     loopback_hub.fail('POST .*/commit/', effect='after')
-    for commits, error in ((1, HfHubHTTPError), (1, httpx2.RemoteProtocolError), (2, httpx2.RemoteProtocolError)):
-        with pytest.raises(error):
+    lost = ('RemoteProtocolError', 'ConnectionError')  # of httpx2, httpx and requests, the clients' libraries
+    for commits, names in ((1, ('HfHubHTTPError',)), (1, lost), (2, lost)):
+        with pytest.raises(Exception) as error:  # noqa: B017
             send()
+        assert type(error.value).__name__ in names
         assert len(loopback_hub.commits(REPO)) == commits
     loopback_hub.fail('PUT', times=2, status=503)
     push(loopback_hub, {'b.bin': b'retried'})

@@ -25,8 +25,11 @@ def test_description_of_a_model_counts_what_the_model_has():
 
 def test_listing_prints_a_row_for_each_model(capsys):
     list_zoo(['test_resnet*', 'efficientnet_b0_ap'])
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[:2] == ['model', 'base']
+    printed = capsys.readouterr()
+    header, *rows = printed.out.splitlines()
+    assert header.split()[:3] == ['model', 'built', 'on']
+    assert 'efficientnet_b0_ap is built on tf_efficientnet_b0: the architecture of the published' in printed.err
+    assert 'test_resnet_ap' not in printed.err
     assert sorted(row.split()[0] for row in rows) == ['efficientnet_b0_ap', 'test_resnet_ap']
     (row,) = (row for row in rows if row.startswith('efficientnet'))
     assert row.split() == [

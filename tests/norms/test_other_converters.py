@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from timm.layers import convert_splitbn_model, freeze_batch_norm_2d
 from timm.layers import convert_sync_batchnorm as timm_convert_sync_batchnorm
-from timm.utils import freeze
+from timm.utils import freeze, unfreeze
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.norms.norm_models import NETS, aux_equals_main, equal_states, make_batch, snapshot, split_with_own_norms
@@ -15,6 +15,7 @@ from timm_advprop.norms import (
     SplitSyncBatchNormAct,
     convert_split_norm,
     convert_sync_batchnorm,
+    freeze_norms,
     has_split_norm,
     set_norm_route,
     split_norms,
@@ -44,6 +45,35 @@ def test_converters_that_would_drop_the_auxiliary_norms_are_refused(name, conver
     assert [type(module) for module in split.modules()] == types
     assert equal_states(split.state_dict(), before)
     assert torch.equal(split(images), expected)
+
+
+@pytest.mark.parametrize('layers', ['layer1', ['layer1'], ['layer1', 'layer1.0.bn1'], []], ids=str)
+def test_timms_freeze_is_refused_with_what_to_do(layers):
+    split = convert_split_norm(NETS['test_resnet']())
+    with pytest.raises(TypeError, match=r'include_bn_running_stats=False\).*freeze_norms\(layer\)'):
+        freeze(split, layers)
+
+
+def test_what_it_says_freezes_a_layer():
+    split = convert_split_norm(NETS['test_resnet']())
+    freeze(split, ['layer1'], include_bn_running_stats=False)
+    freeze_norms(split.layer1)
+    before, frozen = snapshot(split), {name for name in split.state_dict() if name.startswith('layer1.')}
+    assert {name for name, value in split.named_parameters() if not value.requires_grad} == {
+        name for name, _ in split.named_parameters() if name in frozen}
+    split.train()
+    images, _ = make_batch()
+    for route in ('main', 'aux'):
+        set_norm_route(split, route)
+        split(images)
+    changed = {name for name, value in split.state_dict().items() if not torch.equal(value, before[name])}
+    assert not changed & frozen
+    assert {'layer2.0.bn1.running_mean', 'layer2.0.bn1.aux_bn.0.running_mean'} <= changed
+    unfreeze(split, ['layer1'])
+    freeze_norms(split.layer1, main=False, aux=False)
+    assert all(value.requires_grad for value in split.parameters())
+    split.train()(images)
+    assert not torch.equal(split.layer1[0].bn1.aux_bn[0].running_mean, before['layer1.0.bn1.aux_bn.0.running_mean'])
 
 
 def test_convert_sync_batchnorm_keeps_every_route(plain, randomize_norms):

@@ -43,6 +43,8 @@ class PushSettings(Settings):
     results: Tuple[str, ...] = setting(
         (), 'results files of validate.py, shown on the card', nargs='+', metavar='FILE')
     dataset: Optional[str] = setting(None, 'data set on the card', metavar='NAME', default_help='that of the run')
+    label_names: Tuple[str, ...] = setting(
+        (), 'names of the classes, in their order', nargs='+', metavar='NAME', default_help='those of the run')
     license: Optional[str] = setting(
         None, 'licence', metavar='NAME', default_help='that of the weights the run began with, else apache-2.0')
     no_images: bool = setting(False, 'no validation images on the card')
@@ -86,7 +88,7 @@ def _push(checkpoint: str, repo_id: str, settings: PushSettings) -> None:
         raise InputError('--to is the folder of --dry-run.')
     results = [row for path in settings.results for row in read_results(path)]
     about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=results, dataset=settings.dataset,
-                 license=settings.license)
+                 license=settings.license, label_names=settings.label_names or None)
     of_route = dict(route=settings.route, recalibrate=settings.recalibrate, data_dir=settings.data_dir)
     if settings.dry_run:
         folder = settings.to or os.path.join('output', 'hub', repo_id.split('/')[-1])

@@ -13,7 +13,7 @@ from .parser import ProgramParser
 
 __all__ = ['main']
 
-_COLUMNS = ('model', 'base', 'main params', 'aux params', 'split norms', 'weights', 'input')
+_COLUMNS = ('model', 'built on', 'main params', 'aux params', 'split norms', 'weights', 'input')
 _NUMBERS = '{:>13}  {:>10}  {:>11}  {:18}  {}'
 _PROGRESS_INTERVAL = 10.  # seconds
 
@@ -33,8 +33,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def _create_parser() -> ProgramParser:
     parser = ProgramParser(
         prog='python -m timm_advprop.models',
-        description='Lists the *_ap models: name, timm architecture, parameters, split norms (batch norms, or layer '
-                    'norms and their kin), weights, input size. The whole zoo takes a minute or two.')
+        description='Lists the *_ap models: name, the timm architecture that it is built on, parameters, split norms '
+                    '(batch norms, or layer norms and their kin), weights, input size. The whole zoo takes a minute or '
+                    'two.')
     parser.add_argument('patterns', nargs='*', metavar='PATTERN', help="wildcards of names, such as 'resnet*' (all)")
     parser.add_argument('--left-out', action='store_true', help="list timm's models that have no *_ap model, and why")
     return parser
@@ -59,6 +60,10 @@ def _print_models(models: Mapping[str, str]) -> None:
         print(layout.format(*_cells(describe_model(name))), flush=True)
     families = {model_entrypoint(name).__module__ for name in models}
     print(f'{len(models)} models of {len(families)} families', file=sys.stderr)
+    renamed = [f'{name} is built on {base}' for name, base in models.items() if name != f'{base}_ap']
+    if renamed:
+        print(f'{"; ".join(renamed)}: the architecture of the published AdvProp weights. Any other NAME_ap is built on '
+              'NAME.', file=sys.stderr)
 
 
 def _with_progress(names: Iterable[str]) -> Iterable[str]:

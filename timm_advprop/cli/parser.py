@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 
 from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
+from .recipes import ListRecipes, find_recipe
 
 __all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
 
@@ -113,7 +114,7 @@ def parse_settings(
         description: What it does.
         refused: Flags of timm's script that it does not take, by reason.
         argv: Command line, `sys.argv[1:]` by default.
-        takes_recipe: `-c/--config` names a YAML recipe; flags on the command line override it.
+        takes_recipe: `-c/--config` takes a YAML recipe, a file or a name; flags on the command line override it.
 
     Raises:
         InputError: The recipe cannot be read or has an unknown key, or flags do not go together.
@@ -134,7 +135,9 @@ def settings_parser(
     parser = ProgramParser(description=description)
     parser.add_argument('data', nargs='?', metavar='DIR', help='same as --data-dir')
     if takes_recipe:
-        parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML recipe; flags override it')
+        parser.add_argument('-c', '--config', default='', metavar='RECIPE',
+                            help='YAML recipe, a file or a name; flags override it')
+        parser.add_argument('--list-recipes', action=ListRecipes, help='list the names of recipes')
     for title, flags in program.flags():
         parser.add_settings(title, flags)
     parser.refuse(refused)
@@ -153,7 +156,7 @@ def setup_logging() -> None:
 
 
 def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line whose `-c/--config` names a YAML recipe.
+    """Parse a command line whose `-c/--config` takes a YAML recipe, a file or a name.
 
     The recipe is parsed as if its entries stood on the command line, so types, choices and ranges hold for it too.
 
@@ -164,8 +167,10 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument('-c', '--config', default='')
     config = config_parser.parse_known_args(argv)[0].config
+    if not config:
+        return parser.parse_args(argv)
     # a flag with one value after the recipe's: a list at its end would take in what stands first on the command line
-    return parser.parse_args([*_recipe_argv(parser, config), f'--config={config}', *argv] if config else argv)
+    return parser.parse_args([*_recipe_argv(parser, find_recipe(config)), f'--config={config}', *argv])
 
 
 def read_recipe(path: str) -> Dict[str, Any]:

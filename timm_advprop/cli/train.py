@@ -1,5 +1,6 @@
 """The training program: `train.py`, `timm-advprop-train`, `python -m timm_advprop.train`."""
 import json
+import logging
 import os
 import sys
 from typing import Optional, Sequence
@@ -7,13 +8,17 @@ from typing import Optional, Sequence
 import torch
 from timm.utils.distributed import world_info_from_env
 
+from ..engine.plan import plan_run
 from ..engine.run_settings import TrainSettings
 from ..engine.training import train
 from ..errors import InputError, exits_on_input_error
 from ..hub import check_can_push, push_to_hub
-from .parser import ProgramParser, parse_settings, settings_parser, setup_logging
+from .parser import ProgramParser, parse_settings, read_recipe, settings_parser, setup_logging
+from .recipes import find_recipe, images_per_update
 
 __all__ = ['create_parser', 'main', 'parse_args']
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = 'Train a timm model, with AdvProp or without.'
 _REFUSED = {
@@ -45,6 +50,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if repo_id and world_info_from_env()[1] == 0:  # what would spoil the end is told at the start
         check_can_push(repo_id, must_reach=False)
     try:
+        _warn_of_batch(settings)
+        if settings.run.dry_run:
+            return _print_plan(settings)
         run = train(settings)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -69,6 +77,28 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> TrainSettings:
 def create_parser() -> ProgramParser:
     """The training program's parser."""
     return settings_parser(TrainSettings, _DESCRIPTION, _REFUSED, takes_recipe=True)
+
+
+def _print_plan(settings: TrainSettings) -> None:
+    plan = plan_run(settings)
+    if plan is not None:
+        print(f'--plan\n{plan}')
+
+
+def _warn_of_batch(settings: TrainSettings) -> None:
+    # A recipe's rate, or the statistics of its norms, may be of another batch.
+    config, loader = settings.given.get('config'), settings.loader
+    _, rank, processes = world_info_from_env()
+    if not config or rank:
+        return
+    path = find_recipe(config)
+    stated = images_per_update(path, read_recipe(path))
+    images = loader.batch_size * loader.grad_accum_steps * processes
+    if stated in (None, images):
+        return
+    follows = 'does not follow: --lr is given' if settings.optimizer.lr is not None else 'follows'
+    _logger.warning(f'{images:,} images for an update, where {config} has {stated:,} (--batch-size, '
+                    f'--grad-accum-steps, processes): the rate {follows}.')
 
 
 def _publish_best(repo_id: str, folder: str, private: bool) -> None:

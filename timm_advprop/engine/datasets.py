@@ -1,7 +1,7 @@
 """Opens data sets and makes timm's loaders for them, for every program the same way. Failures are one line."""
 import copy
 import os
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -23,8 +23,8 @@ from .splits import check_split, has_split, keep_split, root_of_split
 
 __all__ = [
     'READERS_WITHOUT_FOLDER', 'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
-    'class_names', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor', 'make_loader',
-    'open_split', 'resolve_image_config',
+    'class_names', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor', 'label_names',
+    'make_loader', 'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
@@ -203,6 +203,17 @@ def _image_mode(data: DataSettings, channels: int) -> str:
 def _reader(data: DataSettings) -> str:
     # timm's name of it, '' for folders and tar files
     return data.dataset.split('/')[0].lower() if '/' in data.dataset else ''
+
+
+def label_names(dataset: Dataset, num_classes: int) -> Optional[List[str]]:
+    """The name of each label of a data set, in their order; None where it has not one for each of `num_classes`."""
+    classes = class_names(dataset)
+    if not hasattr(classes, 'items'):
+        names = {} if classes is None else dict(enumerate(classes))
+    else:
+        names = {label: name for name, label in classes.items()}
+    complete = names.keys() == set(range(num_classes)) and len(names) == len(classes)
+    return [str(names[label]) for label in range(num_classes)] if complete else None
 
 
 def class_names(dataset: Dataset) -> Optional[Sequence[str]]:

@@ -34,7 +34,7 @@ def evaluate(
 
     Args:
         model: Maps images [N, C, H, W] to logits [N, classes].
-        loader: Yields images [N, C, H, W] and labels [N].
+        loader: Yields images [N, C, H, W] and labels [N]; has a length where there are progress lines.
         placement: Where to evaluate, and in which precision; results are of all images of its processes, which hold a
             part of the data set each. Images that timm's sampler repeats to make the parts even count once.
         attack: Makes adversarial images, which are evaluated beside the clean ones.
@@ -50,7 +50,7 @@ def evaluate(
         attack = attack.normalised_for(model)
     model = _Logits(model, output_indices).eval()
     meters = OrderedDict((kind, _Meter()) for kind in ('', 'adv_')[:1 if attack is None else 2])
-    start, num_batches, left = time.monotonic(), len(loader), _num_own_images(loader)
+    start, num_batches, left = time.monotonic(), len(loader) if log_name else 0, _num_own_images(loader)
     for batch_idx, (images, target) in enumerate(loader):
         images = placement.in_memory_format(placement.images(images))
         target = target.to(device=placement.device)

@@ -1,13 +1,13 @@
 """The data loaders of a training run."""
 from itertools import islice
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from timm.data import AugMixDataset, FastCollateMixup, Mixup
 from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from .datasets import DataConfig, check_class_count, make_loader, open_split
+from .datasets import DataConfig, check_class_count, label_names, make_loader, open_split
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
@@ -34,12 +34,13 @@ class TrainLoader:
 
     def __init__(self, loader: Any, images: Any, place: Tuple[int, ...]):
         self.loader = loader
-        self.order = self.reader = self.erasing = None
+        self.batches = self.order = self.reader = self.erasing = None
         self.first_batch = 0
         if isinstance(images, IterableDataset):
             self.reader = SeededReader(images, place)
         else:
-            batches = loader.batch_sampler
+            # that of torch's loader, which timm's prefetcher does not have before 1.0.31
+            batches = self.batches = getattr(loader, 'loader', loader).batch_sampler
             self.order = batches.sampler = SeededOrder(batches.sampler, place)
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
@@ -53,7 +54,7 @@ class TrainLoader:
         if self.reader is not None:
             self.reader.start(epoch)
         else:
-            self.order.start(epoch, first_batch * self.loader.batch_sampler.batch_size)
+            self.order.start(epoch, first_batch * self.batches.batch_size)
         if self.erasing is not None:
             self.erasing.start(epoch, 0 if self.reader is not None else first_batch)
 
@@ -66,10 +67,12 @@ class TrainLoader:
 
 
 class Loaders(NamedTuple):
-    """The loaders of a run; `mixup` mixes batches, on the device where the training loader does not."""
+    """The loaders of a run; `mixup` mixes batches, on the device where the training loader does not. `label_names` are
+    those of the training images, in the order of labels, None where the data set does not say them."""
     train: TrainLoader
     eval: Optional[Any]
     mixup: Optional[Mixup]
+    label_names: Optional[List[str]] = None
 
     @property
     def mixup_fn(self) -> Optional[Callable]:
@@ -102,9 +105,13 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
     """Open the data sets and make timm's loaders for them.
 
     Raises:
-        InputError: A split is missing, cannot be read, or does not fit the model or the batch.
+        InputError: A split is missing, cannot be read, or does not fit the model or the batch, or images are to be
+            repeated in one process.
     """
     loader, augmentation = settings.loader, settings.augmentation
+    if augmentation.aug_repeats and not placement.distributed:
+        raise InputError('--aug-repeats needs several processes, among which timm divides repeated images: give '
+                         '--aug-repeats 0.')
     images, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
     train_set = AugMixDataset(images, num_splits=augmentation.aug_splits) if augmentation.aug_splits else images
     mixup = _mixup_arguments(augmentation, num_classes)
@@ -121,7 +128,8 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
         evaluation = make_loader(
             eval_set, config, placement, loader, loader.validation_batch_size or loader.batch_size, is_training=False,
             interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'])
-    return Loaders(TrainLoader(train, images, (loader.seed, placement.rank)), evaluation, mixup)
+    train = TrainLoader(train, images, (loader.seed, placement.rank))
+    return Loaders(train, evaluation, mixup, label_names(images, num_classes))
 
 
 def _open_splits(settings: TrainSettings, config: DataConfig, num_classes: int, batch_size: int):

@@ -155,7 +155,7 @@ def try_images(
                 deepcopy(model).train()(images)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(f'The model does not take images of {size} (--img-size, --input-size, --in-chans) in batches '
-                         f'of {batch_size or 1}: {one_line(error, 300)}.') from error
+                         f'of {batch_size or 1}: {one_line(error, 300).rstrip(".")}.') from error
     finally:
         model.train(was_training)
 

@@ -13,8 +13,8 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from ..errors import InputError, as_input_error, one_line
 from .run_settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
-__all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'mean_lr', 'planned_epochs',
-           'shorten']
+__all__ = ['build_criterion', 'build_optimizer', 'build_scheduler', 'learning_rate', 'lr_scaling', 'mean_lr',
+           'planned_epochs', 'shorten']
 
 _logger = logging.getLogger(__name__)
 
@@ -39,12 +39,16 @@ def learning_rate(settings: OptimizerSettings, global_batch: int, verbose: bool 
     if settings.lr is not None:
         return settings.lr
     ratio = global_batch / settings.lr_base_size
-    adaptive = any(name in settings.opt.lower() for name in ('ada', 'lamb'))
-    scale = settings.lr_base_scale or ('sqrt' if adaptive else 'linear')
-    lr = settings.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    lr = settings.lr_base * (ratio ** 0.5 if lr_scaling(settings) == 'sqrt' else ratio)
     if verbose:
-        _logger.info(f'Learning rate {lr:g}, from --lr-base {settings.lr_base:g} by {scale} scaling.')
+        _logger.info(f'Learning rate {lr:g}, from --lr-base {settings.lr_base:g} by {lr_scaling(settings)} scaling.')
     return lr
+
+
+def lr_scaling(settings: OptimizerSettings) -> str:
+    """How the rate follows the number of images of an update: `linear` or `sqrt`."""
+    adaptive = any(name in settings.opt.lower() for name in ('ada', 'lamb'))
+    return settings.lr_base_scale or ('sqrt' if adaptive else 'linear')
 
 
 def build_optimizer(settings: OptimizerSettings, module: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -279,6 +279,7 @@ class EmaSettings(Settings):
 class RunSettings(Settings):
     """What is logged, kept and published."""
     title = 'Miscellaneous parameters'
+    dry_run: bool = setting(False, 'build everything, print the plan of the run, and train and write nothing')
     log_interval: int = setting(50, 'updates between log lines', low=1, metavar='N')
     val_interval: int = setting(1, 'epochs between validations', low=1, metavar='N')
     recovery_interval: int = setting(0, 'updates between recovery checkpoints', low=0, metavar='N')

@@ -69,6 +69,7 @@ class CheckpointKeeper:
         lr_scheduler: timm scheduler.
         decreasing: A lower metric is better.
         max_history: Number of `checkpoint-<epoch>` to keep.
+        label_names: Names of the classes, in the order of labels, None where they are not known.
     """
     folder: str
     task: TrainingTask
@@ -78,6 +79,7 @@ class CheckpointKeeper:
     lr_scheduler: Optional[Any] = None
     decreasing: bool = False
     max_history: int = 10
+    label_names: Optional[List[str]] = None
     ranking: List[Tuple[int, float]] = field(default_factory=list)  # epoch and metric, the best first
     _background: Background = field(default_factory=Background, repr=False)
     _waited: float = 0.
@@ -205,6 +207,8 @@ class CheckpointKeeper:
             **self.task.get_checkpoint_state(), **self.task.get_checkpoint_state(ema=True), **others)
         if metric is not None:
             content['metric'] = metric
+        if self.label_names is not None:
+            content['label_names'] = self.label_names
         if self.loss_scaler is not None:
             content[self.loss_scaler.state_dict_key] = self.loss_scaler.state_dict()
         if isinstance(self.lr_scheduler, PlateauLRScheduler):  # all others follow from the number of the epoch

@@ -41,7 +41,7 @@ from .run_settings import ScheduleSettings, TrainSettings
 from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
 from .stopping import Stopped, StopSignals
 
-__all__ = ['Run', 'build_model', 'build_task', 'check_settings', 'schedule_of', 'train']
+__all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'train']
 
 _logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class Run(NamedTuple):
 
 
 @dataclass
-class _Parts:
-    # What a run is made of and what it finds out; the settings stay as they were given.
+class Parts:
+    """What a run is made of and what it finds out; the settings stay as they were given."""
     settings: TrainSettings
     placement: Placement
     task: TrainingTask
@@ -78,6 +78,7 @@ class _Parts:
 
     @property
     def metric(self) -> str:
+        """The metric of the best checkpoint."""
         return self.settings.run.eval_metric
 
 
@@ -88,6 +89,29 @@ def train(settings: TrainSettings) -> Run:
         InputError: Settings do not go together, or something they name is missing.
         RunError: The loss is infinite or NaN, a file cannot be written, or another process is gone. The last checkpoint
             is kept.
+    """
+    parts, config, checkpoint = prepare(settings)
+    with ExitStack() as until_end:
+        folder = output_folder(settings, config) if parts.placement.primary else None
+        if folder is not None:
+            until_end.enter_context(lock_folder(folder))
+            _open_folder(parts, folder, checkpoint)
+        del checkpoint  # as large as the model and its optimizer
+        with explained_data_loss('Continue from the last checkpoint with --resume.'):
+            stopped_by = _run_epochs(parts)
+    parts.results.sort(
+        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
+    return Run(parts.results[-10:], stopped_by, folder, parts.placement.primary)
+
+
+def prepare(settings: TrainSettings) -> Tuple[Parts, DataConfig, Optional[Checkpoint]]:
+    """Build everything that a run is made of, and write nothing.
+
+    Returns:
+        Its parts, how images are sized and normalised, and the checkpoint that it goes on from, None for none.
+
+    Raises:
+        InputError: Settings do not go together, or something they name is missing.
     """
     check_settings(settings)
     placement = open_placement(
@@ -101,18 +125,7 @@ def train(settings: TrainSettings) -> Run:
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)
     task = build_task(settings, model, config, placement)
-    parts = _assemble(settings, placement, task, loaders, checkpoint)
-    with ExitStack() as until_end:
-        folder = output_folder(settings, config) if placement.primary else None
-        if folder is not None:
-            until_end.enter_context(lock_folder(folder))
-            _open_folder(parts, folder, checkpoint)
-        del checkpoint  # as large as the model and its optimizer
-        with explained_data_loss('Continue from the last checkpoint with --resume.'):
-            stopped_by = _run_epochs(parts)
-    parts.results.sort(
-        key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=parts.metric == 'loss')
-    return Run(parts.results[-10:], stopped_by, folder, placement.primary)
+    return _assemble(settings, placement, task, loaders, checkpoint), config, checkpoint
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -207,7 +220,7 @@ def _assemble(
         task: TrainingTask,
         loaders: Loaders,
         checkpoint: Optional[Checkpoint],
-) -> _Parts:
+) -> Parts:
     schedule = schedule_of(settings, task, verbose=placement.primary)
     loader = settings.loader
     lr = learning_rate(
@@ -230,7 +243,7 @@ def _assemble(
     _advance_scheduler(trainer, start, schedule.sched_on_updates)
     if isinstance(trainer.lr_scheduler, PlateauLRScheduler) and checkpoint and not settings.model.no_resume_opt:
         resume_plateau(trainer.lr_scheduler, checkpoint)
-    return _Parts(settings, placement, task, loaders, schedule, trainer, start)
+    return Parts(settings, placement, task, loaders, schedule, trainer, start)
 
 
 def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
@@ -303,12 +316,13 @@ def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> 
         )
 
 
-def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -> None:
+def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) -> None:
     settings, trainer = parts.settings, parts.trainer
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
         args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
-        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist)
+        lr_scheduler=trainer.lr_scheduler, decreasing=parts.metric == 'loss', max_history=settings.run.checkpoint_hist,
+        label_names=parts.loaders.label_names)
     trainer.keeper.clean()
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, _start_wandb(settings, folder))
     if checkpoint is not None:
@@ -321,7 +335,7 @@ def _open_folder(parts: _Parts, folder: str, checkpoint: Optional[Checkpoint]) -
                  f'updates on {parts.placement.device}, into {folder}.')
 
 
-def _run_epochs(parts: _Parts) -> Optional[int]:
+def _run_epochs(parts: Parts) -> Optional[int]:
     # The signal that stopped it.
     best: Tuple[Optional[float], Optional[int]] = (None, None)
     start, stopped_by = parts.start, None
@@ -346,7 +360,7 @@ def _run_epochs(parts: _Parts) -> Optional[int]:
     return stopped_by
 
 
-def _run_epoch(parts: _Parts, epoch: int, start: Position) -> Optional[Tuple[float, int]]:
+def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[float, int]]:
     # The best metric and its epoch, where the epoch was validated and this process saves.
     trainer, settings = parts.trainer, parts.settings
     parts.loaders.start_epoch(epoch, parts.schedule.mixup_off_epoch, start.update * trainer.grad_accum_steps)
@@ -367,7 +381,7 @@ def _run_epoch(parts: _Parts, epoch: int, start: Position) -> Optional[Tuple[flo
     return best
 
 
-def _validate(parts: _Parts) -> Dict[str, float]:
+def _validate(parts: Parts) -> Dict[str, float]:
     # The average is what counts, where it is on the device.
     metrics = _evaluate(parts, parts.task.get_eval_model(), 'Test')
     if parts.task.has_ema() and not parts.settings.ema.model_ema_force_cpu:
@@ -376,13 +390,13 @@ def _validate(parts: _Parts) -> Dict[str, float]:
     return metrics
 
 
-def _evaluate(parts: _Parts, model: nn.Module, name: str) -> Dict[str, float]:
+def _evaluate(parts: Parts, model: nn.Module, name: str) -> Dict[str, float]:
     return evaluate(
         model, parts.loaders.eval, parts.placement, log_name=name if parts.placement.primary else None,
         log_interval=parts.settings.run.log_interval)
 
 
-def _distribute_bn(parts: _Parts, model: nn.Module) -> None:
+def _distribute_bn(parts: Parts, model: nn.Module) -> None:
     norm = parts.settings.norm
     if parts.placement.distributed and norm.dist_bn and not norm.sync_bn:
         distribute_bn(model, parts.placement.world_size, norm.dist_bn == 'reduce')

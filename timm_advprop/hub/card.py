@@ -28,6 +28,15 @@ The plain model, with timm alone:
 import timm
 
 model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()
+```
+'''
+# whose pipeline reads images of three channels
+_USE_IN_TRANSFORMERS = '''The same, with transformers:
+
+```python
+from transformers import pipeline
+
+classify = pipeline('image-classification', model='{repo_id}')
 ```'''
 _USE_OF_AUX_NORMS = '''Main and auxiliary norms, with timm-advprop:
 
@@ -76,6 +85,7 @@ _SHARES = {
     'statistics-of-main': 'weight and bias; the running statistics are those of clean images, shared with the main '
                           'norms',
 }
+_LONGEST_NAMES = 200  # together
 
 
 def render_card(release: Release, repo_id: str, files: Sequence[str]) -> str:
@@ -98,6 +108,7 @@ def render_card(release: Release, repo_id: str, files: Sequence[str]) -> str:
         _aux_norms(release.aux_norms) if any(release.aux_norms) else '',
         _measured(release.results) if release.results else '',
         _USE_OF_PLAIN_MODEL.format(repo_id=repo_id),
+        _USE_IN_TRANSFORMERS.format(repo_id=repo_id) if release.data_config['input_size'][0] == 3 else '',
         _USE_OF_AUX_NORMS.format(repo_id=repo_id) if release.aux_norms else '',
         _training(release, repo_id) if release.regime else '',
         *(['## Pictures', *pictures] if pictures else []),
@@ -118,7 +129,7 @@ def _metadata(release: Release, name: str) -> ModelCardData:
     advprop = ['advprop'] if release.aux_norms or release.blend else []
     return ModelCardData(
         library_name='timm', pipeline_tag='image-classification', license=release.license,
-        tags=['image-classification', 'timm', 'timm-advprop', *advprop],
+        tags=['image-classification', 'timm', 'transformers', 'timm-advprop', *advprop],
         datasets=datasets or None, model_name=name if results else None, eval_results=entries or None)
 
 
@@ -132,7 +143,7 @@ def _details(release: Release) -> str:
         'Parameters': f'{main:,}' + (f', and {aux:,} in auxiliary norms' if aux else ''),
         'Auxiliary norms': _SHARES.get(share_of(release.model)),
         'Input': f'{"x".join(map(str, config["input_size"]))}, mean {mean}, std {std}',
-        'Classes': str(release.model.num_classes),
+        'Classes': _classes(release),
         'Data set': release.dataset,
         'Regime': release.regime and f'`{release.regime}`' + (
             f', given `{_flags(release)}`' if release.regime_flags else ''),
@@ -140,6 +151,11 @@ def _details(release: Release) -> str:
         'Weights': 'exponential moving average' if release.averaged else None,
     }
     return '## Model\n\n' + '\n'.join(f'- {name}: {value}' for name, value in rows.items() if value)
+
+
+def _classes(release: Release) -> str:
+    names = ', '.join(release.label_names or ())
+    return f'{release.model.num_classes}' + (f': {names}' if 0 < len(names) <= _LONGEST_NAMES else '')
 
 
 def _flags(release: Release) -> str:

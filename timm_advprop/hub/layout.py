@@ -110,7 +110,7 @@ def _copy(source: str, target: str) -> None:
 def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
-    if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all, and transformers give num_classes twice
+    if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all
         plain._model_args = {name: value for name, value in plain._model_args.items() if name not in OF_SPLIT_MODELS}
     model_args = {name: value for name, value in (release.recipe.get('model_kwargs') or {}).items()
                   if name not in OF_SPLIT_MODELS}
@@ -132,6 +132,10 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
     details.update(release.blend.details() if release.blend else {})
     path = Path(folder, CONFIG_FILE)
     config = json.loads(path.read_bytes())
+    # which stands beside them and in pretrained_cfg: transformers would give it twice, and fail
+    config.get('model_args', {}).pop('num_classes', None)
+    if release.label_names:
+        config['label_names'] = release.label_names
     config[CONFIG_KEY] = {name: value for name, value in details.items() if value is not None}
     path.write_bytes(redact(json.dumps(config, indent=2) + '\n', token).encode())
 
@@ -139,8 +143,10 @@ def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
 def _pretrained_cfg(release: Release) -> Dict[str, Any]:
     # The weights of a run were trained at one size: nothing is known of another for testing. A custom loader is for the
     # files of other authors, with keys of their own.
-    left_out = ('tag', 'state_dict', *(_TEST_ENTRIES if release.recipe else ()))
+    left_out = ('tag', 'state_dict', 'label_names', *(_TEST_ENTRIES if release.recipe else ()))
     cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}
+    if not release.label_names or set(release.label_names) - set(cfg.get('label_descriptions') or ()):
+        cfg.pop('label_descriptions', None)  # of other classes
     data = {name: release.data_config[name] for name in _DATA_ENTRIES if name in release.data_config}
     if tuple(data['input_size'][1:]) != tuple(cfg['input_size'][1:]):
         cfg['pool_size'] = None  # that of the other size

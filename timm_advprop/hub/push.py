@@ -71,6 +71,7 @@ def push_to_hub(
         route: Optional[Union[str, float]] = None,
         recalibrate: int = 0,
         data_dir: Optional[str] = None,
+        label_names: Optional[Sequence[str]] = None,
 ) -> str:
     """Publish a model on the Hugging Face Hub, as one commit.
 
@@ -96,6 +97,7 @@ def push_to_hub(
             share of the first one in a blend with the main norms, such as 0.3.
         recalibrate: Take that model's running statistics from this many images of the run's training split.
         data_dir: Root folder of their data set, by default that of the run.
+        label_names: Names of the classes in their order, by default those of the run's data set or the model's cfg.
 
     Returns:
         Address of the commit.
@@ -103,16 +105,15 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
-    blend = BlendRequest.of(route, recalibrate, data_dir)
-    about = dict(results=results, dataset=dataset, license=license, blend=blend)
+    about = dict(results=results, dataset=dataset, license=license, label_names=label_names)
+    about['blend'] = BlendRequest.of(route, recalibrate, data_dir)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     _check_branch(revision)
     release = _release_of(model_or_checkpoint, model, model_kwargs, recipe, **about)
-    branch = _Branch(api, repo_id, revision)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_publication(release, folder, repo_id, images, token)
-        files = {name: os.path.join(folder, name) for name in files}
-        return _upload(branch, files, release.architecture, message or f'Publish {release.architecture}', private)
+        written = write_publication(release, folder, repo_id, images, token)
+        files = {name: os.path.join(folder, name) for name in written}
+        return _upload(_Branch(api, repo_id, revision), files, release.architecture, message, private)
 
 
 def _release_of(
@@ -251,7 +252,7 @@ def _upload(
         branch: _Branch,
         files: Mapping[str, str],
         architecture: str,
-        message: str,
+        message: Optional[str],
         private: Optional[bool],
 ) -> str:
     # Publishes files, the paths by their names, and returns the address of the commit. A repository that holds another
@@ -271,7 +272,8 @@ def _upload(
     stale = [name for name in _STALE if name in branch.files and name not in files]
     if stale:
         _logger.info(f'The commit deletes {", ".join(stale)} of the former publication.')
-    return _commit(branch, [*additions, *map(CommitOperationDelete, stale)], files, message)
+    operations = [*additions, *map(CommitOperationDelete, stale)]
+    return _commit(branch, operations, files, message or f'Publish {architecture}')
 
 
 def _commit(branch: _Branch, operations: Sequence[Any], files: Mapping[str, str], message: str) -> str:

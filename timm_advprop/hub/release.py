@@ -25,6 +25,7 @@ from ..robustness.summary import headline, is_summary
 from ..weights import open_checkpoint, weights_digest
 from ..weights.downloads import redact
 from .blending import Blend, BlendRequest, blended
+from .label_names import names_of_labels
 
 __all__ = ['Release', 'Result', 'open_release', 'release_model']
 
@@ -81,6 +82,7 @@ class Release:
         averaged: The weights are an exponential moving average.
         blend: What its norms are made of, where it is the plain model of a route.
         results: What was measured, each kind once.
+        label_names: Names of the classes, in the order of labels, None where they are not known or ImageNet's.
     """
     model: nn.Module
     architecture: str
@@ -97,6 +99,7 @@ class Release:
     regime_flags: Sequence[str] = ()
     blend: Optional[Blend] = None
     results: Sequence[Result] = ()
+    label_names: Optional[Sequence[str]] = None
 
 
 def release_model(
@@ -113,7 +116,7 @@ def release_model(
         recipe: Arguments of the run, under the names of `args.yaml`.
         model_kwargs: Arguments that the model was created with, where timm does not remember them.
         blend: The route, None for all of them.
-        **about: `results`, `dataset` and `license`, see `push_to_hub`.
+        **about: `results`, `dataset`, `license` and `label_names`, see `push_to_hub`.
 
     Raises:
         InputError: It is not a timm classifier, or the recipe or the results are not its own.
@@ -123,7 +126,9 @@ def release_model(
         raise InputError(f'{type(model).__name__} is not a timm classifier: only models that timm can create again '
                          'can be published.')
     recipe = _with_model_kwargs(recipe or {}, model_kwargs)
-    return _describe(deepcopy(model).cpu(), recipe, ImageSettings(), blend, **about)
+    # those of weights that a run began with may be of other classes
+    known_names = None if recipe.get('regime') else model.pretrained_cfg.get('label_names')
+    return _describe(deepcopy(model).cpu(), recipe, ImageSettings(), blend, known_names=known_names, **about)
 
 
 def open_release(
@@ -143,7 +148,7 @@ def open_release(
         model_kwargs: Further arguments of the model, for such a file.
         recipe: Arguments of the run that replace or add to those in the checkpoint.
         blend: The route, None for all of them.
-        **about: `results`, `dataset` and `license`, see `push_to_hub`.
+        **about: `results`, `dataset`, `license` and `label_names`, see `push_to_hub`.
 
     Raises:
         InputError: There is no such file, it does not say which model it is of, or it does not fit; or the recipe or
@@ -162,7 +167,7 @@ def open_release(
     created = open_model(settings, image, opened, num_aux=num_aux_in(opened.state_dict))
     summary = Path(opened.path).with_name('summary.csv')
     return _describe(
-        created, recipe, image, blend, **about,
+        created, recipe, image, blend, known_names=opened.raw.get('label_names'), **about,
         summary=summary.read_bytes().decode(errors='replace') if opened.args and summary.is_file() else '',
         epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
 
@@ -175,6 +180,8 @@ def _describe(
         results: Sequence[Mapping[str, Any]] = (),
         dataset: Optional[str] = None,
         license: Optional[str] = None,
+        label_names: Optional[Sequence[str]] = None,
+        known_names: Any = None,
         **of_run: Any,
 ) -> Release:
     dataset = dataset and without_folders(dataset)
@@ -199,6 +206,7 @@ def _describe(
         dataset=dataset or dataset_name(as_input_error(DataSettings.from_values, recipe)),
         license=license or began_with_weights and model.pretrained_cfg.get('license') or 'apache-2.0',
         blend=made_of,
+        label_names=names_of_labels(label_names or known_names, model.num_classes, given=bool(label_names)),
         **of_run,
     )
     return replace(release, results=_measured(release, results, dataset))

@@ -33,7 +33,7 @@ from .blend import blend_routes
 from .conversion import convert_split_norm, convert_sync_batchnorm, strip_aux, unsplit_batch_norms
 from .folding import folded, is_compiled
 from .parameters import freeze_norms, norm_parameters, train_aux
-from .routes import Route, forward_parts, norm_route, set_norm_route
+from .routes import Route, forward_parts, norm_route, one_route, set_norm_route
 from .running_statistics import can_recalibrate, recalibrate
 from .shared_statistics import SHARES, share_in, share_of
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
@@ -44,7 +44,7 @@ __all__ = [
     'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
     'batch_statistics', 'blend_routes', 'can_recalibrate', 'configure_batch_norm', 'convert_split_norm',
     'convert_sync_batchnorm', 'folded', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key',
-    'is_compiled', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'recalibrate',
-    'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux', 'train_aux',
-    'unsplit_batch_norms',
+    'is_compiled', 'main_key', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms', 'one_route',
+    'recalibrate', 'set_norm_route', 'share_in', 'share_of', 'split_norms', 'split_state_dict', 'strip_aux',
+    'train_aux', 'unsplit_batch_norms',
 ]

@@ -1,5 +1,5 @@
 """Routes: which norms of a model its images pass."""
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import gcd
 from typing import Iterator, List, Optional, Sequence, Set, Tuple, Union
 
@@ -8,9 +8,9 @@ import torch.nn as nn
 from timm.utils import unwrap_model
 from torch.autograd import Variable
 
-from .split_norm import AUX, MAIN, SPLIT, SplitNorm, split_norms
+from .split_norm import AUX, MAIN, SPLIT, SplitNorm, has_split_norm, split_norms
 
-__all__ = ['Route', 'forward_parts', 'norm_route', 'set_norm_route']
+__all__ = ['Route', 'forward_parts', 'norm_route', 'one_route', 'set_norm_route']
 
 Route = Union[str, int]
 
@@ -61,6 +61,25 @@ def norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = 
     finally:
         for norm, *state in previous:
             norm.route, norm.split_sizes, norm.split_in = state
+
+
+def one_route(model: nn.Module, route: Route) -> AbstractContextManager:
+    """As `norm_route`, for the images of one kind, and for plain models, too, whose norms are route `'main'`.
+
+    Args:
+        model: Any model.
+        route: `'main'` (or 0, `'clean'`), `'aux'`, or i for the i-th auxiliary norm.
+
+    Raises:
+        ValueError: The model has no such route, or it is `'split'`.
+    """
+    if route == 'split':
+        raise ValueError('Route split divides batches in training: give main, aux or the number of a norm.')
+    if has_split_norm(model):
+        return norm_route(model, route)
+    if route not in ('main', 'clean', 0):
+        raise ValueError(f'{type(unwrap_model(model)).__name__} has no split norms, so no route {route!r}: give main.')
+    return nullcontext()
 
 
 @torch.compiler.disable(recursive=False)

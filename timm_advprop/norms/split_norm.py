@@ -3,6 +3,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from timm.layers.norm_act import FrozenBatchNorm2d
 from torch.nn.parallel import DistributedDataParallel
 
 from .state_dict import index_aux_key, num_aux_in
@@ -10,6 +11,13 @@ from .state_dict import index_aux_key, num_aux_in
 __all__ = ['AuxNorms', 'SplitNorm', 'has_split_norm', 'num_aux_norms', 'split_norms']
 
 MAIN, AUX, SPLIT = 0, 1, -1
+
+_INSTEAD_OF_FREEZING = (
+    'Freeze parameters with timm.utils.freeze(model, layers, include_bn_running_stats=False), and the statistics of '
+    'norms in a layer with timm_advprop.freeze_norms(layer).')
+_INSTEAD_OF_CONVERTING = (
+    'Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, timm_advprop.strip_aux(model) for a '
+    'plain model that other converters can take.')
 
 
 class AuxNorms(nn.ModuleList):
@@ -32,10 +40,9 @@ class AuxNorms(nn.ModuleList):
     def _refuse_another(self, name: str, module: Any) -> None:
         present = self.__dict__.get('_modules', {}).get(name)
         if present is not None and module is not present:
-            raise TypeError(
-                f'Replacing an auxiliary {type(present).__name__} by another {type(module).__name__} would drop the '
-                f'split norms. Use timm_advprop.convert_sync_batchnorm(model) for synchronised split norms, '
-                f'timm_advprop.strip_aux(model) for a plain model that other converters can take.')
+            advice = _INSTEAD_OF_FREEZING if isinstance(module, FrozenBatchNorm2d) else _INSTEAD_OF_CONVERTING
+            raise TypeError(f'Replacing an auxiliary {type(present).__name__} by another {type(module).__name__} would '
+                            f'drop the split norms. {advice}')
 
 
 class SplitNorm(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn as nn
 from ..norms import forward_parts, has_split_norm, norm_route, num_aux_norms
 from .matched_masks import match_masks as mask_parts
 from .pairing import PairingLoss, pairing_of
-from .pixels import normalisation_of
+from .pixels import normalisation_of, warn_of_pixels
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
 from .task import RegimeTask, check_weight, part_metrics, use_split_norms
@@ -71,6 +71,7 @@ class AdvPropTask(RegimeTask):
         if not sources:
             raise ValueError('AdvProp needs a source of images for each aux norm, got none.')
         normalisation = normalisation_of(model, mean, std)
+        warn_of_pixels(self, *normalisation)
         self.sources: List[Source] = [
             as_source(source).normalised_by(*normalisation).against(self.criterion) for source in sources]
         self.num_views = 1 + max(source.view for source in self.sources)

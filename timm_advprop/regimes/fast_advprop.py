@@ -17,7 +17,7 @@ from ..norms import forward_parts, norm_parameters, norm_route, num_aux_norms
 from .attack import Attack
 from .gradients import add_gradients, scale_gradients
 from .image_gradient import cheap_image_gradient
-from .pixels import normalisation_of
+from .pixels import normalisation_of, warn_of_pixels
 from .regime_settings import RegimeSettings
 from .source import Source
 from .task import RegimeTask, check_weight, one_attack, part_metrics, use_split_norms
@@ -101,7 +101,9 @@ class FastAdvPropTask(RegimeTask):
         if attack.steps not in (None, 1) or (attack.amp_dtype, attack.norm_stats) != (None, Attack.norm_stats):
             raise ValueError('fast-advprop attacks in a single step that trains, by the statistics of the batch and in '
                              'the precision of the step: set no other steps, norm_stats or amp_dtype.')
-        attack = replace(attack, steps=1).normalised_by(*normalisation_of(model, mean, std))
+        normalisation = normalisation_of(model, mean, std)
+        warn_of_pixels(self, *normalisation)
+        attack = replace(attack, steps=1).normalised_by(*normalisation)
         self.attack = attack.against(self.criterion)
         use_split_norms(model)  # raises where there are none
         if num_aux_norms(model) != 1:

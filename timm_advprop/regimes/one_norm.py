@@ -12,7 +12,7 @@ import torch.nn as nn
 from .attack import Attack
 from .matched_masks import match_masks as mask_parts
 from .pairing import PairingLoss, pairing_of
-from .pixels import normalisation_of
+from .pixels import normalisation_of, warn_of_pixels
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
 from .task import RegimeTask, check_weight, one_source, part_metrics, top1, use_main_norms
@@ -42,7 +42,9 @@ class _OneNormTask(RegimeTask):
     ):
         super().__init__(model, criterion, **kwargs)
         attack = as_source(self.default_attack if attack is None else attack)
-        self.attack: Source = attack.normalised_by(*normalisation_of(model, mean, std)).against(self.criterion)
+        normalisation = normalisation_of(model, mean, std)
+        warn_of_pixels(self, *normalisation)
+        self.attack: Source = attack.normalised_by(*normalisation).against(self.criterion)
         use_main_norms(model)
         self.announce()
 

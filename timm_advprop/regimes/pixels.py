@@ -1,6 +1,7 @@
 """From 0–255 pixels to the units of normalised images: here, once."""
+import logging
 from dataclasses import dataclass, replace
-from typing import Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -9,7 +10,9 @@ from ..attacks import per_channel
 from ..settings import Settings
 from .source import Source
 
-__all__ = ['PixelSource', 'normalisation_of']
+__all__ = ['PixelSource', 'normalisation_of', 'warn_of_pixels']
+
+_logger = logging.getLogger(__name__)
 
 Channels = Tuple[float, ...]
 
@@ -94,6 +97,36 @@ def normalisation_of(
     if mean is None or std is None:
         raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
     return tuple(mean), tuple(std)
+
+
+def warn_of_pixels(task: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a task look at its first batch, and warn where its images cannot be normalised, as those in 0–255.
+
+    Args:
+        task: A module of images [N, C, H, W] and targets.
+        mean: Mean of each channel that images are normalised by, in 0–1.
+        std: Standard deviation of each channel, in 0–1.
+    """
+    largest = max(abs(edge - value) / deviation for value, deviation in zip(mean, std) for edge in (0, 1))
+    # far outside: random erasing fills in noise of unit variance
+    task.register_forward_pre_hook(_FirstBatch(2 * largest + 10, mean, std), with_kwargs=True)
+
+
+class _FirstBatch:
+    # The first alone, as it waits for the device.
+    def __init__(self, limit: float, mean: Sequence[float], std: Sequence[float]):
+        self.limit, self.mean, self.std, self.seen = limit, mean, std, False
+
+    @torch.compiler.disable
+    def __call__(self, task: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        images = args[0] if args else kwargs.get('input')
+        if self.seen or not isinstance(images, torch.Tensor) or images.is_meta:
+            return
+        self.seen, peak = True, float(images.detach().abs().max())
+        if peak > self.limit:
+            _logger.warning(
+                f'Images have values up to {peak:.4g}, which those normalised by mean {self.mean} and std {self.std} '
+                'cannot have: divide pixels in 0–255 by 255 and normalise them, else attacks are next to nothing.')
 
 
 def _for_channels(values: Optional[Sequence[float]], channels: Optional[int]) -> Optional[Sequence[float]]:

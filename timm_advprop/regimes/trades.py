@@ -14,7 +14,7 @@ from .attack import Attack
 from .matched_masks import match_masks as mask_parts
 from .model_attack import frozen
 from .pairing import distributions, kl
-from .pixels import normalisation_of
+from .pixels import normalisation_of, warn_of_pixels
 from .regime_settings import RegimeSettings
 from .source import Source
 from .task import RegimeTask, check_weight, one_attack, part_metrics, use_split_norms
@@ -83,7 +83,9 @@ class TradesTask(RegimeTask):
     ):
         super().__init__(model, criterion, **kwargs)
         self.weight = check_weight(weight, self.default_weight)
-        attack = _checked(attack or self.default_attack).normalised_by(*normalisation_of(model, mean, std))
+        normalisation = normalisation_of(model, mean, std)
+        warn_of_pixels(self, *normalisation)
+        attack = _checked(attack or self.default_attack).normalised_by(*normalisation)
         self.attack = replace(attack, loss=_cross_entropy_of_answer)
         self.is_split = has_split_norm(model)
         if self.is_split:

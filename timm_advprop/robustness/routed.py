@@ -8,7 +8,7 @@ from timm.utils import unwrap_model
 
 from ..attacks import per_channel
 from ..errors import InputError, as_input_error
-from ..norms import Route, has_split_norm, norm_route
+from ..norms import Route, has_split_norm, norm_route, one_route
 from ..regimes import normalisation_of
 
 __all__ = ['routed']
@@ -90,11 +90,7 @@ def _normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def _check_route(model: nn.Module, route: Route) -> None:
-    if route == 'split':
-        raise InputError('Route split divides batches in training: give main, aux or the number of a norm.')
-    if not has_split_norm(model) and route not in ('main', 'clean', 0):
-        raise InputError(f'{type(unwrap_model(model)).__name__} has no split norms, so no route {route!r}: give main.')
-    with _on_route(model, route):
+    with one_route(model, route):
         pass
 
 
