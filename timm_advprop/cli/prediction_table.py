@@ -17,11 +17,11 @@ STYLE = '''<style>
     grid-template-rows: repeat(3, auto); overflow-x: auto; }
 .route-name { font-weight: 600; color: var(--body-text-color); }
 .image-kind { margin-bottom: 3px; font-size: .85em; color: var(--body-text-color-subdued); }
-.prediction { display: grid; grid-template-columns: minmax(0, 1fr) 3.6em; align-items: center; position: relative;
+.prediction { display: grid; grid-template-columns: minmax(0, 1fr) 4.8em; align-items: center; position: relative;
     padding: 2px 6px; margin-bottom: 2px; color: var(--body-text-color); }
 .prediction > i { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 3px; opacity: .38; }
 .prediction > span { position: relative; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.prediction > span + span { text-align: right; font-variant-numeric: tabular-nums; }
+.prediction > span + span { overflow: visible; text-align: right; font-variant-numeric: tabular-nums; }
 .prediction.said > span { font-weight: 600; }
 .attack-line, .message { color: var(--body-text-color); margin: 0 0 10px; }
 .message { padding: 16px; text-align: center; color: var(--body-text-color-subdued); }
