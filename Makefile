@@ -3,7 +3,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo study test package lower-bounds clean
+.PHONY: demo study lint test types docs package lower-bounds clean
 
 demo: $(INSTALLED)
 	$(RUN) -m studies.digits
@@ -11,9 +11,17 @@ demo: $(INSTALLED)
 study: $(INSTALLED)
 	$(RUN) -m studies fashion-mnist
 
-test: $(INSTALLED)
+lint: $(INSTALLED)
 	$(RUN) -m ruff check .
+
+test: lint
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+types: $(VENV)/.dev
+	$(RUN) -m pyright
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # the package is built and installed alone; what it needs is taken from $(VENV): DEPENDENCIES= downloads it
 DEPENDENCIES ?= $(abspath $(shell $(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
@@ -35,5 +43,9 @@ $(INSTALLED): pyproject.toml setup.py
 	$(RUN) -m pip install -e '.[test]'
 	touch $(INSTALLED)
 
+$(VENV)/.dev $(VENV)/.docs: $(INSTALLED)
+	$(RUN) -m pip install -e '.[$(subst .,,$(notdir $@))]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info output
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info output site

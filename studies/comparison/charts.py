@@ -74,9 +74,8 @@ def _draw_trade_off(path: str, study: Study, results: Sequence[Result]) -> None:
                       label=study.title(row))
         blends = [means[row], *(means[blend] for blend in means if blend.startswith(f'{row}, blend '))]
         if len(blends) > 1:
-            axis.plot(*zip(*blends), color=COLORS[i % len(COLORS)], marker='.', markersize=4, linewidth=1)
-            axis.annotate('blends towards the aux norms', blends[-1], xytext=(4, 4), textcoords='offset points',
-                          fontsize=_SIZE - 2)
+            axis.plot(*zip(*blends), color=COLORS[i % len(COLORS)], marker='.', markersize=4, linewidth=1,
+                      label=f'{study.title(row)}, blends towards aux')
     _label(axis, 'means over seeds, ± standard error', study.columns['clean'])
     axis.set_ylabel(study.columns['corruption'], fontsize=_SIZE)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside right center', fontsize=_SIZE - 2, frameon=False)

@@ -82,7 +82,7 @@ def test_names_can_be_given(hub, checkpoint):
 def test_names_can_be_given_on_the_command_line(checkpoint, tmp_path):
     path, _ = checkpoint()
     folder = tmp_path / 'folder'
-    hub_main(['push', path, REPO, '--dry-run', '--to', str(folder), '--label-names', *DIGITS[::-1]])
+    hub_main(['push', str(path), REPO, '--dry-run', '--to', str(folder), '--label-names', *DIGITS[::-1]])
     assert json.loads((folder / 'config.json').read_text())['label_names'] == DIGITS[::-1]
 
 
