@@ -25,7 +25,7 @@ LADDER = (
     {'errors', 'settings', 'output', 'version'},
 )
 # `python -m timm_advprop.<name>` and the package's own names: they stand on top, and nothing imports them.
-ENTRANCES = {'__init__', 'train', 'validate', 'data', 'wrap', 'benchmark'}
+ENTRANCES = {'__init__', 'app', 'train', 'validate', 'data', 'wrap', 'benchmark'}
 ALLOWED_LIBRARIES = {
     'settings': (),
     'errors': (),

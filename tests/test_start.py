@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch.nn as nn
 
-from timm_advprop.cli import benchmark, data, hub, models, train, validate
+from timm_advprop.cli import app, benchmark, data, hub, models, train, validate
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = dict(benchmark=benchmark, data=data, hub=hub, models=models, train=train, validate=validate)
+PROGRAMS = dict(app=app, benchmark=benchmark, data=data, hub=hub, models=models, train=train, validate=validate)
 SURPLUS = '''
 import json, sys, timm
 before = {name.split('.')[0] for name in sys.modules}

@@ -1,5 +1,4 @@
 """The pictures of a model card: clean and adversarial images, and main against auxiliary norms. Need matplotlib."""
-import itertools
 import logging
 import os
 from dataclasses import replace
@@ -9,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from ..engine.datasets import channel_normalisation, image_transform, open_split
+from ..engine.example_images import spread_samples
 from ..engine.figures import draw_attack, new_figure
 from ..engine.run_settings import TrainDataSettings
 from ..errors import InputError
@@ -126,10 +126,6 @@ def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
         data, data.val_split or 'validation', release.data_config, num_samples=data.val_num_samples,
         batch_size=NUM_IMAGES)
     dataset.transform = image_transform(release.data_config, normalise=False)
-    if hasattr(dataset, '__len__'):
-        chosen = torch.linspace(0, len(dataset) - 1, min(NUM_IMAGES, len(dataset))).long().tolist()
-        samples = [dataset[index] for index in chosen]
-    else:
-        samples = list(itertools.islice(dataset, NUM_IMAGES))
+    samples = spread_samples(dataset, NUM_IMAGES)
     names = {index: name for name, index in (getattr(dataset.reader, 'class_to_idx', None) or {}).items()}
     return torch.stack([image for image, _ in samples]), [str(names.get(label, label)) for _, label in samples]

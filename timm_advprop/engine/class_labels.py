@@ -1,0 +1,50 @@
+"""What the classes of a model are called."""
+from typing import Any, Mapping, Optional, Sequence, Tuple
+
+import torch.nn as nn
+from timm.data import ImageNetInfo
+from torch.utils.data import Dataset
+
+from .datasets import class_names
+
+__all__ = ['class_labels']
+
+_IMAGENET_CLASSES = 1000
+
+
+def class_labels(model: nn.Module, dataset: Optional[Dataset] = None) -> Tuple[str, ...]:
+    """Names of a model's classes, for people.
+
+    They are those that were published with the weights, else those of the data set, else ImageNet's for a model of
+    1,000 classes, else numbers. Names of another number of classes than the model's are of something else.
+
+    Args:
+        model: A timm model with `num_classes` and `pretrained_cfg`.
+        dataset: A data set of its classes.
+    """
+    count = model.num_classes
+    known = (_published(getattr(model, 'pretrained_cfg', None) or {}, count), _of_dataset(dataset), _imagenet(count))
+    return next((names for names in known if len(names) == count), tuple(map(str, range(count))))
+
+
+def _published(cfg: Mapping[str, Any], count: int) -> Tuple[str, ...]:
+    names, descriptions = cfg.get('label_names'), cfg.get('label_descriptions')
+    if isinstance(names, dict):  # by the number of the class, as JSON writes it: a text
+        by_number = {str(number): name for number, name in names.items()}
+        names = [by_number.get(str(number), number) for number in range(count)]
+    if not isinstance(names, (list, tuple)):
+        return ()
+    descriptions = descriptions if isinstance(descriptions, dict) else {}
+    return tuple(str(descriptions.get(str(name), name)) for name in names)
+
+
+def _of_dataset(dataset: Optional[Dataset]) -> Tuple[str, ...]:
+    names: Sequence[str] = class_names(dataset) or () if dataset is not None else ()
+    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
+
+
+def _imagenet(count: int) -> Tuple[str, ...]:
+    if count != _IMAGENET_CLASSES:
+        return ()
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(number).split(',')[0] for number in range(count))  # the first of synonyms
