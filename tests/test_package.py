@@ -16,7 +16,7 @@ DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml', 'cv2': 'opencv-python-headle
                  'elpv_dataset': 'elpv-dataset', 'torch_uncertainty_assets': 'torch-uncertainty-assets',
                  'huggingface_hub': 'huggingface-hub'}
 OPTIONAL = {'sklearn': 'data', 'cv2': 'robustness', 'pyautoattack': 'robustness', 'matplotlib': 'demo',
-            'elpv_dataset': 'studies', 'wandb': 'track'}
+            'elpv_dataset': 'studies', 'gradio': 'app'}
 
 
 def names(requirements):
@@ -58,14 +58,19 @@ def test_every_dependency_is_imported():
 def test_what_is_optional_is_imported_where_it_is_needed():
     at_once = {(module, path.parent.name) for path in FILES for module in imported(ast.parse(path.read_text()).body)
                if module in OPTIONAL}
-    assert at_once == {('cv2', 'corruptions')}  # whose files are imported by need
+    assert at_once == {('cv2', 'corruptions'), ('gradio', 'cli')}  # whose files are imported by need
 
 
-def test_studies_and_tests_are_provided_for():
-    for folder, extra in (('studies', 'studies'), ('tests', 'test')):
-        modules = third_party((ROOT / folder).rglob('*.py')) - {'models', 'setuptools'}  # tests/models, a venv's
-        provided = names(PROJECT['dependencies']) | names(EXTRAS[extra])
-        assert {DISTRIBUTIONS.get(module, module) for module in modules} <= provided, folder
+# tests/models, a venv's, another example, and a package that pins old releases of others
+@pytest.mark.parametrize('folder, extra, beside', [
+    ('studies', 'studies', set()),
+    ('tests', 'dev', {'models', 'setuptools'}),
+    ('examples', 'examples', {'digits', 'own_loop', 'torchattacks'}),
+])
+def test_studies_tests_and_examples_are_provided_for(folder, extra, beside):
+    modules = third_party((ROOT / folder).rglob('*.py')) - beside
+    provided = names(PROJECT['dependencies']) | names(EXTRAS[extra])
+    assert {DISTRIBUTIONS.get(module, module) for module in modules} <= provided
 
 
 def test_every_folder_of_code_is_a_package():
