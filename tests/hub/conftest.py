@@ -5,10 +5,10 @@ from argparse import Namespace
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download, utils
 from timm.utils import ModelEmaV3
 
-from tests.hub.publishing import RUN, TOKEN
+from tests.hub.publishing import RUN, TOKEN, url_template
 from timm_advprop.cli.train import parse_args
 from timm_advprop.hub import layout
 
@@ -18,8 +18,8 @@ def use_hub(monkeypatch, tmp_path):
     """A function that makes a Hub the one of this process, with an empty cache; huggingface_hub reads it at import."""
     def use(hub, token=TOKEN, cache='cache', offline=False):
         monkeypatch.setattr(constants, 'ENDPOINT', hub.endpoint)
-        monkeypatch.setattr(
-            constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.endpoint + '/{repo_id}/resolve/{revision}/{filename}')
+        for module in (constants, file_download):  # clients before 1.0 look into the second
+            monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', url_template(hub), raising=False)
         monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / cache))
         monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'no token'))
         monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
@@ -27,6 +27,7 @@ def use_hub(monkeypatch, tmp_path):
         monkeypatch.delenv('HF_TOKEN', raising=False)
         if token:
             monkeypatch.setenv('HF_TOKEN', token)
+        getattr(utils, 'reset_sessions', lambda: None)()  # of clients before 1.0, which remember that they are offline
         return hub
     return use
 

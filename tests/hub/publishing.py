@@ -21,6 +21,11 @@ RUN = ['--model', 'test_resnet_ap', '--num-classes', '10', '--img-size', '32', '
        '--batch-size', '16', '--epochs', '1', '--warmup-epochs', '0', '--adv-eps', '1', '--log-interval', '100']
 
 
+def url_template(hub):
+    """Where the client finds the files of a Hub."""
+    return hub.endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+
+
 def equal_states(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import huggingface_hub
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, file_download, hf_hub_download
 from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
 from tests.hub.loopback_hub import LoopbackHub
+from tests.hub.publishing import url_template
 
+ADDRESSES = [(constants, 'ENDPOINT'), (constants, 'HUGGINGFACE_CO_URL_TEMPLATE'),
+             (file_download, 'HUGGINGFACE_CO_URL_TEMPLATE')]
 TOKEN = 'hf_loopback_token_of_user'
 REPO = 'user/model'
 FILES = {
@@ -27,6 +31,8 @@ FILES = {
 @pytest.fixture(autouse=True)
 def client_of_this_process(monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+    for module, name in ADDRESSES:  # which `client` sets
+        monkeypatch.setattr(module, name, getattr(module, name, None), raising=False)
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between attempts
 
 
@@ -40,6 +46,8 @@ def pull(loopback_hub, tmp_path):
 
 
 def client(hub, token=TOKEN):
+    for module, name in ADDRESSES:  # clients before 1.0 compare the address of a commit with them
+        setattr(module, name, hub.endpoint if name == 'ENDPOINT' else url_template(hub))
     return HfApi(endpoint=hub.endpoint, token=token)
 
 
@@ -134,7 +142,7 @@ def test_tokens(loopback_hub, pull):
     loopback_hub.tokens['hf_other'] = 'other'
     api = client(loopback_hub)
     assert api.whoami()['name'] == 'user'
-    with pytest.raises(HfHubHTTPError, match='Invalid user token'):
+    with pytest.raises(OSError, match='Invalid user token'):  # requests' error before 1.0
         client(loopback_hub, 'hf_unknown').whoami()
     for token, status in (('hf_unknown', 401), (False, 401), ('hf_other', 403)):
         with pytest.raises(HfHubHTTPError) as error:
@@ -180,11 +188,13 @@ def test_faults(loopback_hub, pull):
     loopback_hub.fail('resolve.*a.bin', body='corrupted')
     content = pull('a.bin', revision=first)
     assert content != FILES['model.safetensors'] and len(content) == len(FILES['model.safetensors'])
+    assert pull('b.bin') == b'retried'
+    if huggingface_hub.__version__.startswith('0.'):  # which does not go on where an answer ended too early
+        return
     loopback_hub.fail('resolve.*a.bin', body='truncated')
     loopback_hub.requests.clear()
     assert pull('a.bin', revision=first, force_download=True) == FILES['model.safetensors']
     assert [request.split()[0] for request in loopback_hub.requests] == ['HEAD', 'GET', 'GET']
-    assert pull('b.bin') == b'retried'
 
 
 XET_SCRIPT = f'''

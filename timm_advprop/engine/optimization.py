@@ -75,11 +75,18 @@ def build_scheduler(
         eval_metric: str,
         seed: int,
 ) -> Tuple[Optional[Any], int]:
-    """The learning-rate scheduler, None for none, and the number of epochs it plans."""
+    """The learning-rate scheduler, None for none, and the number of epochs it plans.
+
+    Raises:
+        InputError: There is no such scheduler, or it does not take its settings.
+    """
     cfg = Namespace(**settings.values(), eval_metric=eval_metric, seed=seed)
-    return as_input_error(
+    scheduler, num_epochs = as_input_error(
         create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),
         updates_per_epoch=updates_per_epoch)
+    if scheduler is None and settings.sched != 'none':  # of which timm before 1.0.31 says nothing
+        raise InputError(f'Unknown scheduler {settings.sched!r} (--sched).')
+    return scheduler, num_epochs
 
 
 def planned_epochs(settings: ScheduleSettings) -> int:
