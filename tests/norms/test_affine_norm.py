@@ -245,6 +245,10 @@ def test_scripted_network_is_the_main_route(net, route):
 
 def test_traced_graph_holds_the_split_norms_as_leaves(net):
     model, images = net
+    try:
+        layers.create_feature_extractor(deepcopy(model), [name for name, _ in model.named_modules()][-1:])
+    except TypeError:
+        pytest.skip('a plain model cannot be traced here, as a ViT with torch 2.6 and timm 1.0.27')
     split = convert_split_norm(model).eval()
     for norm in split_norms(split):
         randomize_parameters(norm.aux_bn[0])

@@ -106,6 +106,7 @@ def test_compiled_model_keeps_a_small_number_of_graphs(name, backend, randomize_
 MODELS = {'test_resnet_ap': 64, 'test_efficientnet_ap': 64, 'test_vit_ap': 160}
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.6.'), reason='it fails on plain batch norms, too')
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', MODELS)
 def test_onnx_file_of_the_main_route_equals_the_model(name, tmp_path, randomize_norms):
