@@ -78,7 +78,7 @@ def build_scheduler(
     """The learning-rate scheduler, None for none, and the number of epochs it plans."""
     cfg = Namespace(**settings.values(), eval_metric=eval_metric, seed=seed)
     return as_input_error(
-        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),
+        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),  # pyright: ignore[reportArgumentType]
         updates_per_epoch=updates_per_epoch)
 
 
