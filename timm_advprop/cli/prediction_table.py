@@ -69,7 +69,7 @@ def message(text: str) -> str:
 
 
 def _column(route: str, probabilities: torch.Tensor, labels: Sequence[str], color: str) -> str:
-    said = probabilities[0].argmax().item()
+    said = int(probabilities[0].argmax())
     title = route_title(route).removeprefix('the ')
     tables = ''.join(
         f'<div data-route="{escape(route)}" data-image="{kind}"><div class="image-kind">{kind}</div>'
@@ -81,7 +81,7 @@ def _column(route: str, probabilities: torch.Tensor, labels: Sequence[str], colo
 def _bars(probabilities: torch.Tensor, said: int, labels: Sequence[str], color: str) -> str:
     values, classes = probabilities.topk(min(_TOP, len(probabilities)))
     return ''.join(
-        f'<div class="prediction{" said" if number == said else ""}" title="{escape(labels[number])}">'
+        f'<div class="prediction{" said" if number == said else ""}" title="{escape(labels[number])}">'  # pyright: ignore[reportArgumentType]
         f'<i style="width: {value:.2%}; background: {color}"></i>'
-        f'<span>{escape(labels[number])}</span><span>{value:.1%}</span></div>'
+        f'<span>{escape(labels[number])}</span><span>{value:.1%}</span></div>'  # pyright: ignore[reportArgumentType]
         for value, number in zip(values.tolist(), classes.tolist()))

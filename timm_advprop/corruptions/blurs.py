@@ -127,7 +127,7 @@ def smeared(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndar
         kernel, top, left = _kernel(taps[first:first + _NUM_DIRECT_TAPS])
         shifted = padded[reach + top:, reach + left:][:height + len(kernel), :width + kernel.shape[1]]
         total = total + cv2.filter2D(shifted, -1, kernel, anchor=(0, 0))[:height, :width]
-    return total.reshape(x.shape)
+    return total.reshape(x.shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _taps(radius: float, sigma: float, angle: float) -> List[Tuple[float, int, int]]:

@@ -66,7 +66,7 @@ def keep_split(reader: ReaderImageInTar, split: str) -> None:
     if present:
         kept = [name in _names_of(split) for name in splits]
         reader.samples, reader.targets = reader.samples[kept], reader.targets[kept]
-        reader.split = split
+        reader.split = split  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def place_of(dataset: Any) -> Optional[str]:
@@ -74,8 +74,8 @@ def place_of(dataset: Any) -> Optional[str]:
     splits in one folder."""
     reader = getattr(dataset, 'reader', dataset)
     if isinstance(reader, ReaderImageInTar) and hasattr(reader, 'split'):
-        return f'{reader.root}, folder {reader.split}'
-    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None
+        return f'{reader.root}, folder {reader.split}'  # pyright: ignore[reportAttributeAccessIssue]
+    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None  # pyright: ignore[reportReturnType]
 
 
 def _check_among(root: str, split: str, present: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
         module for module in modules if type(module) is nn.Conv2d and 'forward' not in vars(module) and _pays(module)]
     try:
         for conv in chosen:
-            conv.forward = _forward_of(conv)
+            conv.forward = _forward_of(conv)  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
         for conv in chosen:
@@ -47,7 +47,7 @@ def _pays(conv: nn.Conv2d) -> bool:
     is_usual = conv.groups == 1 and conv.padding_mode == 'zeros' and conv.dilation == (1, 1) and all(
         values == (value, value) for values, value in (
             (conv.kernel_size, kernel), (conv.stride, stride), (conv.padding, padding)))
-    return is_usual and padding < kernel and (_extent(kernel, stride, padding)[1] * stride / kernel) ** 2 <= _MOST_WASTE
+    return is_usual and padding < kernel and (_extent(kernel, stride, padding)[1] * stride / kernel) ** 2 <= _MOST_WASTE  # pyright: ignore[reportOperatorIssue, reportArgumentType]
 
 
 def _forward_of(conv: nn.Conv2d) -> Callable[[torch.Tensor], torch.Tensor]:
