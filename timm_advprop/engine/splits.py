@@ -53,7 +53,7 @@ def root_of_split(root: str, split: str) -> str:
     return files[0] if files and not any(map(os.path.isdir, paths)) else root
 
 
-def keep_split(reader: ReaderImageInTar, split: str) -> None:
+def keep_split(reader: Any, split: str) -> None:
     """Leave a reader the images of one split, where a tar file has folders of several.
 
     Raises:
@@ -66,7 +66,7 @@ def keep_split(reader: ReaderImageInTar, split: str) -> None:
     if present:
         kept = [name in _names_of(split) for name in splits]
         reader.samples, reader.targets = reader.samples[kept], reader.targets[kept]
-        reader.split = split  # pyright: ignore[reportAttributeAccessIssue]
+        reader.split = split
 
 
 def place_of(dataset: Any) -> Optional[str]:

@@ -209,10 +209,11 @@ class FastAdvPropTask(RegimeTask):
         if not isinstance(module, DistributedDataParallel):
             order = torch.randperm(len(images), device=images.device)
             return images[order], target[order]
-        group, rank = module.process_group, dist.get_rank(module.process_group)
+        group: Any = module.process_group
+        rank = dist.get_rank(group)
         images, target = (_gather(values, group) for values in (images, target))
         order = torch.randperm(len(images), device=images.device)
-        dist.broadcast(order, src=dist.get_global_rank(group, 0), group=group)  # every image goes to one process  # pyright: ignore[reportArgumentType]
+        dist.broadcast(order, src=dist.get_global_rank(group, 0), group=group)  # every image goes to one process
         mine = order.chunk(dist.get_world_size(group))[rank]
         return images[mine], target[mine]
 

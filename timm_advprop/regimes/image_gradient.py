@@ -41,13 +41,14 @@ def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
 
 
 def _pays(conv: nn.Conv2d) -> bool:
-    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    padding: Any = conv.padding[0]  # a letter where it is named
     if conv.weight.device.type != 'cpu' or conv.in_channels > _MOST_CHANNELS or stride < 2:
         return False
     is_usual = conv.groups == 1 and conv.padding_mode == 'zeros' and conv.dilation == (1, 1) and all(
         values == (value, value) for values, value in (
             (conv.kernel_size, kernel), (conv.stride, stride), (conv.padding, padding)))
-    return is_usual and padding < kernel and (_extent(kernel, stride, padding)[1] * stride / kernel) ** 2 <= _MOST_WASTE  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    return is_usual and padding < kernel and (_extent(kernel, stride, padding)[1] * stride / kernel) ** 2 <= _MOST_WASTE
 
 
 def _forward_of(conv: nn.Conv2d) -> Callable[[torch.Tensor], torch.Tensor]:

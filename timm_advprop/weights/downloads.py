@@ -161,11 +161,12 @@ def explain_hub_error(error: BaseException, model_id: str) -> str:
     """
     repo_id, _, revision = model_id.partition('@')
     status = hub_status(error)
+    response: Any = getattr(error, 'response', None)  # there where the status is
     if isinstance(error, OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it.'
     if isinstance(error, GatedRepoError):
         return f'{repo_id} is gated: accept its terms on {constants.ENDPOINT}/{repo_id}, then log in.'
-    if status == 401 and 'Invalid credentials' in str(error) + str(error.response.headers.get('X-Error-Message')):  # pyright: ignore[reportAttributeAccessIssue]
+    if status == 401 and 'Invalid credentials' in str(error) + str(response.headers.get('X-Error-Message')):
         return 'the Hub refuses the token: make a new one, then `hf auth login` or HF_TOKEN.'
     if isinstance(error, RepositoryNotFoundError):
         login = 'may the token see it?' if get_token() else 'if so, log in with `hf auth login` or set HF_TOKEN'
@@ -175,7 +176,7 @@ def explain_hub_error(error: BaseException, model_id: str) -> str:
     if status in (401, 403):
         return f'the Hub does not allow it: the token needs access to {repo_id}, to publish the right to write.'
     if status is not None:
-        said = error.response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)  # pyright: ignore[reportAttributeAccessIssue]
+        said = response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
         said = said or next((known.phrase for known in HTTPStatus if known == status), 'and no more')
         return redact(f'the Hub answered {status} ({" ".join(said.split())}).')
     if 'Consistency check failed' in str(error):
