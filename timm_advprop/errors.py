@@ -7,12 +7,15 @@ import threading
 import traceback
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Callable, Iterator, Optional, ParamSpec, Sequence, TypeVar
 
 __all__ = [
     'DEBUG_FLAG', 'InputError', 'RunError', 'as_input_error', 'exit_at_sigterm', 'exits_on_input_error', 'near_matches',
     'one_line',
 ]
+
+_Arguments = ParamSpec('_Arguments')
+_Result = TypeVar('_Result')
 
 DEBUG_FLAG, _DEBUG_VARIABLE = '--debug', 'TIMM_ADVPROP_DEBUG'
 
@@ -66,7 +69,11 @@ def exit_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def as_input_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def as_input_error(
+        function: Callable[_Arguments, _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+) -> _Result:
     """Call a function whose ValueErrors and assertions are about what a user gave, and report them as InputErrors."""
     try:
         return function(*args, **kwargs)

@@ -76,7 +76,7 @@ def without_folders(text: str) -> str:
 
     Names relative to where a program runs, names on the Hub and addresses stay.
     """
-    path_at = _BEFORE_PATH.match(text).end()
+    path_at = _BEFORE_PATH.match(text).end()  # pyright: ignore[reportOptionalMemberAccess]
     path = text[path_at:]
     if os.path.isabs(path) or path.startswith(_OF_A_MACHINE):
         return text[:path_at] + os.path.basename(os.path.normpath(path))

@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, get_args, get_origin
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, get_args, get_origin
 
 __all__ = ['ProgramSettings', 'Setting', 'Settings', 'setting']
+
+_Group = TypeVar('_Group', bound='Settings')
+_Program = TypeVar('_Program', bound='ProgramSettings')
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Setting:
         return problem or (self.check(value) if self.check else None)
 
     def _problem_of_number(self, value: Any) -> Optional[str]:
-        if not isinstance(value, Integral if self.kind is int else Real):
+        number: Any = Integral if self.kind is int else Real
+        if not isinstance(value, number):
             return f'must be a {"whole " if self.kind is int else ""}number'
         if math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below:
             return None
@@ -130,7 +134,7 @@ class Settings:
         """The options by name."""
         return {entry.name: replace(
             entry.metadata['setting'], kind=_kind(entry.type), optional=type(None) in get_args(entry.type),
-        ) for entry in fields(cls) if 'setting' in entry.metadata}
+        ) for entry in fields(cls) if 'setting' in entry.metadata}  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def flags(cls) -> Dict[str, Setting]:
@@ -138,7 +142,7 @@ class Settings:
         return {f'--{name.replace("_", "-")}': about for name, about in cls.declared().items()}
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> 'Settings':
+    def from_values(cls: Type[_Group], values: Mapping[str, Any]) -> _Group:
         """The group's part of a mapping from names to values; others are passed over, missing ones have defaults."""
         return cls(**{name: values[name] for name in cls.declared() if name in values})
 
@@ -157,9 +161,9 @@ class ProgramSettings:
     given: Mapping[str, Any] = field(init=False, default_factory=dict, repr=False)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> 'ProgramSettings':
+    def from_values(cls: Type[_Program], values: Mapping[str, Any]) -> _Program:
         """The settings in a mapping from names of flags to values."""
-        groups = {entry.name: entry.type.from_values(values) for entry in fields(cls) if entry.init}
+        groups = {entry.name: entry.type.from_values(values) for entry in cls._groups()}
         settings = cls(**groups)
         object.__setattr__(settings, 'given', MappingProxyType(dict(values)))
         return settings
@@ -169,8 +173,12 @@ class ProgramSettings:
         """The groups of flags: their titles, and the options by their flags."""
         return [
             (entry.metadata['title'], entry.metadata['flags']()) if entry.metadata else
-            (entry.type.title, entry.type.flags()) for entry in fields(cls) if entry.init
+            (entry.type.title, entry.type.flags()) for entry in cls._groups()
         ]
+
+    @classmethod
+    def _groups(cls) -> List[Any]:
+        return [entry for entry in fields(cls) if entry.init]
 
 
 def _read_only(value: Any) -> Any:

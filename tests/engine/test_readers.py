@@ -113,7 +113,7 @@ def test_one_part_is_not_both_splits(digits_folder, tmp_path, write):
     (as_one_tar, dict(val_split='train'), r'Both splits are .*digits\.tar, folder train: give a folder with both'),
     (as_tar, dict(val_split='validation'), r'Both splits are .*train\.tar: give a folder with both as --data-dir'),
     (as_tar, dict(num_classes=11), "split 'train' has 10 classes, the model 11"),
-], ids=str)
+], ids=lambda value: getattr(value, '__name__', str(value)))
 def test_a_split_that_is_not_there_is_one_line(digits_folder, tmp_path, write, values, words):
     (tmp_path / 'written').mkdir()
     (root, settings), _ = write(digits_folder, tmp_path / 'written')

@@ -101,6 +101,6 @@ def _sum_of(
         size: Sequence[int],
 ) -> torch.Tensor:
     height, width = size
-    return sum(
+    return sum(  # pyright: ignore[reportReturnType]
         weight * level.repeat_interleave(scale, 2)[:, :, :height].repeat_interleave(scale, 3)[..., :width]
         for level, scale, weight in zip(levels, scales, weights))

@@ -36,7 +36,8 @@ def per_channel(value: Scale, images: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         value = value.to(dtype=images.dtype, device=images.device)
     else:
-        value = value.tolist() if hasattr(value, 'tolist') else value  # of numpy
+        # of numpy
+        value = value.tolist() if hasattr(value, 'tolist') else value  # pyright: ignore[reportAttributeAccessIssue]
         value = _on_device(_as_tuple(value), images.dtype, images.device)
     channels, rest = images.shape[1], (1,) * (images.ndim - 2)
     if value.numel() != 1 and value.shape not in ((channels,), (channels, *rest), (1, channels, *rest)):

@@ -104,7 +104,7 @@ def _check_address(host: str, port: Optional[int]) -> None:
 def _open_page(settings: AppSettings) -> Any:
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # read at import: no word to anybody
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError('The page needs gradio: pip install \'timm-advprop[app]\'.') from error
     from .app_page import build_page

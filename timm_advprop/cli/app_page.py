@@ -2,7 +2,7 @@
 from html import escape
 from typing import Any, List, Mapping, Optional
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from ..engine.single_image import image_of, read_image
 from ..errors import InputError, as_input_error

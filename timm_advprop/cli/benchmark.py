@@ -13,7 +13,7 @@ import statistics
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -228,7 +228,7 @@ def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, C
     batches = [_batch(settings, placement, split.num_classes)] * _EVAL_PASSES
 
     def case(model: nn.Module, steps: int = 0) -> Case:
-        model = torch.compile(model) if settings.torchcompile else model
+        model = torch.compile(model) if settings.torchcompile else model  # pyright: ignore[reportAssignmentType]
         attack = Attack(eps_px=steps, steps=steps, target='none') if steps else None
         run = partial(evaluate, model, batches, placement, attack=attack, log_name=None)
         return Case(run, 2. + 2 * steps if steps else 1.)
@@ -236,8 +236,8 @@ def _eval_cases(settings: MeasuredSettings, placement: Placement) -> Dict[str, C
     return {'plain': case(plain), 'split norms': case(split), **attacked}
 
 
-def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[nn.Module, nn.Module]:
-    split = open_architecture(settings.model, **size_arguments(settings.model, settings.img_size))
+def _models(settings: MeasuredSettings, placement: Placement) -> Tuple[Any, nn.Module]:
+    split: Any = open_architecture(settings.model, **size_arguments(settings.model, settings.img_size))
     if not has_split_norm(split):
         as_input_error(convert_split_norm, split)
     if settings.grad_checkpointing:

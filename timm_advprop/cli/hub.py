@@ -87,9 +87,10 @@ def _push(checkpoint: str, repo_id: str, settings: PushSettings) -> None:
     if settings.to and not settings.dry_run:
         raise InputError('--to is the folder of --dry-run.')
     results = [row for path in settings.results for row in read_results(path)]
-    about = dict(model=settings.model, model_kwargs=settings.model_kwargs, results=results, dataset=settings.dataset,
-                 license=settings.license, label_names=settings.label_names or None)
-    of_route = dict(route=settings.route, recalibrate=settings.recalibrate, data_dir=settings.data_dir)
+    about: Dict[str, Any] = dict(
+        model=settings.model, model_kwargs=settings.model_kwargs, results=results, dataset=settings.dataset,
+        license=settings.license, label_names=settings.label_names or None)
+    of_route: Dict[str, Any] = dict(route=settings.route, recalibrate=settings.recalibrate, data_dir=settings.data_dir)
     if settings.dry_run:
         folder = settings.to or os.path.join('output', 'hub', repo_id.split('/')[-1])
         return _write_folder(folder, checkpoint, repo_id, images=not settings.no_images,
@@ -117,7 +118,7 @@ def _pull(repo_id: str, to: Optional[str]) -> None:
         source, location = as_input_error(parse_model_name, repo_id)
     path = to or f'{os.path.basename(os.path.normpath(location.partition("@")[0]))}.safetensors'
     _check_new_file(path)
-    publication = open_publication(source, location)
+    publication = open_publication(source, location)  # pyright: ignore[reportArgumentType]
     open_architecture(publication, pretrained=True)  # what is fetched can be loaded
     _write_weights(publication.load_state_dict(), path)
     norms = 'main and auxiliary norms' if publication.num_aux else 'no auxiliary norms'

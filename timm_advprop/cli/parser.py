@@ -2,7 +2,7 @@
 import argparse
 import logging
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
@@ -13,6 +13,8 @@ from .recipes import ListRecipes, find_recipe
 
 __all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
 
+_Program = TypeVar('_Program', bound=ProgramSettings)
+
 
 class ProgramParser(argparse.ArgumentParser):
     """A parser that takes no abbreviated flags, hints at near matches of an unknown one, and errs in one line."""
@@ -21,7 +23,7 @@ class ProgramParser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument(DEBUG_FLAG, action=_Noted, help='show the traceback of an error')
 
-    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None):
+    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -101,12 +103,12 @@ class _OnceEach(yaml.SafeLoader):
 
 
 def parse_settings(
-        program: Type[ProgramSettings],
+        program: Type[_Program],
         description: str,
         refused: Mapping[str, Sequence[str]],
         argv: Optional[Sequence[str]] = None,
         takes_recipe: bool = False,
-) -> ProgramSettings:
+) -> _Program:
     """Parse the command line of a program with a data set.
 
     Args:

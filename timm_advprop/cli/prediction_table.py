@@ -1,6 +1,6 @@
 """What a model says of an image, clean and attacked, as HTML: a column a route."""
 from html import escape
-from typing import Sequence
+from typing import List, Sequence
 
 import torch
 
@@ -69,7 +69,7 @@ def message(text: str) -> str:
 
 
 def _column(route: str, probabilities: torch.Tensor, labels: Sequence[str], color: str) -> str:
-    said = probabilities[0].argmax().item()
+    said = int(probabilities[0].argmax())
     title = route_title(route).removeprefix('the ')
     tables = ''.join(
         f'<div data-route="{escape(route)}" data-image="{kind}"><div class="image-kind">{kind}</div>'
@@ -80,8 +80,9 @@ def _column(route: str, probabilities: torch.Tensor, labels: Sequence[str], colo
 
 def _bars(probabilities: torch.Tensor, said: int, labels: Sequence[str], color: str) -> str:
     values, classes = probabilities.topk(min(_TOP, len(probabilities)))
+    numbers: List[int] = classes.tolist()
     return ''.join(
         f'<div class="prediction{" said" if number == said else ""}" title="{escape(labels[number])}">'
         f'<i style="width: {value:.2%}; background: {color}"></i>'
         f'<span>{escape(labels[number])}</span><span>{value:.1%}</span></div>'
-        for value, number in zip(values.tolist(), classes.tolist()))
+        for value, number in zip(values.tolist(), numbers))

@@ -1,6 +1,6 @@
 """How long calls take, and where."""
 import time
-from typing import Callable, Dict, List, Mapping, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ class Case(NamedTuple):
         run: Makes it once.
         floor: Its arithmetic, relative to the first case.
     """
-    run: Callable[[], None]
+    run: Callable[[], Any]
     floor: float
 
 

@@ -62,7 +62,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if run.stopped_by is not None:
         sys.exit(128 + run.stopped_by)
     if run.primary and repo_id:
-        _publish_best(repo_id, run.folder, settings.run.hub_private)
+        _publish_best(repo_id, run.folder, settings.run.hub_private)  # pyright: ignore[reportArgumentType]
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> TrainSettings:

@@ -29,7 +29,7 @@ class TrainingStep:
         if compiled:
             task.compile()
         self.task, self.batch, self.placement = task, batch, placement
-        self.module = task.get_trainable_module().train()
+        self.module = task.get_trainable_module().train()  # pyright: ignore[reportOptionalMemberAccess]
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=0.9)
 
     def __call__(self) -> None:

@@ -124,7 +124,7 @@ class _StandInType(type):
         return build(*args, **kwargs) if build else super().__call__(*args, **kwargs)
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, cls.__base__) if 'build' in vars(cls) else super().__instancecheck__(instance)
+        return isinstance(instance, cls.__base__) if 'build' in vars(cls) else super().__instancecheck__(instance)  # pyright: ignore[reportArgumentType]
 
 
 def _stand_in(task_type: type, build: Callable[..., Any]) -> type:

@@ -1,7 +1,7 @@
 """Corruptions of ImageNet-C that blur. What is common to all corruptions stands in `corruptions`."""
 import math
 from functools import lru_cache
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import cv2
 import numpy as np
@@ -122,7 +122,7 @@ def smeared(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndar
     reach = max(max(abs(down), abs(right)) for _, down, right in taps) + 1
     height, width = x.shape[:2]
     padded = cv2.copyMakeBorder(x, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
-    total = 0.
+    total: Any = 0.
     for first in range(0, len(taps), _NUM_DIRECT_TAPS):
         kernel, top, left = _kernel(taps[first:first + _NUM_DIRECT_TAPS])
         shifted = padded[reach + top:, reach + left:][:height + len(kernel), :width + kernel.shape[1]]

@@ -48,6 +48,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, rng: np.random.Generato
     """
     channels, function = _num_channels(image), _functions().get(name)
     scale, parameters = parameters_for(name, severity, *image.shape[:2])
+    assert function is not None  # parameters_for refuses a name without one
     x = image.reshape(*image.shape[:2], channels).astype(np.float32)
     x /= 255
     if channels == 1 and name in _COLOURED:

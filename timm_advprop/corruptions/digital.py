@@ -41,6 +41,7 @@ def jpeg_compression(x: np.ndarray, rng: np.random.Generator, scale: float, qual
     """To JPEG and back."""
     _, file = cv2.imencode('.jpg', _pixels(x)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     pixels = cv2.imdecode(file, cv2.IMREAD_COLOR if x.shape[2] == 3 else cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
     return pixels.reshape(x.shape)[..., ::-1].astype(np.float32) / 255
 
 

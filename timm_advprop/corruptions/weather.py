@@ -104,9 +104,9 @@ def frost_textures() -> Tuple[np.ndarray, ...]:
     package = find_spec('torch_uncertainty_assets')
     if package is None:
         raise ImportError('torch-uncertainty-assets is not installed.')
-    folder = Path(package.submodule_search_locations[0], 'frost')
+    folder = Path(package.submodule_search_locations[0], 'frost')  # pyright: ignore[reportOptionalSubscript]
     files = [str(folder / f'frost{number}.jpg') for number in range(1, _NUM_TEXTURES + 1)]
-    return tuple(cv2.cvtColor(cv2.imread(file), cv2.COLOR_BGR2RGB) for file in files)
+    return tuple(cv2.cvtColor(cv2.imread(file), cv2.COLOR_BGR2RGB) for file in files)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def snow(

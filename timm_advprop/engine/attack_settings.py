@@ -34,7 +34,7 @@ class TestAttack:
             help = about.default_help or (f'{default:g}' if isinstance(default, float) else default)
             flags[about.flags[0]] = replace(about, default=None, default_help=help)
         flags['--adv-attack'] = replace(
-            flags['--adv-attack'], choices=(_NO_ATTACK, *Attack.declared()['kind'].choices), default=_NO_ATTACK,
+            flags['--adv-attack'], choices=(_NO_ATTACK, *Attack.declared()['kind'].choices), default=_NO_ATTACK,  # pyright: ignore[reportOptionalIterable]
             default_help=_NO_ATTACK, help='attack the images, and report adv_top1 and adv_top5 too')
         flags['--adv-eps'] = replace(
             flags['--adv-eps'], nargs='+', help=f'{flags["--adv-eps"].help}; several give a result each')

@@ -72,7 +72,7 @@ _all: 'WeakSet[Background]' = WeakSet()
 def _let_fork_wait() -> None:
     for background in [background for background in _all if background._thread is not None]:
         start = time.monotonic()
-        background._thread.join()
+        background._thread.join()  # pyright: ignore[reportOptionalMemberAccess]
         background.seconds_of_forks += time.monotonic() - start
 
 

@@ -25,6 +25,7 @@ class CheckedImages(ImageDataset):
         dataset: timm's data set.
         most_bad: Files that may be passed over. All loader processes of this process count together, each file once.
     """
+    reader: Any
 
     def __init__(self, dataset: ImageDataset, most_bad: int):
         super().__init__('', reader=dataset.reader, input_img_mode=dataset.input_img_mode)

@@ -1,5 +1,5 @@
 """What the classes of a model are called."""
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 import torch.nn as nn
 from timm.data import ImageNetInfo
@@ -22,7 +22,7 @@ def class_labels(model: nn.Module, dataset: Optional[Dataset] = None) -> Tuple[s
         model: A timm model with `num_classes` and `pretrained_cfg`.
         dataset: A data set of its classes.
     """
-    count = model.num_classes
+    count: Any = model.num_classes
     known = (_published(getattr(model, 'pretrained_cfg', None) or {}, count), _of_dataset(dataset), _imagenet(count))
     return next((names for names in known if len(names) == count), tuple(map(str, range(count))))
 
@@ -39,8 +39,8 @@ def _published(cfg: Mapping[str, Any], count: int) -> Tuple[str, ...]:
 
 
 def _of_dataset(dataset: Optional[Dataset]) -> Tuple[str, ...]:
-    names: Sequence[str] = class_names(dataset) or () if dataset is not None else ()
-    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))
+    names: Any = class_names(dataset) or () if dataset is not None else ()
+    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _imagenet(count: int) -> Tuple[str, ...]:

@@ -51,7 +51,7 @@ def resolve_image_config(image: ImageSettings, model: nn.Module, verbose: bool =
 def channel_normalisation(config: DataConfig) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
     """Mean and std for each channel of a resolved configuration, as timm's loaders apply them."""
     channels = config['input_size'][0]
-    return adapt_to_chs(config['mean'], channels), adapt_to_chs(config['std'], channels)
+    return adapt_to_chs(config['mean'], channels), adapt_to_chs(config['std'], channels)  # pyright: ignore[reportReturnType]
 
 
 def image_transform(config: DataConfig, normalise: bool = True) -> Any:
@@ -98,10 +98,11 @@ def open_split(data: DataSettings, split: str, config: DataConfig, **kwargs: Any
     check_dataset_root(data, split)
     mode = _image_mode(data, config['input_size'][0])
     name = data.dataset or data.data_dir
-    root = data.data_dir if _reader(data) else root_of_split(data.data_dir, split)
+    root = data.data_dir if _reader(data) else root_of_split(data.data_dir, split)  # pyright: ignore[reportArgumentType]
     try:
-        dataset = create_dataset(
-            data.dataset, root=root, split=split, class_map=data.class_map, download=data.dataset_download,
+        dataset: Any = create_dataset(
+            data.dataset, root=root, split=split, download=data.dataset_download,
+            class_map=data.class_map,  # pyright: ignore[reportArgumentType]
             input_img_mode=mode, input_key=data.input_key, target_key=data.target_key,
             trust_remote_code=data.dataset_trust_remote_code, **kwargs)
         empty = hasattr(dataset, '__len__') and len(dataset) == 0
@@ -136,7 +137,7 @@ def make_loader(
     mean, std = channel_normalisation(config)
     return as_input_error(
         create_loader,
-        dataset,
+        dataset,  # pyright: ignore[reportArgumentType]
         input_size=config['input_size'],
         batch_size=batch_size,
         mean=mean,
@@ -170,7 +171,7 @@ def check_dataset_root(data: DataSettings, split: str) -> None:
     if not data.data_dir and reader not in READERS_WITHOUT_FOLDER:
         raise InputError('No data set: give its folder with --data-dir.')
     if not reader or data.dataset.lower() in _TORCH_FOLDERS:
-        check_split(data.data_dir, split)
+        check_split(data.data_dir, split)  # pyright: ignore[reportArgumentType]
 
 
 def has_split_folder(data: DataSettings, split: str) -> bool:
@@ -207,12 +208,12 @@ def _reader(data: DataSettings) -> str:
 
 def label_names(dataset: Dataset, num_classes: int) -> Optional[List[str]]:
     """The name of each label of a data set, in their order; None where it has not one for each of `num_classes`."""
-    classes = class_names(dataset)
+    classes: Any = class_names(dataset)
     if not hasattr(classes, 'items'):
         names = {} if classes is None else dict(enumerate(classes))
     else:
         names = {label: name for name, label in classes.items()}
-    complete = names.keys() == set(range(num_classes)) and len(names) == len(classes)
+    complete = names.keys() == set(range(num_classes)) and len(names) == len(classes)  # pyright: ignore[reportArgumentType]
     return [str(names[label]) for label in range(num_classes)] if complete else None
 
 

@@ -95,6 +95,7 @@ class EpochValidation:
         return metrics
 
     def _measure(self, model: nn.Module, name: str, attack: Optional[Attack] = None) -> Dict[str, float]:
+        assert self.loader is not None
         counts = {kind: ClassCounts(kind) for kind in ('', 'adv_')[:1 if attack is None else 2]}
         if attack is not None:
             model = model.module if isinstance(model, DistributedDataParallel) else model  # nothing to synchronise

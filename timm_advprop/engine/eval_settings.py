@@ -1,6 +1,6 @@
 """The settings of a validation run: timm's flags under timm's names and defaults, in read-only groups."""
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..norms import Route
 from ..settings import ProgramSettings, Settings, setting
@@ -121,6 +121,9 @@ class ReportSettings(Settings):
     retry: bool = setting(False, 'retry with a smaller batch where memory runs out')
 
 
+_Settings = TypeVar('_Settings', bound='EvalSettings')
+
+
 @dataclass(frozen=True)
 class EvalSettings(ProgramSettings):
     """All settings of a validation run."""
@@ -133,7 +136,7 @@ class EvalSettings(ProgramSettings):
     attack: TestAttack = field(metadata=dict(title='Attack parameters', flags=TestAttack.flags))
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> 'EvalSettings':
+    def from_values(cls: Type[_Settings], values: Mapping[str, Any]) -> _Settings:
         settings = super().from_values(values)
         settings.check_attack()
         return settings

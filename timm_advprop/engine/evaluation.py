@@ -1,7 +1,7 @@
 """Accuracy of a model on a data set, clean and under attack."""
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.data.distributed_sampler import OrderedDistributedSampler
 
 from ..output import duration
-from ..regimes import PixelSource, Source
+from ..regimes import PixelSource
 from .interrupts import stop_if_asked
 from .placement import Placement
 from .progress import show_progress
@@ -22,7 +22,7 @@ def evaluate(
         loader: Iterable,
         placement: Placement,
         *,
-        attack: Optional[Source] = None,
+        attack: Optional[Callable[..., Tuple[torch.Tensor, torch.Tensor]]] = None,
         on_output: Optional[Callable[[str, torch.Tensor, torch.Tensor], Any]] = None,
         output_indices: Optional[torch.Tensor] = None,
         log_name: Optional[str] = 'Test',
@@ -48,8 +48,8 @@ def evaluate(
         attack = attack.normalised_for(model)
     on_output = on_output or _pass_over
     model = _Logits(model, output_indices).eval()
-    meters = OrderedDict((kind, _Meter()) for kind in ('', 'adv_')[:1 if attack is None else 2])
-    start, num_batches, left = time.monotonic(), len(loader) if log_name else 0, _num_own_images(loader)
+    meters: Dict[str, _Meter] = OrderedDict((kind, _Meter()) for kind in ('', 'adv_')[:1 if attack is None else 2])
+    start, num_batches, left = time.monotonic(), len(loader) if log_name else 0, _num_own_images(loader)  # pyright: ignore[reportArgumentType]
     with show_progress(log_name or '', num_batches, shown=log_name is not None) as progress:
         for batch_idx, (images, target) in enumerate(loader):
             images = placement.in_memory_format(placement.images(images))

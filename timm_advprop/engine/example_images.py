@@ -5,12 +5,11 @@ from typing import Any, List, Tuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 __all__ = ['builtin_images', 'spread_samples']
 
 
-def spread_samples(dataset: Dataset, count: int) -> List[Tuple[Any, Any]]:
+def spread_samples(dataset: Any, count: int) -> List[Tuple[Any, Any]]:
     """Samples of a data set, evenly spread over it; the first ones of one that has no length."""
     if not hasattr(dataset, '__len__'):
         return list(itertools.islice(dataset, count))
@@ -30,5 +29,5 @@ def builtin_images(num_classes: int) -> List[Image.Image]:
         return []
     if num_classes != 10:
         return [Image.fromarray(photo) for photo in datasets.load_sample_images().images]
-    digits = datasets.load_digits()  # the first ten show 0 to 9, in 17 shades of grey
+    digits: Any = datasets.load_digits()  # the first ten show 0 to 9, in 17 shades of grey
     return [Image.fromarray(np.round(digit * 255 / 16).astype(np.uint8)) for digit in digits.images[:10]]

@@ -116,4 +116,4 @@ def _write_and_rename(folder: Path, splits: Dict[str, Split], classes: Sequence[
 def _image_files(splits: Dict[str, Split], classes: Sequence[str]) -> Iterator[Tuple[Path, np.ndarray]]:
     for name, split in splits.items():
         for image, label, position in zip(split.images, split.labels, split.positions):
-            yield Path(name, classes[label], f'{position:05d}.png'), image
+            yield Path(name, classes[label], f'{position:05d}.png'), image  # pyright: ignore[reportArgumentType]

@@ -31,6 +31,8 @@ class TrainLoader:
         images: The data set that timm's readers opened, below those that wrap it.
         place: Seed of the run and number of the process.
     """
+    batches: Any
+    order: Any
 
     def __init__(self, loader: Any, images: Any, place: Tuple[int, ...]):
         self.loader = loader

@@ -34,6 +34,6 @@ def locked(path: str) -> Iterator[None]:
 def _lock(file) -> None:
     try:
         # a lock of the process: the loader's workers, which may outlive it for a moment, do not inherit it
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # pyright: ignore[reportOptionalMemberAccess]
     except PermissionError as error:  # what some systems say of it
         raise BlockingIOError(*error.args) from error

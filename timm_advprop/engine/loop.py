@@ -81,7 +81,7 @@ class Trainer:
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer updates in an epoch."""
-        return math.ceil(len(self.loader) / self.grad_accum_steps)
+        return math.ceil(len(self.loader) / self.grad_accum_steps)  # pyright: ignore[reportArgumentType]
 
     def train_epoch(self, epoch: int, start: Optional[Position] = None) -> Dict[str, float]:
         """Train one epoch.
@@ -98,14 +98,14 @@ class Trainer:
             Stopped: A signal asked for it. What was done is in a recovery checkpoint.
         """
         start = start or Position(epoch)
-        self.task.get_trainable_module().train()
+        self.task.get_trainable_module().train()  # pyright: ignore[reportOptionalMemberAccess]
         self.optimizer.zero_grad()
         meters = _Meters(self.totals if start.update else {})
         began = _Began(time.monotonic(), start.update)
         with show_progress(f'Train: {epoch}', self.updates_per_epoch, start.update, self.placement.primary) as progress:
             self._train_batches(epoch, start, meters, began, progress)
         if hasattr(self.optimizer, 'sync_lookahead'):
-            self.optimizer.sync_lookahead()
+            self.optimizer.sync_lookahead()  # pyright: ignore[reportAttributeAccessIssue]
         return OrderedDict((name, self._mean_over_processes(meter.avg)) for name, meter in meters.items())
 
     def _train_batches(
@@ -116,7 +116,7 @@ class Trainer:
             began: '_Began',
             progress: Progress,
     ) -> None:
-        num_batches = len(self.loader)
+        num_batches = len(self.loader)  # pyright: ignore[reportArgumentType]
         for batch_idx, (images, target) in enumerate(self.loader, start.update * self.grad_accum_steps):
             self._seed(epoch, batch_idx)
             images, target = self._prepare(images, target)

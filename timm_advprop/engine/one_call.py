@@ -75,7 +75,7 @@ def _placement_of(model: nn.Module) -> Placement:
 
 def _has_length(loader: Iterable) -> bool:
     try:  # loaders of streams have the method, and raise
-        return len(loader) > 0
+        return len(loader) > 0  # pyright: ignore[reportArgumentType]
     except TypeError:
         return False
 

@@ -91,18 +91,18 @@ def open_architecture(
         InputError: The model is unknown, has no weights, or does not take an argument.
     """
     published = isinstance(name, Publication) or ':' in name
-    if not published:
-        _check_name(name)
-        kwargs.update(_with_read_weights(name, kwargs.get('pretrained_cfg_overlay') or {}))
     called = name.name if isinstance(name, Publication) else name
+    if not published:
+        _check_name(called)
+        kwargs.update(_with_read_weights(called, kwargs.get('pretrained_cfg_overlay') or {}))
     kwargs.update(model_kwargs or {})
     try:
         with allow_numpy_scalars():
-            return _create_published(name, **kwargs) if published else _create_by_name(name, **kwargs)
+            return _create_published(name, **kwargs) if published else _create_by_name(called, **kwargs)
     except InputError:
         raise
     except NETWORK_ERRORS as error:
-        repo_id = '' if published else timm.models.get_pretrained_cfg(name).hf_hub_id
+        repo_id = '' if published else timm.models.get_pretrained_cfg(called).hf_hub_id  # pyright: ignore[reportOptionalMemberAccess]
         raise InputError(
             f'Cannot create {called}: {explain_hub_error(error.__cause__ or error, repo_id or called)}') from error
     except (*OPEN_ERRORS, *_ARGUMENT_ERRORS) as error:
@@ -112,7 +112,7 @@ def open_architecture(
         raise InputError(f'Cannot create {called}: {explain_misfit(error) if misfit else one_line(error)}') from error
 
 
-def size_arguments(name: str, img_size: int) -> Dict[str, int]:
+def size_arguments(name: str, img_size: int) -> Dict[str, Any]:
     """What `timm.create_model` must be told of the size of images: most models take any, some are built for one.
 
     Args:
@@ -195,7 +195,7 @@ def _with_read_weights(name: str, overlay: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _create_by_name(name: str, **kwargs: Any) -> nn.Module:
-    model = timm.create_model(name, **kwargs)
+    model: Any = timm.create_model(name, **kwargs)
     model.pretrained_cfg.pop('state_dict', None)  # each copy of the model would have one of its own
     return model
 
@@ -203,7 +203,7 @@ def _create_by_name(name: str, **kwargs: Any) -> nn.Module:
 def _create_published(source: Union[str, Publication], num_aux: Optional[int] = None, **kwargs: Any) -> nn.Module:
     # A model that was published without auxiliary norms stays plain.
     if isinstance(source, str):
-        source = open_publication(*parse_model_name(source), kwargs.get('cache_dir'))
+        source = open_publication(*parse_model_name(source), kwargs.get('cache_dir'))  # pyright: ignore[reportArgumentType]
     if not source.num_aux and source.architecture not in split_models():
         num_aux = num_aux or 0
     return create_model(source, num_aux=num_aux, **kwargs)

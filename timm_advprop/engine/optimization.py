@@ -82,7 +82,8 @@ def build_scheduler(
     """
     cfg = Namespace(**settings.values(), eval_metric=eval_metric, seed=seed)
     scheduler, num_epochs = as_input_error(
-        create_scheduler_v2, optimizer, **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),
+        create_scheduler_v2, optimizer,
+        **scheduler_kwargs(cfg, decreasing_metric=is_decreasing(eval_metric)),  # pyright: ignore[reportArgumentType]
         updates_per_epoch=updates_per_epoch)
     if scheduler is None and settings.sched != 'none':  # of which timm before 1.0.31 says nothing
         raise InputError(f'Unknown scheduler {settings.sched!r} (--sched).')

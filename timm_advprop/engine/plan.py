@@ -139,19 +139,19 @@ def _schedule(parts: Parts) -> str:
     told = f'{schedule.sched}, by {steps}, warm-up epochs: {schedule.warmup_epochs}'
     if isinstance(scheduler, PlateauLRScheduler):
         return told
-    return f'{told}; {", ".join(_rates(parts))}'
+    return f'{told}; {", ".join(_rates(parts, scheduler))}'
 
 
-def _rates(parts: Parts) -> List[str]:
+def _rates(parts: Parts, scheduler: Any) -> List[str]:
     # at the beginning of some epochs, the last one among them
     trainer, last = parts.trainer, parts.trainer.num_epochs - 1
     shown = sorted({round(last * i / (_EPOCHS_SHOWN - 1)) for i in range(_EPOCHS_SHOWN)})
     told = []
     for epoch in shown:
         if parts.schedule.sched_on_updates:
-            trainer.lr_scheduler.step_update(epoch * trainer.updates_per_epoch)
+            scheduler.step_update(epoch * trainer.updates_per_epoch)
         else:
-            trainer.lr_scheduler.step(epoch)
+            scheduler.step(epoch)
         told.append(f'{mean_lr(trainer.optimizer):.3g} in epoch {epoch}')
     return told
 

@@ -11,6 +11,8 @@ __all__ = ['Progress', 'show_progress']
 
 _logger = logging.getLogger(__name__)
 
+_VALUES_OF_A_BAR = 2  # which fit a terminal
+
 
 class Progress:
     """Shows how far a loop is. Made by `show_progress`.
@@ -31,11 +33,11 @@ class Progress:
 
         Args:
             name: Where the loop is.
-            values: What was measured.
+            values: What was measured, two spaces between values.
             rest: What a bar shows by itself.
             last: It is the end.
         """
-        self.bar.set_postfix_str(values, refresh=False)
+        self.bar.set_postfix_str('  '.join(values.split('  ')[:_VALUES_OF_A_BAR]), refresh=False)
         if last or self.bar.disable:
             _logger.info(f'{name}  {values}  {rest}')
 

@@ -3,7 +3,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import torch
 import torch.nn as nn
@@ -89,7 +89,7 @@ class Recalibration:
 
     def _batches(self, placement: Placement, settings: LoaderSettings) -> Iterator[torch.Tensor]:
         placement = replace(placement, dtype=None, amp_dtype=None)
-        dataset = open_split(
+        dataset: Any = open_split(
             self.data, self.split, self.config, num_samples=self.num_images, batch_size=_BATCH_SIZE,
             seed=settings.seed)
         if not isinstance(dataset, IterableDataset):

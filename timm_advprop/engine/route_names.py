@@ -57,7 +57,7 @@ def plain_model_of(model: nn.Module, route: str) -> nn.Module:
     if not has_split_norm(model) and route == 'main':
         return model
     if is_blend(route):
-        return blend_routes(model, route_share(route))
+        return blend_routes(model, route_share(route))  # pyright: ignore[reportArgumentType]
     with norm_route(model, norm_route_of(route)):  # which knows whether there is one
         pass
     number = {'main': 0, 'aux': 1}.get(route, norm_route_of(route))

@@ -23,7 +23,7 @@ def output_folder(settings: TrainSettings, config: Optional[Mapping[str, Any]] =
     name = settings.run.experiment or '-'.join([
         datetime.now().strftime('%Y%m%d-%H%M%S'),
         safe_model_name(settings.model.model),
-        str(config['input_size'][-1]),
+        str(config['input_size'][-1]),  # pyright: ignore[reportOptionalSubscript]
     ])
     return os.path.join(settings.run.output or './output/train', name)
 

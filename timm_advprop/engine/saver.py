@@ -87,7 +87,7 @@ class CheckpointKeeper:
     @property
     def best(self) -> Tuple[Optional[float], Optional[int]]:
         """The best metric and its epoch, None before the first checkpoint."""
-        return self.ranking[0][::-1] if self.ranking else (None, None)
+        return self.ranking[0][::-1] if self.ranking else (None, None)  # pyright: ignore[reportReturnType]
 
     def save_checkpoint(self, epoch: int, metric: Optional[float]) -> Tuple[Optional[float], Optional[int]]:
         """Save the state after an epoch.
@@ -104,7 +104,8 @@ class CheckpointKeeper:
             self._background.wait()  # it goes by the ranking
             # the epoch may be trained once more: --start-epoch
             others = [entry for entry in self.ranking if entry[0] != epoch]
-            ranking = sorted([*others, *([] if metric is None else [(epoch, metric)])], key=self._rank)
+            measured: List[Tuple[int, float]] = [] if metric is None else [(epoch, metric)]
+            ranking = sorted([*others, *measured], key=self._rank)
             kept = ranking[:self.max_history]
             dropped = sorted({old for old, _ in (*self.ranking, *ranking)} - {old for old, _ in kept})
             self.ranking = kept
@@ -163,14 +164,15 @@ class CheckpointKeeper:
             run = open_checkpoint(best).raw if os.path.isfile(best) else {}
             self.ranking = [(run['epoch'], run['metric'])] if 'metric' in run else []
             return
-        epochs = [(_epoch_of(name), metric) for name, metric in saved['checkpoint_files'] if metric is not None]
+        epochs: List[Any] = [
+            (_epoch_of(name), metric) for name, metric in saved['checkpoint_files'] if metric is not None]
         epoch, metric = saved.get('pending') or (None, None)
         if 'dropped' not in saved and metric is not None:  # timm's own saver ranks after it has saved
             epochs.append((epoch, metric))
         self.ranking = sorted(epochs, key=self._rank)[:self.max_history]
         last = self._path('last')
         if os.path.isfile(last) and os.path.samefile(checkpoint.path, last):
-            self._settle(checkpoint.epoch, saved.get('dropped', ()))
+            self._settle(checkpoint.epoch, saved.get('dropped', ()))  # pyright: ignore[reportArgumentType]
 
     def _rank(self, entry: Tuple[int, float]) -> float:
         metric = entry[1] if self.decreasing else -entry[1]

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Sequence, Tuple
 import numpy as np
 import torch
 from timm.data.readers.shared_count import SharedCount
-from torch.utils.data import IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Sampler, get_worker_info
 
 from .wrapped_images import WrappedImages
 
@@ -46,7 +46,8 @@ class SeededOrder(Sampler):
     """
 
     def __init__(self, sampler: Sampler, place: Tuple[int, ...]):
-        self.sampler, self.place = sampler, place
+        self.sampler: Any = sampler
+        self.place = place
         self.epoch = self.first = 0
 
     def start(self, epoch: int, first: int = 0) -> None:
@@ -80,7 +81,7 @@ class SeededReader:
         place: Seed of the run and number of the process.
     """
 
-    def __init__(self, dataset: IterableDataset, place: Tuple[int, ...]):
+    def __init__(self, dataset: Any, place: Tuple[int, ...]):
         self.reader, self.place, self.epoch = dataset.reader, place, SharedCount()
         dataset.reader = self
 

@@ -4,7 +4,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import Any, Dict, Optional, Union
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def write_digits(folder: Union[str, Path]) -> Dict[str, int]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError('The digits come with scikit-learn: pip install \'timm-advprop[data]\'.') from error
-    digits = load_digits()
+    digits: Any = load_digits()
     images = ((digits.images.astype(int) * 255 + 8) // 16).astype(np.uint8)
     split = Split(images, digits.target, np.arange(len(images)))
     held_out = [members[:round(len(members) * _VALIDATION_FRACTION)] for members in shuffled_groups(split.labels)]

@@ -72,11 +72,11 @@ def write_solar_cells(
 
 def _packaged_source() -> Path:
     try:
-        import elpv_dataset
+        import elpv_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError('The solar cells come with the package elpv-dataset: pip install \'timm-advprop[studies]\'. '
                          'Or name the folder of labels.csv with --source.') from error
-    return Path(elpv_dataset.__file__).with_name('data')
+    return Path(elpv_dataset.__file__).with_name('data')  # pyright: ignore[reportArgumentType]
 
 
 def _read_labels(path: Path) -> List[_Cell]:

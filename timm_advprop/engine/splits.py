@@ -53,7 +53,7 @@ def root_of_split(root: str, split: str) -> str:
     return files[0] if files and not any(map(os.path.isdir, paths)) else root
 
 
-def keep_split(reader: ReaderImageInTar, split: str) -> None:
+def keep_split(reader: Any, split: str) -> None:
     """Leave a reader the images of one split, where a tar file has folders of several.
 
     Raises:
@@ -74,8 +74,8 @@ def place_of(dataset: Any) -> Optional[str]:
     splits in one folder."""
     reader = getattr(dataset, 'reader', dataset)
     if isinstance(reader, ReaderImageInTar) and hasattr(reader, 'split'):
-        return f'{reader.root}, folder {reader.split}'
-    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None
+        return f'{reader.root}, folder {reader.split}'  # pyright: ignore[reportAttributeAccessIssue]
+    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None  # pyright: ignore[reportReturnType]
 
 
 def _check_among(root: str, split: str, present: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The model of a validation run: opened, checked, on its device and its route."""
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -78,7 +78,7 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
         recalibration = replace(recalibration, config=config)
         model = recalibration(model.to(placement.device), placement, settings.loader)
         weights = recalibration.digest(weights)
-    num_classes = model.num_classes
+    num_classes: Any = model.num_classes
     model, config = _prepare(model, settings, config, placement)
     return TestedModel(
         settings, model, config, placement, num_classes, weights, round(param_count / 1e6, 2),
@@ -147,7 +147,7 @@ def _prepare(
     if model_settings.torchscript:
         model = torch.jit.script(model)
     if model_settings.torchcompile:
-        model = torch.compile(model, backend=model_settings.torchcompile, mode=model_settings.torchcompile_mode)
+        model = torch.compile(model, backend=model_settings.torchcompile, mode=model_settings.torchcompile_mode)  # pyright: ignore[reportAssignmentType]
     if settings.device.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(settings.device.num_gpu)))
     return model, config

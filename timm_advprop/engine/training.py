@@ -10,13 +10,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 import torch.nn as nn
 from timm.scheduler import PlateauLRScheduler
-from timm.task import TrainingTask
 from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm, norm_distances
-from ..regimes import attacks_of, create_task, regime_of
+from ..regimes import RegimeTask, attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
@@ -69,7 +68,7 @@ class Parts:
     """What a run is made of and what it finds out; the settings stay as they were given."""
     settings: TrainSettings
     placement: Placement
-    task: TrainingTask
+    task: RegimeTask
     loaders: Loaders
     schedule: ScheduleSettings
     trainer: Trainer
@@ -98,7 +97,7 @@ def train(settings: TrainSettings) -> Run:
         if folder is not None:
             until_end.enter_context(lock_folder(folder))
             _open_folder(parts, folder, checkpoint)
-            until_end.callback(parts.run_log.close)
+            until_end.callback(parts.run_log.close)  # pyright: ignore[reportOptionalMemberAccess]
         del checkpoint  # as large as the model and its optimizer
         with explained_data_loss('Continue from the last checkpoint with --resume.'):
             stopped_by = _run_epochs(parts)
@@ -126,7 +125,7 @@ def prepare(settings: TrainSettings) -> Tuple[Parts, DataConfig, Optional[Checkp
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
-    loaders = build_loaders(settings, config, model.num_classes, placement)
+    loaders = build_loaders(settings, config, model.num_classes, placement)  # pyright: ignore[reportArgumentType]
     task = build_task(settings, model, config, placement)
     validation = EpochValidation.of(settings, loaders.eval, config, placement)
     validation.check(model)
@@ -197,13 +196,13 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
         _logger.info(f'The architecture of {model_settings.model}, untrained: --pretrained loads its weights.')
     _init_head(model, model_settings.head_init_scale, model_settings.head_init_bias)
     if model_settings.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        model.set_grad_checkpointing(enable=True)  # pyright: ignore[reportCallIssue]
     norm = settings.norm
     synchronise = norm.sync_bn and placement.distributed
     return placement.place(configure_batch_norm(model, norm.bn_momentum, norm.bn_eps, synchronise=synchronise))
 
 
-def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> TrainingTask:
+def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> RegimeTask:
     """The training task of the regime."""
     mean, std = channel_normalisation(config)
     return as_input_error(
@@ -211,7 +210,7 @@ def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, pl
         std=std, device=placement.device, dtype=placement.dtype, verbose=placement.primary)
 
 
-def schedule_of(settings: TrainSettings, task: TrainingTask, verbose: bool = False) -> ScheduleSettings:
+def schedule_of(settings: TrainSettings, task: RegimeTask, verbose: bool = False) -> ScheduleSettings:
     """The schedule of a run: where it shall cost what `--epochs` of vanilla training do, a shorter one."""
     if (settings.regime.budget or task.default_budget) == 'epochs':
         return settings.schedule
@@ -225,7 +224,7 @@ def schedule_of(settings: TrainSettings, task: TrainingTask, verbose: bool = Fal
 def _assemble(
         settings: TrainSettings,
         placement: Placement,
-        task: TrainingTask,
+        task: RegimeTask,
         loaders: Loaders,
         validation: EpochValidation,
         checkpoint: Optional[Checkpoint],
@@ -312,7 +311,7 @@ def _tell_changes(checkpoint: Checkpoint, settings: TrainSettings) -> None:
                         'with those that are given now.')
 
 
-def _wrap(settings: TrainSettings, task: TrainingTask, placement: Placement) -> None:
+def _wrap(settings: TrainSettings, task: RegimeTask, placement: Placement) -> None:
     backend, mode = settings.model.torchcompile, settings.model.torchcompile_mode
     if backend:
         task.compile(backend=backend, mode=mode)
@@ -360,7 +359,7 @@ def _run_epochs(parts: Parts) -> Optional[int]:
                 best = _run_epoch(parts, epoch, start) or best
                 start = Position()
     except Stopped as stopped:
-        stopped_by = parts.trainer.signals.signal
+        stopped_by = parts.trainer.signals.signal  # pyright: ignore[reportOptionalMemberAccess]
         if parts.placement.primary:
             _logger.info(f'Stopped by {Signals(stopped_by).name}. Go on with --resume {stopped}')
     except RuntimeError as error:
@@ -373,7 +372,7 @@ def _run_epochs(parts: Parts) -> Optional[int]:
     return stopped_by
 
 
-def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[float, int]]:
+def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[Optional[float], Optional[int]]]:
     # The best metric and its epoch, where the epoch was validated and this process saves.
     trainer, settings = parts.trainer, parts.settings
     parts.loaders.start_epoch(epoch, parts.schedule.mixup_off_epoch, start.update * trainer.grad_accum_steps)
@@ -392,11 +391,11 @@ def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[floa
     if validated and parts.run_log is not None:
         parts.run_log.add_epoch(
             epoch, train_metrics, eval_metrics, lr, _further(parts.task), picture=trainer.picture)
-        best = trainer.keeper.save_checkpoint(epoch, metric)
+        best = trainer.keeper.save_checkpoint(epoch, metric)  # pyright: ignore[reportOptionalMemberAccess]
     return best
 
 
-def _further(task: TrainingTask) -> Dict[str, float]:
+def _further(task: RegimeTask) -> Dict[str, float]:
     # What an epoch has beside losses and accuracies: computed once, at its end.
     made = getattr(task, 'made_images', None)
     size = {} if made is None else dict(train_adv_px=made.size_px())
@@ -430,7 +429,7 @@ def _advance_scheduler(trainer: Trainer, start: Position, on_updates: bool) -> N
         trainer.lr_scheduler.step(start.epoch)
 
 
-def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
+def _init_head(model: Any, scale: Optional[float], bias: Optional[float]) -> None:
     if scale is None and bias is None:
         return
     with torch.no_grad():

@@ -103,7 +103,7 @@ def measure(
     if not isinstance(dataset, IterableDataset):
         results['num_images'] = len(dataset)
     if getattr(dataset, 'num_bad', 0):
-        results['bad_images'] = dataset.num_bad
+        results['bad_images'] = dataset.num_bad  # pyright: ignore[reportAttributeAccessIssue]
     if attack is not None:
         results.update({name: round(metrics[name], 4) for name in ('adv_top1', 'adv_top5')})
         results['adv_attack'] = attack.describe()
@@ -119,7 +119,7 @@ def open_test_images(
 ) -> Tuple[Any, Any]:
     """The data set and timm's loader of it, for a model. See `measure`."""
     config, settings = config or tested.config, tested.settings
-    dataset = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
+    dataset: Any = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
     if not data.valid_labels and not data.real_labels:
         check_class_count(dataset, len(classes or ()) or tested.num_classes, f'split {data.split!r}')
     if data.num_samples and not isinstance(dataset, IterableDataset) and data.num_samples < len(dataset):
@@ -129,7 +129,7 @@ def open_test_images(
         interpolation=config['interpolation'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'],
         crop_border_pixels=settings.image.crop_border_pixels)
     if on_pixels is not None:
-        dataset.transform = insert_before_tensor(dataset.transform, on_pixels)
+        dataset.transform = insert_before_tensor(dataset.transform, on_pixels)  # pyright: ignore[reportAttributeAccessIssue]
     return dataset, loader
 
 
@@ -161,7 +161,7 @@ class _Labels:
         classes = read_valid_labels(settings, num_classes) or classes
         self.valid = None if classes is None else torch.tensor(classes, device=device)
         # one count for clean images and one for adversarial ones
-        self.real = {kind: _read_real_labels(settings.real_labels, dataset)
+        self.real: Dict[str, Any] = {kind: _read_real_labels(settings.real_labels, dataset)
                      for kind in ('', 'adv_') if settings.real_labels}
         self.counts = ClassCounts()
 

@@ -14,7 +14,7 @@ class WrappedImages(Dataset):
     """
 
     def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+        self.dataset: Any = dataset
 
     @property
     def transform(self) -> Callable:
@@ -44,7 +44,7 @@ class SampledImages(WrappedImages):
 
     def __init__(self, dataset: Dataset, num_images: int, num_rounds: int = 1):
         super().__init__(dataset)
-        spread = [place * len(dataset) // num_images for place in range(num_images)]
+        spread = [place * len(self.dataset) // num_images for place in range(num_images)]
         self.indices = [index for first in range(num_rounds) for index in spread[first::num_rounds]]
 
     @property

@@ -171,7 +171,7 @@ def _flags(release: Release) -> str:
 
 def _blend(blend: Blend) -> str:
     # What the norms are made of, and what the auxiliary norms among them were trained on.
-    share = route_share(blend.route)
+    share: Any = route_share(blend.route)
     text = f'Its norms are the {"main" if share == 0 else "auxiliary"} norms of a training run'
     if is_blend(blend.route):
         text = (f'Its norms lie between those of a training run: {100 * (1 - share):.6g}% main norm and '

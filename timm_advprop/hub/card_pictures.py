@@ -12,7 +12,7 @@ from ..engine.example_images import spread_samples
 from ..engine.figures import draw_attack, new_figure
 from ..engine.run_settings import TrainDataSettings
 from ..errors import InputError
-from ..norms import norm_route, split_norms
+from ..norms import SplitNorm, norm_route, split_norms
 from ..regimes import Attack
 from .release import Release
 
@@ -103,26 +103,26 @@ def draw_norms(model: nn.Module, path: str) -> None:
     figure.savefig(path)
 
 
-def _has_own(norm: nn.Module, name: str) -> bool:
+def _has_own(norm: SplitNorm, name: str) -> bool:
     # An auxiliary norm that shares the main norm's statistics has none.
     return all(getattr(part, name, None) is not None for part in (norm, norm.aux_bn[0]))
 
 
-def _paired_values(norms: List[nn.Module], name: str, i: int) -> Tuple[Any, Any, Any]:
+def _paired_values(norms: List[SplitNorm], name: str, i: int) -> Tuple[Any, Any, Any]:
     main, aux, depth = [], [], []
     for position, norm in enumerate(norms):
         if _has_own(norm, name):
             main.append(getattr(norm, name).detach().float().flatten())
             aux.append(getattr(norm.aux_bn[i], name).detach().float().flatten())
             depth.append(torch.full_like(main[-1], position / max(len(norms) - 1, 1)))
-    return tuple(torch.cat(values).numpy() for values in (main, aux, depth))
+    return tuple(torch.cat(values).numpy() for values in (main, aux, depth))  # pyright: ignore[reportReturnType]
 
 
 def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
     # Images [N, C, H, W] in 0–1, evenly over the data set, and the names of their classes.
     data = TrainDataSettings.from_values(release.recipe)
     data = replace(data, dataset_download=False, dataset_trust_remote_code=False)  # a checkpoint cannot ask for that
-    dataset = open_split(
+    dataset: Any = open_split(
         data, data.val_split or 'validation', release.data_config, num_samples=data.val_num_samples,
         batch_size=NUM_IMAGES)
     dataset.transform = image_transform(release.data_config, normalise=False)

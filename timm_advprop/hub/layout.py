@@ -108,7 +108,7 @@ def _copy(source: str, target: str) -> None:
 
 
 def _write_model(release: Release, folder: str, token: Optional[str]) -> None:
-    plain = strip_aux(release.model).to(memory_format=torch.contiguous_format)
+    plain: Any = strip_aux(release.model).to(memory_format=torch.contiguous_format)
     plain.pretrained_cfg = _pretrained_cfg(release)
     if hasattr(plain, '_model_args'):  # timm ≥ 1.0.31 would write them all
         plain._model_args = {name: value for name, value in plain._model_args.items() if name not in OF_SPLIT_MODELS}
@@ -144,7 +144,7 @@ def _pretrained_cfg(release: Release) -> Dict[str, Any]:
     # The weights of a run were trained at one size: nothing is known of another for testing. A custom loader is for the
     # files of other authors, with keys of their own.
     left_out = ('tag', 'state_dict', 'label_names', *(_TEST_ENTRIES if release.recipe else ()))
-    cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}
+    cfg = {name: value for name, value in release.model.pretrained_cfg.items() if name not in left_out}  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     if not release.label_names or set(release.label_names) - set(cfg.get('label_descriptions') or ()):
         cfg.pop('label_descriptions', None)  # of other classes
     data = {name: release.data_config[name] for name in _DATA_ENTRIES if name in release.data_config}

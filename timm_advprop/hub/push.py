@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Sequence, Set, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Set, Union
 
 import torch.nn as nn
 from huggingface_hub import (
@@ -105,7 +105,7 @@ def push_to_hub(
     Raises:
         InputError: It cannot be published. The repository is then as it was, or the message says otherwise.
     """
-    about = dict(results=results, dataset=dataset, license=license, label_names=label_names)
+    about: Dict[str, Any] = dict(results=results, dataset=dataset, license=license, label_names=label_names)
     about['blend'] = BlendRequest.of(route, recalibrate, data_dir)
     api = check_can_push(repo_id, token)  # before the work: to write and check a large model takes minutes
     _check_branch(revision)
@@ -211,7 +211,7 @@ class _Branch:
         # A repository may hold a former publication, or nothing but what comes with a new one.
         path = None
         if not self.is_new_repo:
-            path = download_file(self.repo_id if self.is_new else self.model_id, CONFIG_FILE, token=self.api.token)
+            path = download_file(self.repo_id if self.is_new else self.model_id, CONFIG_FILE, token=self.api.token)  # pyright: ignore[reportArgumentType]
         others = sorted(self.files - _OF_A_NEW_REPOSITORY)
         held = f'{", ".join(others[:3])} but no {CONFIG_FILE}' if others else architecture
         if path is not None:
@@ -276,7 +276,7 @@ def _upload(
     return _commit(branch, operations, files, message or f'Publish {architecture}')
 
 
-def _commit(branch: _Branch, operations: Sequence[Any], files: Mapping[str, str], message: str) -> str:
+def _commit(branch: _Branch, operations: Sequence[Any], files: Mapping[str, str], message: str) -> str:  # pyright: ignore[reportReturnType]
     # The answer to a commit may be lost after it was made: hence a look before each repetition, and the head as parent,
     # which makes the Hub refuse a second commit where the first one came late.
     for pause in (*PAUSES, None):

@@ -13,7 +13,7 @@ import torch.nn as nn
 from timm.models import get_pretrained_cfg
 from timm.utils import natural_key, unwrap_model
 
-from ..engine.datasets import dataset_name, resolve_image_config
+from ..engine.datasets import DataConfig, dataset_name, resolve_image_config
 from ..engine.open_model import base_name, open_model
 from ..engine.run_settings import DataSettings, ImageSettings, ModelSettings
 from ..errors import InputError, as_input_error
@@ -86,7 +86,7 @@ class Release:
     """
     model: nn.Module
     architecture: str
-    data_config: Mapping[str, Any]
+    data_config: DataConfig
     recipe: Mapping[str, Any]
     published_recipe: Mapping[str, Any]
     regime: Optional[str]
@@ -127,7 +127,7 @@ def release_model(
                          'can be published.')
     recipe = _with_model_kwargs(recipe or {}, model_kwargs)
     # those of weights that a run began with may be of other classes
-    known_names = None if recipe.get('regime') else model.pretrained_cfg.get('label_names')
+    known_names = None if recipe.get('regime') else model.pretrained_cfg.get('label_names')  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return _describe(deepcopy(model).cpu(), recipe, ImageSettings(), blend, known_names=known_names, **about)
 
 
@@ -173,7 +173,7 @@ def open_release(
 
 
 def _describe(
-        model: nn.Module,
+        model: Any,
         recipe: Mapping[str, Any],
         image: ImageSettings,
         blend: Optional[BlendRequest] = None,
@@ -318,12 +318,12 @@ def _check_row(release: Release, weights: Mapping[str, Set[str]], row: Mapping[s
 def _accuracies(release: Release, row: Mapping[str, Any], prefix: str) -> Tuple[float, Optional[float]]:
     top5 = row.get(f'{prefix}top5')
     try:
-        top1, top5 = float(row.get(f'{prefix}top1')), None if top5 in (None, '') else float(top5)
+        top1, top5 = float(row.get(f'{prefix}top1')), None if top5 in (None, '') else float(top5)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError) as error:
         raise InputError(f'The results lack a number: {error}.') from error
     if not all(0 <= value <= 100 for value in (top1, top5 or 0)):
         raise InputError(f'The results are not accuracies in percent: {top1}, {top5}.')
-    return top1, top5 if release.model.num_classes > 5 else None
+    return top1, top5 if release.model.num_classes > 5 else None  # pyright: ignore[reportOperatorIssue]
 
 
 def _count_classes(name: str, state_dict: Mapping[str, torch.Tensor]) -> Optional[int]:

@@ -65,7 +65,7 @@ def build_split_model(
         RuntimeError: `pretrained` is asked for and there are no AdvProp weights, or a file given for them does not fit.
         InputError: A repository or folder cannot be read, or holds another model.
     """
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)  # pyright: ignore[reportArgumentType]
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(_no_weights_message(variant))
     publication = _publication_of(variant, cfg, publication, kwargs.get('cache_dir')) if pretrained else None
@@ -118,7 +118,7 @@ def _publication_of(
     if known is not None and all(getattr(cfg, name) == value for name, value in known.origin.items()):
         return known
     if cfg.source == 'local-dir':
-        return Publication.in_folder(cfg.file)
+        return Publication.in_folder(cfg.file)  # pyright: ignore[reportArgumentType]
     if cfg.state_dict or cfg.file or not cfg.hf_hub_id:
         return None
     # timm's own repositories have no auxiliary norms, and their cfgs are in the registry: only the weights are read

@@ -44,4 +44,4 @@ def describe_model(variant: str) -> ZooEntry:
         other_norms=len(is_batch_norm) - sum(is_batch_norm),
         advprop_weights=[tag for tag in tags if not tag.startswith('plain')],
         plain_weights=[tag for tag in tags if tag.startswith('plain')],
-        input_size=get_pretrained_cfg(variant).input_size)
+        input_size=get_pretrained_cfg(variant).input_size)  # pyright: ignore[reportOptionalMemberAccess]

@@ -74,7 +74,7 @@ def _create_plain(
     # read here rather than by timm: checked, of one commit, and without auxiliary norms that share the file
     weights = split_state_dict(publication.load_state_dict())[0] if pretrained else None
     cfg = dict(pretrained_cfg, source=None, state_dict=weights)
-    model = create_timm_model(base, pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
+    model: Any = create_timm_model(base, pretrained=pretrained, pretrained_cfg=cfg, **kwargs)
     if weights:
         check_kinds(weights, model.state_dict(), publication.name)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **publication.origin}

@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from fnmatch import fnmatch
 from types import ModuleType
-from typing import Dict, List, Mapping, NamedTuple, Sequence, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Union
 
 from timm.models import (
     get_arch_pretrained_cfgs,
@@ -96,10 +96,10 @@ def _models_of_timm(family: str, names: Union[str, Sequence[str]] = '*', but: Se
 def _register_family(name: str, family: Family) -> None:
     # timm's registry and pickle find an entry point through its module, timm_advprop.models.<family>: there is one,
     # without a file.
-    module = ModuleType(f'{__package__}.{name}', f"Models of timm's `{name}` with split norms.")
+    module: Any = ModuleType(f'{__package__}.{name}', f"Models of timm's `{name}` with split norms.")
     module.__all__, module.default_cfgs = [], {}
     sys.modules[module.__name__] = module
-    setattr(sys.modules[__package__], name, module)
+    setattr(sys.modules[__package__], name, module)  # pyright: ignore[reportArgumentType]
     for base in _models_of_timm(name, family.names, list(family.left_out)):
         variant = family.renamed.get(base, f'{base}_ap')
         module.default_cfgs[variant] = _default_cfg(base)  # first, as registering reads it
@@ -116,7 +116,9 @@ def _default_cfg(base: str) -> DefaultCfg:
 
 
 def _untrained_cfg(base: str) -> PretrainedCfg:
-    return dataclasses.replace(get_pretrained_cfg(base), url='', file=None, hf_hub_id=None, tag=None, custom_load=False)
+    cfg = get_pretrained_cfg(base)
+    assert cfg is not None  # of a model that timm registers
+    return dataclasses.replace(cfg, url='', file=None, hf_hub_id=None, tag=None, custom_load=False)
 
 
 for _name in sorted(FAMILIES):

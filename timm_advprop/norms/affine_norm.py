@@ -44,7 +44,6 @@ def _forward_of(plain: Type[nn.Module]) -> Callable[..., torch.Tensor]:
     return function
 
 
-@register_notrace_module
 class SplitLayerNorm(_SplitAffineNorm, nn.LayerNorm):
     """`nn.LayerNorm` with auxiliary norms, for inputs [N, …, C].
 
@@ -57,7 +56,6 @@ class SplitLayerNorm(_SplitAffineNorm, nn.LayerNorm):
     _normalize = _forward_of(nn.LayerNorm)
 
 
-@register_notrace_module
 class SplitLayerNorm2d(_SplitAffineNorm, LayerNorm2d):
     """timm's `LayerNorm2d` with auxiliary norms, for inputs [N, C, H, W].
 
@@ -70,7 +68,6 @@ class SplitLayerNorm2d(_SplitAffineNorm, LayerNorm2d):
     _normalize = _forward_of(LayerNorm2d)
 
 
-@register_notrace_module
 class SplitGroupNorm(_SplitAffineNorm, nn.GroupNorm):
     """`nn.GroupNorm` with auxiliary norms, for inputs [N, C, …].
 
@@ -102,8 +99,10 @@ def _split_type(plain: Type[nn.Module]) -> Type[SplitNorm]:
     base = next((split for split in _SPLIT_TYPES if issubclass(plain, split.plain_type)), _SplitAffineNorm)
     if base in _SPLIT_TYPES and base.plain_type is plain:
         return base
-    return register_notrace_module(type(f'Split{plain.__name__}', (base, plain), dict(
-        plain_type=plain, aux_type=plain, _normalize=_forward_of(plain), __module__=__name__, __doc__=base.__doc__)))
+    split: Any = type(f'Split{plain.__name__}', (base, plain), dict(
+        plain_type=plain, aux_type=plain, _normalize=_forward_of(plain), __module__=__name__, __doc__=base.__doc__))
+    register_notrace_module(split)
+    return split
 
 
 def _new_split_norm(plain: Type[nn.Module]) -> SplitNorm:
@@ -112,6 +111,8 @@ def _new_split_norm(plain: Type[nn.Module]) -> SplitNorm:
 
 
 _SPLIT_TYPES = (SplitLayerNorm2d, SplitLayerNorm, SplitGroupNorm)  # a LayerNorm2d is a LayerNorm, too: it comes first
+for _split in _SPLIT_TYPES:
+    register_notrace_module(_split)
 # EvoNorms of the B series keep running statistics: they are batch norms, of a kind that cannot be split.
 _PLAIN_TYPES = (
     nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,

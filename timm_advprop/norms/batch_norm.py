@@ -72,7 +72,7 @@ class SplitBatchNorm(SharingNorm, _BatchNorm):
     def _activate(self, input: torch.Tensor) -> torch.Tensor:
         return input
 
-    def _apply_aux(self, norm: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    def _apply_aux(self, norm: Any, input: torch.Tensor) -> torch.Tensor:
         # An attack runs in eval mode, with parameters that need no gradient: a batch norm is then one multiply-add of
         # each value, and its backward one multiplication. torch's batch_norm computes the sums for the gradients of
         # weight and bias in its backward all the same, which costs three times as much.
@@ -98,7 +98,7 @@ def fixed_factor_and_shift(norm: nn.Module) -> Optional[Tuple[torch.Tensor, torc
     return _factor_and_shift(affine if norm.share == NONE else norm, affine)
 
 
-def _factor_and_shift(owner: nn.Module, affine: nn.Module) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
+def _factor_and_shift(owner: Any, affine: Any) -> Optional[Tuple[torch.Tensor, torch.Tensor]]:
     # By the statistics of one and the weight and bias of the other.
     if owner.training or owner.running_var is None or not affine.affine or affine.weight.requires_grad:
         return None
@@ -112,10 +112,10 @@ def _multiply_add(input: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor
     return torch.addcmul(shift, input, factor)
 
 
-class _ActMixin:
+class _ActMixin(SplitBatchNorm):
     # timm's norm + activation layer; a converted one brings its drop and act along.
     def __init__(self, num_features: int, num_aux: int = 1, share: str = NONE, **kwargs: Any):
-        plain = BatchNormAct2d(num_features, **kwargs)
+        plain: Any = BatchNormAct2d(num_features, **kwargs)
         super().__init__(
             num_features,
             eps=plain.eps,
@@ -133,7 +133,6 @@ class _ActMixin:
         return self.act(self.drop(input))
 
 
-@register_notrace_module
 class SplitBatchNorm1d(SplitBatchNorm):
     """`nn.BatchNorm1d` with auxiliary norms, for inputs [N, C] or [N, C, L].
 
@@ -154,7 +153,6 @@ class SplitBatchNorm1d(SplitBatchNorm):
         torch._assert(input.dim() == 2 or input.dim() == 3, 'expected 2D or 3D input')
 
 
-@register_notrace_module
 class SplitBatchNorm2d(SplitBatchNorm):
     """`nn.BatchNorm2d` with auxiliary norms, for inputs [N, C, H, W]. Takes the arguments of `SplitBatchNorm1d`."""
     plain_type = aux_type = nn.BatchNorm2d
@@ -163,7 +161,6 @@ class SplitBatchNorm2d(SplitBatchNorm):
         torch._assert(input.dim() == 4, 'expected 4D input')
 
 
-@register_notrace_module
 class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
     """timm's `BatchNormAct2d` with auxiliary norms; the activation is shared by all routes. Inputs [N, C, H, W].
 
@@ -176,7 +173,6 @@ class SplitBatchNormAct2d(_ActMixin, SplitBatchNorm2d):
     plain_type = BatchNormAct2d
 
 
-@register_notrace_module
 class SplitSyncBatchNorm(SplitBatchNorm):
     """`nn.SyncBatchNorm` with auxiliary norms: each route's statistics are taken over all processes.
 
@@ -192,7 +188,7 @@ class SplitSyncBatchNorm(SplitBatchNorm):
         torch._assert(input.size(1) > 0, 'expected at least one channel')
 
     def _normalize(self, input: torch.Tensor) -> torch.Tensor:
-        return nn.SyncBatchNorm.forward(self, input)
+        return nn.SyncBatchNorm.forward(self, input)  # pyright: ignore[reportArgumentType]
 
     def _normalize_with(
             self,
@@ -201,10 +197,10 @@ class SplitSyncBatchNorm(SplitBatchNorm):
             bias: Optional[torch.Tensor],
             track: bool,
     ) -> torch.Tensor:
-        return nn.SyncBatchNorm.forward(_WithAffine(self, weight, bias, track), input)
+        return nn.SyncBatchNorm.forward(_WithAffine(self, weight, bias, track), input)  # pyright: ignore[reportArgumentType]
 
     def _copy_main_norm(self) -> nn.Module:
-        copy = super()._copy_main_norm()
+        copy: Any = super()._copy_main_norm()
         copy.process_group = self.process_group
         return copy
 
@@ -218,7 +214,6 @@ class _WithAffine:
         return getattr(self.norm, name)
 
 
-@register_notrace_module
 class SplitSyncBatchNormAct(_ActMixin, SplitSyncBatchNorm):
     """timm's `SyncBatchNormAct` with auxiliary norms, see `SplitSyncBatchNorm`."""
     plain_type = SyncBatchNormAct
@@ -243,8 +238,8 @@ def synchronise(norm: nn.Module, process_group: Optional[Any] = None) -> None:
     """
     if not isinstance(norm, SplitBatchNorm):
         return
-    norm.__class__ = _SYNC_TYPES.get(type(norm), type(norm))
-    norm.process_group = process_group
+    norm.__class__ = _SYNC_TYPES.get(type(norm), type(norm))  # pyright: ignore[reportAttributeAccessIssue]
+    norm.process_group = process_group  # pyright: ignore[reportArgumentType]
     for aux in norm.aux_bn:
         aux.__class__ = nn.SyncBatchNorm
         aux.process_group = process_group
@@ -256,3 +251,5 @@ _SYNC_TYPES = {
     SplitBatchNormAct2d: SplitSyncBatchNormAct,
 }
 _SPLIT_TYPES = {split.plain_type: split for split in (*_SYNC_TYPES, *_SYNC_TYPES.values())}
+for _split in _SPLIT_TYPES.values():
+    register_notrace_module(_split)

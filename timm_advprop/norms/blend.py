@@ -2,7 +2,7 @@
 from itertools import chain
 from math import isclose, isfinite
 from numbers import Real
-from typing import Dict, Sequence, Tuple, Union
+from typing import Any, Dict, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -44,7 +44,7 @@ def blend_routes(model: nn.Module, weights: Union[float, Sequence[float]]) -> nn
     return plain
 
 
-def _resolve_weights(weights: Union[float, Sequence[float]], num_norms: int) -> Tuple[float, ...]:
+def _resolve_weights(weights: Any, num_norms: int) -> Tuple[float, ...]:
     if isinstance(weights, Real):
         weights = (1 - weights, weights, *[0.] * (num_norms - 2))
     weights = tuple(map(float, weights))

@@ -113,7 +113,7 @@ def _plain_modules(model: nn.Module) -> Dict[str, nn.Module]:
             if id(module) not in aux and not isinstance(module, SplitNorm)}
 
 
-def _norms_to_split(model: nn.Module) -> Dict[str, Tuple[nn.Module, Optional[Type[SplitNorm]]]]:
+def _norms_to_split(model: nn.Module) -> Dict[str, Tuple[Any, Optional[Type[SplitNorm]]]]:
     # By name: a norm and the kind it becomes, None for a batch norm that no split norm stands for.
     batch_norms = {name: (norm, split_batch_norm_type(norm)) for name, norm in unsplit_batch_norms(model).items()}
     if batch_norms or any(map(is_batch_norm, model.modules())):

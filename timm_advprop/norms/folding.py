@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn as nn
 from timm.layers import BatchNormAct2d, Conv2dSame, SyncBatchNormAct
+from torch.nn.modules.conv import _ConvNd
 
 from .batch_norm import SplitBatchNorm, fixed_factor_and_shift
 
@@ -19,7 +20,7 @@ __all__ = ['folded', 'is_compiled']
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
 _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct)
 
-Modules = Dict[str, nn.Module]
+Modules = Dict[str, Any]  # their kinds have attributes that nn.Module does not know
 
 
 class _Pair(NamedTuple):
@@ -55,7 +56,7 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
     Raises:
         RuntimeError: Images passed a folded norm on another route than that which it was on.
     """
-    modules = dict(model.named_modules())
+    modules: Modules = dict(model.named_modules())
     unchanged = is_compiled(modules.values()) or any(map(_is_observed, modules.values()))
     pairs = [] if unchanged else _pairs_of(model, modules, images)
     num_images = len(images) * num_passes
@@ -78,14 +79,14 @@ def is_compiled(modules: Iterable[nn.Module]) -> bool:
 
 
 @contextmanager
-def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
+def _one_folded(conv: _ConvNd, norm: nn.Module) -> Iterator[None]:
     constants = fixed_factor_and_shift(norm)
     if constants is None or type(conv.weight) is not nn.Parameter:
         yield
         return
     kept = dict(conv._parameters)
     try:
-        conv._parameters.update(zip(('weight', 'bias'), _fold(conv, *constants)))
+        conv._parameters.update(zip(('weight', 'bias'), _fold(conv, *constants)))  # pyright: ignore[reportCallIssue, reportArgumentType]
         norm.forward = _rest_of(norm)
         yield
     finally:
@@ -95,7 +96,7 @@ def _one_folded(conv: nn.Module, norm: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode(False)  # autograd takes no tensors made in inference mode
 @torch.no_grad()
-def _fold(conv: nn.Module, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def _fold(conv: _ConvNd, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     # In the precision of autocast at once, which would round the weights in each pass.
     weight = conv.weight * factor.view(-1, *(1,) * (conv.weight.ndim - 1))
     bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, factor)
@@ -112,7 +113,7 @@ def _dtype_of_autocast(device_type: str) -> Optional[torch.dtype]:
 def _rest_of(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     # What of a norm is left: its activation.
     if isinstance(norm, (BatchNormAct2d, SyncBatchNormAct)):
-        return lambda x: norm.act(norm.drop(x))
+        return lambda x: norm.act(norm.drop(x))  # pyright: ignore[reportCallIssue]
     if not isinstance(norm, SplitBatchNorm):
         return lambda x: x
     route = norm.route
@@ -151,10 +152,10 @@ def _find(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[_Pai
     for name, module in modules.items():
         if type(module) in _CONVOLUTIONS:
             hooks.append(module.register_forward_hook(
-                lambda _, __, output, name=name: made.setdefault(name, []).append(output)))
+                lambda _, __, output, name=name: made.setdefault(name, []).append(output)))  # pyright: ignore[reportArgumentType]
         elif _is_norm(module):
             hooks.append(module.register_forward_pre_hook(
-                lambda _, inputs, name=name: taken.setdefault(name, []).append(inputs[0])))
+                lambda _, inputs, name=name: taken.setdefault(name, []).append(inputs[0])))  # pyright: ignore[reportArgumentType]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             output = model(images.detach().clone().requires_grad_())

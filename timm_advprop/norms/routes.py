@@ -1,7 +1,7 @@
 """Routes: which norms of a model its images pass."""
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import gcd
-from typing import Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -54,7 +54,7 @@ def norm_route(model: nn.Module, route: Route, sizes: Optional[Sequence[int]] = 
         route: See `set_norm_route`.
         sizes: See `set_norm_route`.
     """
-    previous = [(norm, norm.route, norm.split_sizes, norm.split_in) for norm in split_norms(model)]
+    previous: List[Any] = [(norm, norm.route, norm.split_sizes, norm.split_in) for norm in split_norms(model)]
     set_norm_route(model, route, sizes)
     try:
         yield

@@ -10,7 +10,7 @@ no statistics of their own, separate affine parameters are enough. What the rout
 
 A norm that keeps no statistics, such as a layer norm, has nothing to share.
 """
-from typing import Any, Dict, Iterable, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional
 
 import torch
 import torch.nn as nn
@@ -30,6 +30,8 @@ class SharingNorm(SplitNorm):
     An auxiliary norm then has a weight and a bias alone. It remains a batch norm by its class, so that converters and
     freezes that look for batch norms come upon it and are refused, as they are by norms that share nothing.
     """
+    if TYPE_CHECKING:
+        track_running_stats: bool
 
     def add_aux_norms(self, num_aux: int, share: str = NONE) -> None:
         """Add auxiliary norms, copies of the main norm.
@@ -69,7 +71,7 @@ class SharingNorm(SplitNorm):
         parts = output.split([len(part) for part in parts])
         return torch.cat([_scale_and_shift(norm, part) for norm, part in zip((self, *self.aux_bn), parts)])
 
-    def _normalize_for_aux(self, aux: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _normalize_for_aux(self, aux: Any, x: torch.Tensor) -> torch.Tensor:
         # A pass of auxiliary images alone.
         return self._normalize_with(x, aux.weight, aux.bias, self.track_running_stats and self.share == STATISTICS)
 
@@ -89,7 +91,7 @@ class SharingNorm(SplitNorm):
         return super().extra_repr() + ('' if self.share == NONE else f', share={self.share}')
 
 
-def _scale_and_shift(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _scale_and_shift(norm: Any, x: torch.Tensor) -> torch.Tensor:
     # A batch norm of mean 0 and variance 1 is its weight and bias. Its one kernel is faster than a multiply-add, whose
     # backward multiplies and sums in steps, and under autocast weight and bias keep their precision.
     return F.batch_norm(

@@ -1,5 +1,5 @@
 """What every split norm is: a norm with auxiliary norms below it, and the route that says which of them images pass."""
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -28,6 +28,9 @@ class AuxNorms(nn.ModuleList):
     They would leave the auxiliary norms unused without a word, or change them and not the main norm, so replacing one
     is refused here.
     """
+    if TYPE_CHECKING:  # a norm has attributes that nn.Module does not know
+        def __iter__(self) -> Iterator[Any]: ...
+        def __getitem__(self, idx: int) -> Any: ...
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
         self._refuse_another(name, module)
@@ -52,6 +55,15 @@ class SplitNorm(nn.Module):
     the forward pass of the main norm. It is registered as a leaf of FX graphs (`register_notrace_module`): a trace
     would hold the route of its moment forever.
     """
+    if TYPE_CHECKING:  # TorchScript would take annotations of this class for all of the plain norm's
+        plain_type: Type[nn.Module]
+        aux_type: Type[nn.Module]
+        aux_bn: AuxNorms
+        route: int
+        split_sizes: Optional[Sequence[int]]
+        split_in: Optional[Tuple[nn.Module]]
+        frozen: Tuple[bool, bool]
+        def _normalize(self, x: torch.Tensor) -> torch.Tensor: ...
     own_state = ('route', 'split_sizes', 'split_in', 'frozen', 'share')  # which its plain norm does not have
     # Of the class, so that a norm nobody routed has them, whichever way it came to be: made, converted, unpickled.
     route = MAIN

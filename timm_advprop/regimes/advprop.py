@@ -73,7 +73,7 @@ class AdvPropTask(RegimeTask):
         normalisation = normalisation_of(model, mean, std)
         warn_of_pixels(self, *normalisation)
         self.sources: List[Source] = [
-            as_source(source).normalised_by(*normalisation).against(self.criterion) for source in sources]
+            as_source(source).normalised_by(*normalisation).against(self.criterion) for source in sources]  # pyright: ignore[reportArgumentType]
         self.num_views = 1 + max(source.view for source in self.sources)
         self.parts = ['clean', *(source.part for source in self.sources)]
         self.weights = [1., *(self.weight if source.weight is None else source.weight for source in self.sources)]

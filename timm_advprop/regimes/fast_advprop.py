@@ -181,7 +181,8 @@ class FastAdvPropTask(RegimeTask):
     ) -> Tuple[torch.Tensor, torch.Tensor, List[Optional[torch.Tensor]]]:
         # Adversarial images, the loss of the pass that made them, and LOSS_SCALE × the weight gradients of its sum: a
         # backward pass to the images goes by the weights anyway, so their gradients cost a third of it at most.
-        loss, gradients = None, []
+        loss: Any = None
+        gradients = []
 
         def gradient(forward, images, target, attack_loss):
             nonlocal loss
@@ -208,7 +209,8 @@ class FastAdvPropTask(RegimeTask):
         if not isinstance(module, DistributedDataParallel):
             order = torch.randperm(len(images), device=images.device)
             return images[order], target[order]
-        group, rank = module.process_group, dist.get_rank(module.process_group)
+        group: Any = module.process_group
+        rank = dist.get_rank(group)
         images, target = (_gather(values, group) for values in (images, target))
         order = torch.randperm(len(images), device=images.device)
         dist.broadcast(order, src=dist.get_global_rank(group, 0), group=group)  # every image goes to one process

@@ -1,5 +1,5 @@
 """A loss whose backward pass rescales some gradients and adds others that are known already."""
-from typing import Callable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,8 @@ def scale_gradients(loss: torch.Tensor, factors: Mapping[nn.Parameter, float]) -
     """
     leaves = {get_gradient_edge(parameter).node: factor for parameter, factor in factors.items()
               if parameter.requires_grad}
-    nodes, seen = [loss.grad_fn], {loss.grad_fn}
+    root: Any = loss.grad_fn
+    nodes, seen = [root], {root}
     while nodes:
         node = nodes.pop()
         following = [edge for edge, _ in node.next_functions]

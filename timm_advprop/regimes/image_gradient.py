@@ -33,7 +33,7 @@ def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
         module for module in modules if type(module) is nn.Conv2d and 'forward' not in vars(module) and _pays(module)]
     try:
         for conv in chosen:
-            conv.forward = _forward_of(conv)
+            conv.forward = _forward_of(conv)  # pyright: ignore[reportAttributeAccessIssue]
         yield
     finally:
         for conv in chosen:
@@ -41,7 +41,8 @@ def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
 
 
 def _pays(conv: nn.Conv2d) -> bool:
-    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    padding: Any = conv.padding[0]  # a letter where it is named
     if conv.weight.device.type != 'cpu' or conv.in_channels > _MOST_CHANNELS or stride < 2:
         return False
     is_usual = conv.groups == 1 and conv.padding_mode == 'zeros' and conv.dilation == (1, 1) and all(

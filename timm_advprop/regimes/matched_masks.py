@@ -36,7 +36,6 @@ class _MatchedMask(nn.Module):
         return f'{super().extra_repr()}, num_parts={self.num_parts}'.removeprefix(', ')
 
 
-@register_notrace_module
 class MatchedDropPath(_MatchedMask, DropPath):
     """timm's `DropPath`, which drops the same paths of each part of a batch."""
     plain_type, rate = DropPath, 'drop_prob'
@@ -45,31 +44,26 @@ class MatchedDropPath(_MatchedMask, DropPath):
         return [1] * (x.ndim - 1)
 
 
-@register_notrace_module
 class MatchedDropout(_MatchedMask, nn.Dropout):
     """`nn.Dropout`, which drops the same values of each part of a batch."""
     plain_type = nn.Dropout
 
 
-@register_notrace_module
 class MatchedDropout1d(_MatchedMask, nn.Dropout1d):
     """`nn.Dropout1d`, which drops the same channels of each part of a batch [N, C, L]."""
     plain_type = nn.Dropout1d
 
 
-@register_notrace_module
 class MatchedDropout2d(_MatchedMask, nn.Dropout2d):
     """`nn.Dropout2d`, which drops the same channels of each part of a batch [N, C, H, W]."""
     plain_type = nn.Dropout2d
 
 
-@register_notrace_module
 class MatchedDropBlock2d(_MatchedMask, DropBlock2d):
     """timm's `DropBlock2d`, which drops the same blocks of each part of a batch."""
     plain_type, rate = DropBlock2d, 'drop_prob'
 
 
-@register_notrace_module
 class MatchedPatchDropout(_MatchedMask, PatchDropout):
     """timm's `PatchDropout`, which keeps the same patches of each part of a batch [N, L, C]."""
     plain_type, rate = PatchDropout, 'prob'
@@ -83,6 +77,8 @@ class MatchedPatchDropout(_MatchedMask, PatchDropout):
 
 _MATCHED = {matched.plain_type: matched for matched in (
     MatchedDropPath, MatchedDropout, MatchedDropout1d, MatchedDropout2d, MatchedDropBlock2d, MatchedPatchDropout)}
+for _matched in _MATCHED.values():
+    register_notrace_module(_matched)
 
 
 def match_masks(model: nn.Module, num_parts: int) -> nn.Module:
@@ -115,8 +111,8 @@ def match_masks(model: nn.Module, num_parts: int) -> nn.Module:
         if plain not in _MATCHED or plain is DropBlock2d and module.with_noise:  # noise is no mask
             continue
         # the module becomes another kind, so that its hooks, its mode and every reference to it stay
-        module.__class__ = plain if num_parts == 1 else _MATCHED[plain]
+        module.__class__ = plain if num_parts == 1 else _MATCHED[plain]  # pyright: ignore[reportAttributeAccessIssue]
         module.__dict__.pop('num_parts', None)
         if num_parts > 1:
-            module.num_parts = num_parts
+            module.num_parts = num_parts  # pyright: ignore[reportArgumentType]
     return model

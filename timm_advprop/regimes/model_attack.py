@@ -1,7 +1,7 @@
 """What attacks on a model share: they leave no trace on it, and know which loss to raise or lower."""
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Callable, Iterator, Optional, Union
+from typing import Callable, Iterator, Optional, TypeVar, Union
 
 import torch
 import torch.nn as nn
@@ -15,6 +15,8 @@ from .pixels import PixelSource
 from .source import Images
 
 __all__ = ['ModelAttack', 'frozen']
+
+_Self = TypeVar('_Self', bound='ModelAttack')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,13 @@ class ModelAttack(PixelSource):
         """
         raise NotImplementedError
 
-    def against(self, criterion: Union[nn.Module, Callable]) -> 'ModelAttack':
+    def against(self: _Self, criterion: Union[nn.Module, Callable]) -> _Self:
         return self if self.loss else replace(self, loss=attack_loss_of(criterion))
 
     @property
     def num_steps(self) -> int:
         """Number of steps."""
-        return self.steps
+        return self.steps  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def is_targeted(self) -> bool:

@@ -137,7 +137,7 @@ class Pairing:
         """
         as_asked = distributions if self.loss in _OF_PROBABILITIES else _wide
         main, *others = (as_asked(outputs[i], target, criterion) for i in (0, *self.parts))
-        term = sum(self.loss(main, other, target) for other in others)
+        term: Any = sum(self.loss(main, other, target) for other in others)
         return dict(result, loss=result['loss'] + self.weight * term, pairing_loss=term.detach())
 
 

@@ -1,7 +1,7 @@
 """From 0–255 pixels to the units of normalised images: here, once."""
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -15,6 +15,7 @@ __all__ = ['PixelSource', 'normalisation_of', 'warn_of_pixels']
 _logger = logging.getLogger(__name__)
 
 Channels = Tuple[float, ...]
+_Self = TypeVar('_Self', bound='PixelSource')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +35,37 @@ class PixelSource(Settings, Source):
         if std is not None and not all(value > 0 for value in std) or mean and std and len(mean) != len(std):
             raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
 
-    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'PixelSource':
+    def normalised_by(self: _Self, mean: Sequence[float], std: Sequence[float]) -> _Self:
         return replace(self, mean=self.mean or tuple(mean), std=self.std or tuple(std))
 
-    def normalised_for(self, model: nn.Module) -> 'PixelSource':
+    def normalised_for(self: _Self, model: nn.Module) -> _Self:
         """The source for the images of a model, where it is not known yet how they are normalised."""
         return self if self.mean and self.std else self.normalised_by(*normalisation_of(model, self.mean, self.std))
 
     def normalised(self, pixels: float) -> Channels:
         """A length in pixels in the units of images, for each channel."""
-        return tuple(pixels / 255 / std for std in self.std)
+        return tuple(pixels / 255 / std for std in self._normalisation[1])
+
+    @property
+    def _normalisation(self) -> Tuple[Sequence[float], Sequence[float]]:
+        assert self.mean is not None and self.std is not None  # see normalised_by
+        return self.mean, self.std
 
     @property
     def bounds(self) -> Tuple[Channels, Channels]:
         """The lowest and the highest pixel in the units of images, for each channel."""
-        low, high = (tuple((edge - mean) / std for mean, std in zip(self.mean, self.std)) for edge in (0, 1))
+        low, high = (tuple((edge - mean) / std for mean, std in zip(*self._normalisation)) for edge in (0, 1))
         return low, high
 
     def in_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images [N, C, H, W] as pixels in 0–1, of 32 bits or more; values out of the range are clamped."""
         images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-        mean, std = (per_channel(values, images) for values in (self.mean, self.std))
+        mean, std = (per_channel(values, images) for values in self._normalisation)
         return (images * std + mean).clamp(0, 1)
 
     def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [N, C, H, W] in 0–1 as normalised images."""
-        mean, std = (per_channel(values, pixels) for values in (self.mean, self.std))
+        mean, std = (per_channel(values, pixels) for values in self._normalisation)
         return (pixels - mean) / std
 
     def in_range_of(self, images: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
@@ -109,7 +115,7 @@ def warn_of_pixels(task: nn.Module, mean: Sequence[float], std: Sequence[float])
     """
     largest = max(abs(edge - value) / deviation for value, deviation in zip(mean, std) for edge in (0, 1))
     # far outside: random erasing fills in noise of unit variance
-    task.register_forward_pre_hook(_FirstBatch(2 * largest + 10, mean, std), with_kwargs=True)
+    task.register_forward_pre_hook(_FirstBatch(2 * largest + 10, mean, std), with_kwargs=True)  # pyright: ignore[reportArgumentType]
 
 
 class _FirstBatch:

@@ -4,7 +4,6 @@ from operator import attrgetter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Type
 
 import torch.nn as nn
-from timm.task import TrainingTask
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..norms import SHARES, configure_batch_norm, convert_split_norm, has_split_norm, share_of, split_norms
@@ -63,7 +62,7 @@ def create_task(
         model: nn.Module,
         criterion: Optional[Callable] = None,
         **kwargs: Any,
-) -> TrainingTask:
+) -> RegimeTask:
     """Create the training task of a regime.
 
     Args:

@@ -8,7 +8,7 @@ part of the batch, and any function.
 import importlib
 import inspect
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, TypeVar, Union
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,7 @@ from ..errors import InputError, one_line
 __all__ = ['AugmentedView', 'FunctionSource', 'Images', 'NamedImages', 'Source', 'as_source', 'import_source']
 
 Images = Tuple[torch.Tensor, torch.Tensor]
+_Self = TypeVar('_Self', bound='Source')
 
 
 class Source:
@@ -51,11 +52,11 @@ class Source:
         """What a model card says of a norm that was trained on these images: `trained_on`, and settings."""
         return dict(trained_on=self.describe())
 
-    def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'Source':
+    def normalised_by(self: _Self, mean: Sequence[float], std: Sequence[float]) -> _Self:
         """The source for images that are normalised by mean and std, in 0–1 for each channel."""
         return self
 
-    def against(self, criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> 'Source':
+    def against(self: _Self, criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> _Self:
         """The source for a model that is trained by a criterion, which maps (logits, target) to a scalar."""
         return self
 

@@ -1,6 +1,6 @@
 """What the tasks of all regimes share, and what each regime says of itself."""
 import logging
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -84,6 +84,10 @@ class RegimeTask(ClassificationTask):
     no_use_for: Mapping[str, str] = {}
     keeps_images = False
     made_images: Optional[MadeImages] = None
+    if TYPE_CHECKING:  # a task of classification has one
+        trainable_module: nn.Module
+        def get_trainable_module(self, ema: bool = False) -> nn.Module: ...
+        def get_eval_model(self, ema: bool = False) -> nn.Module: ...
 
     def __init__(
             self,
@@ -271,10 +275,11 @@ def part_metrics(
     parts: Dict[str, List[int]] = {}
     for i, name in enumerate(names):
         parts.setdefault(name, []).append(i)
-    losses = {f'{name}_loss': sum(losses[i].detach() for i in members) for name, members in parts.items()}
+    summed: Dict[str, Any] = {
+        f'{name}_loss': sum(losses[i].detach() for i in members) for name, members in parts.items()}
     accuracies = {f'{name}_top1': torch.stack([top1(outputs[i], targets[i]) for i in members]).mean()
                   for name, members in parts.items()}
-    return {**losses, **accuracies}
+    return {**summed, **accuracies}
 
 
 def top1(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ class TradesTask(RegimeTask):
         else:
             outputs = self.trainable_module(torch.cat(parts)).chunk(2)
         clean_loss = self.criterion(outputs[0], target)
-        divergence = kl(*(distributions(output, target, self.criterion) for output in outputs), target)
+        divergence = kl(*(distributions(output, target, self.criterion) for output in outputs), target)  # pyright: ignore[reportCallIssue]
         return {
             'loss': clean_loss + self.weight * divergence,
             'output': outputs[0],

@@ -61,7 +61,7 @@ class ImageAttack(Settings):
         if self.target == RANDOM:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
-                return random_target(torch.tensor([label]), num_classes).item()
+                return int(random_target(torch.tensor([label]), num_classes))
         if int(self.target) >= num_classes:
             raise InputError(f'There is no class {self.target}: the model has {num_classes}, from 0.')
         return int(self.target)

@@ -23,7 +23,7 @@ __all__ = ['Batch', 'autoattack', 'check_library']
 
 _logger = logging.getLogger(__name__)
 
-_NORMS = dict(zip(NORMS, ('Linf', 'L2')))
+_NORMS: Dict[str, str] = dict(zip(NORMS, ('Linf', 'L2')))
 _MAX_TARGETS = 9  # of the standard version
 _MIN_CLASSES = 4  # the targeted DLR loss compares with the third and the fourth logit
 _MIN_SIZE_L2 = 5  # Square starts from five by five tiles in L2

@@ -43,11 +43,11 @@ def blends_in(rows: Sequence[Results]) -> Curves:
     top1: Dict[Tuple[str, ...], Dict[str, float]] = defaultdict(dict)
     for row in rows:
         if route_share(row['route']) is not None and _is_drawn(row):
-            top1[evaluated(row)][headline(row)] = number(row, 'top1')
+            top1[evaluated(row)][headline(row)] = number(row, 'top1')  # pyright: ignore[reportArgumentType]
     curves: Dict[Tuple[str, str], List[Blend]] = defaultdict(list)
     for (model, checkpoint, route), of_route in top1.items():
         if _CLEAN in of_route and len(of_route) > 1:
-            curves[model, checkpoint].append(Blend(route_share(route), route, of_route))
+            curves[model, checkpoint].append(Blend(route_share(route), route, of_route))  # pyright: ignore[reportArgumentType]
     return {key: sorted(curve) for key, curve in curves.items()
             if len(curve) > 2 and any(0 < blend.weight < 1 for blend in curve)}
 

@@ -90,7 +90,7 @@ def _styles(names: Names) -> Dict[Tuple[str, ...], Tuple[str, int]]:
 
 def _attack_of(row: Mapping[str, Any]) -> str:
     # `PGD (L2)` for `PGD (L2) 4/255`
-    return headline(row).rpartition(' ')[0]
+    return headline(row).rpartition(' ')[0]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _points(rows: Sequence[Results], attack: str) -> List[Tuple[float, float]]:

@@ -46,6 +46,6 @@ class Corruption:
         if image.mode not in _MODES:
             raise InputError(f'Corruptions take images of mode L or RGB, got {image.mode}: convert them first.')
         pixels = np.asarray(image)
-        digest = hashlib.blake2b(pixels, digest_size=16).hexdigest()
+        digest = hashlib.blake2b(pixels, digest_size=16).hexdigest()  # pyright: ignore[reportArgumentType]
         rng = np.random.default_rng(seed_at(self.seed, self.name, pixels.shape, digest))
         return Image.fromarray(corrupt(pixels, self.name, self.severity, rng))

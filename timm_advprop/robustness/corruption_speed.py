@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -50,11 +50,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 _print_workers(files, size, num_workers)
 
 
-def _write_files(folder: Path, size: Sequence[int]) -> List[Path]:
+def _write_files(folder: Path, size: Tuple[int, int]) -> List[Path]:
     # Shades, edges and grain. The large ones are as ImageNet's: about 100 kB, at quality 96 with chroma at full size.
     rng, files = np.random.default_rng(0), []
     for i in range(_NUM_FILES):
-        shades = sum(np.asarray(Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(
+        shades: Any = sum(np.asarray(Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).resize(
             size, Image.Resampling.BICUBIC), dtype=np.float32) / side for side in (2, 4, 8, 16, 64))
         shades[size[1] // 3:, size[0] // 2:] *= .5
         shades += rng.normal(0, _GRAIN, shades.shape)
@@ -85,7 +85,7 @@ def _print_workers(files: List[Path], size: int, num_workers: int) -> None:
           f'{corrupted / plain:.2f} times')
 
 
-def _loading_milliseconds(dataset: Dataset, num_workers: int) -> float:
+def _loading_milliseconds(dataset: '_Files', num_workers: int) -> float:
     batches = iter(DataLoader(dataset, batch_size=len(dataset) // 10, num_workers=num_workers))
     next(batches)  # when the workers have started
     return _milliseconds(lambda: list(batches), len(dataset) - len(dataset) // 10)
@@ -98,7 +98,7 @@ def _milliseconds(run: Callable[[], Any], num_images: int) -> float:
 
 
 def _reader(size: int) -> Callable[[Path], Image.Image]:
-    transform = create_transform(size, is_training=False, use_prefetcher=True)
+    transform: Any = create_transform(size, is_training=False, use_prefetcher=True)
     stages = transform.transforms[:-1]  # all but that to a tensor
 
     def read(file: Path) -> Image.Image:
@@ -118,12 +118,12 @@ class _Files(Dataset):
     # Through timm's transform; if `corrupted`, a part of them with each corruption, as an evaluation has it.
     def __init__(self, files: List[Path], size: int, corrupted: bool):
         self.files, self.names = files, ALL_CORRUPTIONS if corrupted else ('',)
-        plain = create_transform(size, is_training=False, use_prefetcher=True)
+        plain: Any = create_transform(size, is_training=False, use_prefetcher=True)
         self.transforms = {
             (name, severity): insert_before_tensor(plain, Corruption(name, severity)) if name else plain
             for name, severity in product(self.names, SEVERITIES)}
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         image = Image.open(self.files[index]).convert('RGB')
         name = self.names[index * len(self.names) // len(self.files)]
         return self.transforms[name, SEVERITIES[index % len(SEVERITIES)]](image)

@@ -178,7 +178,7 @@ def _imagenet_synsets() -> Tuple[str, ...]:
 @lru_cache(maxsize=None)
 def _synsets(file: str) -> Tuple[str, ...]:
     # timm has these lists in its package, and no function that hands them out
-    return tuple(pkgutil.get_data('timm.data', f'_info/{file}').decode('utf-8').split())
+    return tuple(pkgutil.get_data('timm.data', f'_info/{file}').decode('utf-8').split())  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _check_folder(name: str, folder: str) -> None:

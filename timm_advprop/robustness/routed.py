@@ -1,6 +1,6 @@
 """`routed`: one route of a model as a plain module of pixels, which attacks of any library take."""
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -74,7 +74,7 @@ class _Routed(nn.Module):
     @torch.compiler.disable(recursive=False)  # routes are set on modules, which is not for a graph
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with _on_route(self.model, self.route):
-            output = self.model(_normalised(images, self.mean, self.std))
+            output = self.model(_normalised(images, self.mean, self.std))  # pyright: ignore[reportCallIssue]
         output = output[0] if isinstance(output, (tuple, list)) else output
         if self.output_indices is not None:
             output = output[:, self.output_indices]
@@ -99,7 +99,7 @@ def _on_route(model: nn.Module, route: Route) -> Iterator[None]:
     if not has_split_norm(model):
         yield
         return
-    checkpointed = [module for module in model.modules() if getattr(module, 'grad_checkpointing', False)]
+    checkpointed: List[Any] = [module for module in model.modules() if getattr(module, 'grad_checkpointing', False)]
     try:
         for module in checkpointed:
             module.grad_checkpointing = False

@@ -111,7 +111,7 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
     is_safe = path.endswith('.safetensors')
     try:
         with allow_numpy_scalars(), torch.serialization.safe_globals([Namespace]):  # timm keeps a run's arguments so
-            content = load_file(path) if is_safe else torch.load(path, map_location='cpu', weights_only=True)
+            content: Any = load_file(path) if is_safe else torch.load(path, map_location='cpu', weights_only=True)
         keys = (*_AVERAGED, *_TRAINED) if use_ema else _TRAINED
         key = next((key for key in keys if content.get(key) is not None), None)
         state_dict = clean_state_dict(content[key] if key else content)
@@ -173,14 +173,14 @@ def weights_digest(state_dict: Mapping[str, torch.Tensor], route: str = 'main') 
     for name in sorted(entries):
         value = entries[name].detach().cpu().contiguous()
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     return digest.hexdigest()[:16]
 
 
 def allow_numpy_scalars() -> ContextManager[Any]:
     """Let torch read checkpoints that hold an accuracy or a learning rate as a numpy number."""
     scalar, _ = np.float64(0).__reduce__()  # the function that makes such numbers again
-    return torch.serialization.safe_globals([
+    return torch.serialization.safe_globals([  # pyright: ignore[reportArgumentType]
         (scalar, 'numpy.core.multiarray.scalar'),  # numpy 1
         (scalar, 'numpy._core.multiarray.scalar'),
         np.dtype,

@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any, Callable, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple, Type, Union
 
 from huggingface_hub import _CACHED_NO_EXIST, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 # The client's errors, and those of the HTTP library that its version is built on.
-NETWORK_ERRORS = (*(base for base in HfHubHTTPError.__mro__ if base not in OSError.__mro__), EntryNotFoundError)
-HUB_ERRORS = (*NETWORK_ERRORS, OSError)
+NETWORK_ERRORS: Tuple[Type[Exception], ...] = (
+    *(base for base in HfHubHTTPError.__mro__ if base not in OSError.__mro__), EntryNotFoundError)
+HUB_ERRORS: Tuple[Type[Exception], ...] = (*NETWORK_ERRORS, OSError)
 
 PAUSES = (2., 4., 8.)  # seconds between attempts
 _SILENCE = 15.  # seconds until a wait is told
@@ -70,7 +71,7 @@ def download_file(
     if force and constants.HF_HUB_OFFLINE:
         raise InputError(f'{filename} of {model_id} in the cache is damaged, and HF_HUB_OFFLINE is set: download it '
                          'again without HF_HUB_OFFLINE.')
-    location = dict(repo_id=repo_id, filename=filename, revision=revision, cache_dir=cache_dir)
+    location: Dict[str, Any] = dict(repo_id=repo_id, filename=filename, revision=revision, cache_dir=cache_dir)
     try:
         with tells_wait(f'the download of {filename}'):
             return patiently(
@@ -112,7 +113,7 @@ def tells_wait(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def hub_status(error: Exception) -> Optional[int]:
+def hub_status(error: BaseException) -> Optional[int]:
     """HTTP status that an error of the Hub's client stands for, None where the Hub did not answer."""
     return getattr(getattr(error, 'response', None), 'status_code', None)
 
@@ -151,7 +152,7 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f'{repo_id!r} is not the name of a Hub repository: give user/name.')
 
 
-def explain_hub_error(error: Exception, model_id: str) -> str:
+def explain_hub_error(error: BaseException, model_id: str) -> str:
     """What an error of the Hub's client means, and what to do, in one line without a token in it.
 
     Args:
@@ -160,11 +161,12 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
     """
     repo_id, _, revision = model_id.partition('@')
     status = hub_status(error)
+    response: Any = getattr(error, 'response', None)  # there where the status is
     if isinstance(error, OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it.'
     if isinstance(error, GatedRepoError):
         return f'{repo_id} is gated: accept its terms on {constants.ENDPOINT}/{repo_id}, then log in.'
-    if status == 401 and 'Invalid credentials' in str(error) + str(error.response.headers.get('X-Error-Message')):
+    if status == 401 and 'Invalid credentials' in str(error) + str(response.headers.get('X-Error-Message')):
         return 'the Hub refuses the token: make a new one, then `hf auth login` or HF_TOKEN.'
     if isinstance(error, RepositoryNotFoundError):
         login = 'may the token see it?' if get_token() else 'if so, log in with `hf auth login` or set HF_TOKEN'
@@ -174,7 +176,7 @@ def explain_hub_error(error: Exception, model_id: str) -> str:
     if status in (401, 403):
         return f'the Hub does not allow it: the token needs access to {repo_id}, to publish the right to write.'
     if status is not None:
-        said = error.response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
+        said = response.headers.get('X-Error-Message') or getattr(error, 'server_message', None)
         said = said or next((known.phrase for known in HTTPStatus if known == status), 'and no more')
         return redact(f'the Hub answered {status} ({" ".join(said.split())}).')
     if 'Consistency check failed' in str(error):
@@ -203,6 +205,6 @@ def _explain_cold_cache(model_id: str, filename: str, error: Exception) -> str:
             f'{explain_hub_error(cause, model_id) if cause is not error else _first_line(error)}')
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300].rstrip('.')

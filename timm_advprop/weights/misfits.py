@@ -1,7 +1,7 @@
 """Weights that do not fit a model: refused where timm would load them, and explained in one line."""
 import re
 from functools import partial
-from typing import Any, Sequence, Tuple
+from typing import Any, Iterable, Optional, Sequence, Tuple
 
 import torch.nn as nn
 from timm.models._pretrained import PretrainedCfg
@@ -14,7 +14,7 @@ __all__ = ['explain_misfit', 'refuse_misfits']
 _NAMES_SHOWN = 4
 
 
-def explain_misfit(error: RuntimeError) -> str:
+def explain_misfit(error: Exception) -> str:
     """What torch says of a state dict that does not fit, in one line that names the first keys of each kind."""
     heading, *lines = (line.strip() for line in str(error).splitlines())
     refused = [line for line in lines if 'aux_bn: ' in line]  # what a split norm says itself
@@ -52,7 +52,7 @@ def _layer_names(names: Any) -> Tuple[str, ...]:
     return tuple(f'{name}.' for name in ([names] if isinstance(names, str) else names or []))
 
 
-def _refuse(architecture: str, adapted: Tuple[str, ...], model: nn.Module, incompatible: Any) -> None:
+def _refuse(architecture: Optional[str], adapted: Tuple[str, ...], model: nn.Module, incompatible: Any) -> None:
     unexpected = split_state_dict(dict.fromkeys(incompatible.unexpected_keys))[0]  # surplus norms name themselves
     misfits = [
         f'{kind} keys: {", ".join(keys[:_NAMES_SHOWN])} ({len(keys)} in all)'
@@ -64,7 +64,7 @@ def _refuse(architecture: str, adapted: Tuple[str, ...], model: nn.Module, incom
         raise RuntimeError(f'The weights do not fit {architecture}. {". ".join(misfits)}.')
 
 
-def _not_of(layers: Tuple[str, ...], keys: Sequence[str]) -> Sequence[str]:
+def _not_of(layers: Tuple[str, ...], keys: Iterable[str]) -> Sequence[str]:
     return [key for key in keys if not key.startswith(layers)]
 
 
