@@ -7,6 +7,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.engine.runs import run
 from timm_advprop.errors import InputError
 
+# its name in torch 2.6, and later
+FAIL_AT_LIMIT = ('fail_on_cache_limit_hit' if hasattr(torch._dynamo.config, 'fail_on_cache_limit_hit') else
+                 'fail_on_recompile_limit_hit')
+
 
 @pytest.fixture
 def counter():
@@ -15,7 +19,7 @@ def counter():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('eager')
     register_backend(counter, name='counting')
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch({FAIL_AT_LIMIT: True}):
         yield counter
     torch._dynamo.config.cache_size_limit = limit
     _COMPILER_FNS.pop('counting')

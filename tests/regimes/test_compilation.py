@@ -13,11 +13,16 @@ PASSES = {'vanilla': 1, 'madry': 2, 'joint': 2, 'trades': 3, 'advprop': 2, 'fast
 FULL, SHORT = (20, 20), (20, 20, 10)
 
 
+# its name in torch 2.6, and later
+FAIL_AT_LIMIT = ('fail_on_cache_limit_hit' if hasattr(torch._dynamo.config, 'fail_on_cache_limit_hit') else
+                 'fail_on_recompile_limit_hit')
+
+
 @pytest.fixture
 def fresh_dynamo():
     torch._dynamo.reset()
     # torch's own limit, which timm.optim lifts when it is imported; an error instead of eager mode, unnoticed
-    with torch._dynamo.config.patch(cache_size_limit=8, fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch({'cache_size_limit': 8, FAIL_AT_LIMIT: True}):
         yield
     torch._dynamo.reset()
 

@@ -31,9 +31,7 @@ class PixelSource(Settings, Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mean, std = self.mean, self.std
-        if std is not None and not all(value > 0 for value in std) or mean and std and len(mean) != len(std):
-            raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
+        _check_normalisation(self.mean, self.std)
 
     def normalised_by(self: _Self, mean: Sequence[float], std: Sequence[float]) -> _Self:
         return replace(self, mean=self.mean or tuple(mean), std=self.std or tuple(std))
@@ -94,7 +92,7 @@ def normalisation_of(
         std: Standard deviation of each channel, in 0–1.
 
     Raises:
-        ValueError: Neither given nor known from the model.
+        ValueError: Neither given nor known from the model, or no normalisation.
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     channels = getattr(model, 'in_chans', None)
@@ -102,7 +100,13 @@ def normalisation_of(
     std = std if std is not None else _for_channels(cfg.get('std'), channels)
     if mean is None or std is None:
         raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
+    _check_normalisation(mean, std)
     return tuple(mean), tuple(std)
+
+
+def _check_normalisation(mean: Optional[Sequence[float]], std: Optional[Sequence[float]]) -> None:
+    if std is not None and not all(value > 0 for value in std) or mean and std and len(mean) != len(std):
+        raise ValueError(f'mean and std need one value for each channel, std above 0; got {mean} and {std}.')
 
 
 def warn_of_pixels(task: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
