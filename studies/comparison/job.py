@@ -104,15 +104,16 @@ class Job:
 
     def _train(self) -> Dict[str, Any]:
         weights = ['--pretrained-path', self.start.checkpoint()] if self.start else []  # a new classifier
-        start, commit, history = time.monotonic(), _commit(), []
+        start, commit, epochs = time.monotonic(), _commit(), 0
         for phase, flags in enumerate(self.study.commands(self.row)):
             folder = f'{self._folder}-{phase}'
             self._run_program([*flags, *weights], folder)
             checkpoint = os.path.join(folder, 'last.pth.tar')
             weights = ['--initial-checkpoint', checkpoint]
-            history += _read_summary(folder)
+            last = _last_epoch(folder)
+            epochs += int(last['epoch']) + 1
         return dict(
-            training=self._training(), checkpoint=checkpoint, holdout=history[-1]['eval_top1'], epochs=len(history),
+            training=self._training(), checkpoint=checkpoint, holdout=float(last['eval_top1']), epochs=epochs,
             seconds=round(time.monotonic() - start), commit=commit, timm=timm.__version__, torch=torch.__version__,
             machine=_machine())
 
@@ -145,9 +146,10 @@ def _asked_for(flags: Tuple[str, ...]) -> str:
     return repr({name: given[name.replace('-', '_')] for name in sorted(names)})
 
 
-def _read_summary(folder: str) -> List[Dict[str, float]]:
+def _last_epoch(folder: str) -> Dict[str, str]:
+    # its row in the summary, which has none of epochs that were not validated
     with open(os.path.join(folder, 'summary.csv'), newline='', encoding='utf-8') as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))[-1]
 
 
 def _machine() -> str:

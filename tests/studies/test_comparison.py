@@ -14,7 +14,7 @@ from studies.comparison import program, runner
 from studies.comparison.charts import draw_study
 from studies.comparison.corrupted import evenly
 from studies.comparison.costs import keep_costs, kept_costs, measure_costs
-from studies.comparison.job import Job
+from studies.comparison.job import Job, _last_epoch
 from studies.comparison.measures import Measures
 from studies.comparison.program import STUDIES
 from studies.comparison.report import render_report
@@ -284,3 +284,10 @@ def test_one_thread_by_default(monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     runner.start_process()
     assert torch.get_num_threads() == 1 and job_module.os.environ['OMP_NUM_THREADS'] == '1'
+
+
+def test_epochs_are_those_trained_not_those_validated(tmp_path):
+    # of the only epoch that was validated, with columns that it leaves empty
+    (tmp_path / 'summary.csv').write_text('epoch,eval_top1,eval_aux_top1\n39,85.5,\n')
+    last = _last_epoch(str(tmp_path))
+    assert (int(last['epoch']) + 1, float(last['eval_top1'])) == (40, 85.5)

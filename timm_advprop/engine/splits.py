@@ -31,7 +31,8 @@ def check_split(root: str, split: str) -> None:
     if entries and all(entry.endswith(_TAR) for entry in entries) and not _present(root):
         raise InputError(f'{root} has tar files, but none that is a split: name them {split.split("[")[0]}.tar and so '
                          'on, or give one of them as --data-dir.')
-    _check_among(root, split, _present(root))
+    if not _has_place(root, split):
+        _check_among(root, split, _present(root))
 
 
 def has_split(root: str, split: str) -> bool:
@@ -39,11 +40,10 @@ def has_split(root: str, split: str) -> bool:
     if os.path.isfile(root):
         try:
             with tarfile.open(root) as tar:
-                return any(_split_of(member.name) in _names_of(split) for member in tar)
+                return any(_split_of(member.name, split) in _names_of(split) for member in tar)
         except (OSError, tarfile.TarError):
             return True  # whoever reads it will say what is wrong
-    return any(os.path.isdir(path) or os.path.isfile(path + _TAR)
-               for path in (os.path.join(root, name) for name in _names_of(split)))
+    return _has_place(root, split)
 
 
 def root_of_split(root: str, split: str) -> str:
@@ -59,7 +59,7 @@ def keep_split(reader: Any, split: str) -> None:
     Raises:
         InputError: It has other splits.
     """
-    splits = [_split_of(os.path.join(os.path.splitext(child.name)[0] if child else '', image.path))
+    splits = [_split_of(os.path.join(os.path.splitext(child.name)[0] if child else '', image.path), split)
               for image, _, child in reader.samples]
     present = sorted(set(filter(None, splits)))
     _check_among(reader.root, split, present)
@@ -83,6 +83,11 @@ def _check_among(root: str, split: str, present: Sequence[str]) -> None:
         raise InputError(f'No split {split!r} in {root}, it has {", ".join(present)}.')
 
 
+def _has_place(root: str, split: str) -> bool:
+    return any(os.path.isdir(path) or os.path.isfile(path + _TAR)
+               for path in (os.path.join(root, name) for name in _names_of(split)))
+
+
 def _present(root: str) -> Sequence[str]:
     return [name for names in _SYNONYMS for name in names
             if os.path.isdir(os.path.join(root, name)) or os.path.isfile(os.path.join(root, name + _TAR))]
@@ -93,6 +98,7 @@ def _names_of(split: str) -> Sequence[str]:
     return next((names for names in _SYNONYMS if name in names), (name,))
 
 
-def _split_of(path: str) -> Optional[str]:
-    # Of a file in a tar file, by the folders above that of its class.
-    return next((part for part in path.split('/')[:-2] if any(part in names for names in _SYNONYMS)), None)
+def _split_of(path: str, asked: str) -> Optional[str]:
+    # Of a file in a tar file, by the folders above that of its class: the split that is asked for, or a usual one.
+    known = {*_names_of(asked), *(name for names in _SYNONYMS for name in names)}
+    return next((part for part in path.split('/')[:-2] if part in known), None)

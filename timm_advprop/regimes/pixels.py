@@ -117,15 +117,13 @@ def warn_of_pixels(task: nn.Module, mean: Sequence[float], std: Sequence[float])
         mean: Mean of each channel that images are normalised by, in 0–1.
         std: Standard deviation of each channel, in 0–1.
     """
-    largest = max(abs(edge - value) / deviation for value, deviation in zip(mean, std) for edge in (0, 1))
-    # far outside: random erasing fills in noise of unit variance
-    task.register_forward_pre_hook(_FirstBatch(2 * largest + 10, mean, std), with_kwargs=True)  # pyright: ignore[reportArgumentType]
+    task.register_forward_pre_hook(_FirstBatch(mean, std), with_kwargs=True)  # pyright: ignore[reportArgumentType]
 
 
 class _FirstBatch:
     # The first alone, as it waits for the device.
-    def __init__(self, limit: float, mean: Sequence[float], std: Sequence[float]):
-        self.limit, self.mean, self.std, self.seen = limit, mean, std, False
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean, self.std, self.seen = mean, std, False
 
     @torch.compiler.disable
     def __call__(self, task: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -133,7 +131,8 @@ class _FirstBatch:
         if self.seen or not isinstance(images, torch.Tensor) or images.is_meta:
             return
         self.seen, peak = True, float(images.detach().abs().max())
-        if peak > self.limit:
+        largest = max(abs(edge - value) / deviation for value, deviation in zip(self.mean, self.std) for edge in (0, 1))
+        if peak > 2 * largest + 10:  # far outside: random erasing fills in noise of unit variance
             _logger.warning(
                 f'Images have values up to {peak:.4g}, which those normalised by mean {self.mean} and std {self.std} '
                 'cannot have: divide pixels in 0–255 by 255 and normalise them, else attacks are next to nothing.')
