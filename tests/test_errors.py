@@ -1,5 +1,7 @@
 """What a user gave is wrong: one line, status 2."""
 import signal
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -142,3 +144,12 @@ def test_sigterm_ends_a_program_as_an_exit_does():
         main([])
     assert exit.value.code == 143 and closed == [True]
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_reader_that_goes_away_ends_a_program_without_a_word():
+    program = ('from timm_advprop.errors import exits_on_input_error\n'
+               'exits_on_input_error(lambda argv: [print("line" * 1000) for _ in range(1000)])()')
+    process = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait() == 141

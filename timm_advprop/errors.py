@@ -1,6 +1,7 @@
 """How programs end: the errors that they report as one line, their status, and how such a line is made."""
 import difflib
 import os
+import select
 import signal
 import sys
 import threading
@@ -32,8 +33,8 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     """Let a program's main function, of its command line, end in one line.
 
     The status is 2 on an `InputError`, 1 on a `RunError` or a file that cannot be written, 130 on Ctrl-C and 143 on
-    SIGTERM, after what is open was closed. With `--debug` among its flags, or `TIMM_ADVPROP_DEBUG=1`, the traceback of
-    an error comes before that line.
+    SIGTERM, after what is open was closed, 141 where nobody reads the output any more. With `--debug` among its flags,
+    or `TIMM_ADVPROP_DEBUG=1`, the traceback of an error comes before that line.
     """
     @wraps(main)
     def wrapper(argv: Optional[Sequence[str]] = None) -> None:
@@ -43,6 +44,10 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
                 main(argv)
         except KeyboardInterrupt:
             message, status = 'Interrupted.', 130
+        except BrokenPipeError:
+            if not _nobody_reads():
+                raise
+            status = 128 + signal.SIGPIPE
         except (InputError, OSError, RunError) as error:
             if isinstance(error, OSError) and not error.filename:
                 raise
@@ -50,10 +55,25 @@ def exits_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             said = f'{error.filename}: {error.strerror}.' if isinstance(error, OSError) else str(error)
             message, status = f'error: {said}', 2 if isinstance(error, InputError) else 1
-        if status:  # now that the error is gone, and progress bars that it kept with it
+        if message:  # now that the error is gone, and progress bars that it kept with it
             print(message, file=sys.stderr)
+        if status:
             sys.exit(status)
     return wrapper
+
+
+def _nobody_reads() -> bool:
+    # Whether the reader of the output is gone, such as `head`. What is left of it then goes nowhere.
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # it is no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 @contextmanager
