@@ -1,7 +1,7 @@
 """What a training run leaves beside its checkpoints: args.yaml and summary.csv, in timm's format."""
 import csv
 import os
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence, Type
 
 import yaml
 
@@ -70,9 +70,15 @@ class RunLog:
         if self.curves is not None:
             self.curves.update(self._rows)
 
-    def close(self) -> None:
-        """Draw the curves for the last time, close the trackers."""
-        if self.curves is not None:
+    def __enter__(self) -> 'RunLog':
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], *error: Any) -> None:
+        self.close(finished=kind is None)  # what went wrong is told without delay
+
+    def close(self, finished: bool = True) -> None:
+        """Draw the curves for the last time where the run is finished, close the trackers."""
+        if self.curves is not None and finished:
             self.curves.update(self._rows, last=True)
         for tracker in self.trackers:
             tracker.close()

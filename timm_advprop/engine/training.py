@@ -97,7 +97,7 @@ def train(settings: TrainSettings) -> Run:
         if folder is not None:
             until_end.enter_context(lock_folder(folder))
             _open_folder(parts, folder, checkpoint)
-            until_end.callback(parts.run_log.close)  # pyright: ignore[reportOptionalMemberAccess]
+            until_end.enter_context(parts.run_log)  # pyright: ignore[reportArgumentType]
         del checkpoint  # as large as the model and its optimizer
         with explained_data_loss('Continue from the last checkpoint with --resume.'):
             stopped_by = _run_epochs(parts)
