@@ -7,7 +7,7 @@ import torch.nn as nn
 from timm.utils import unwrap_model
 
 from ..attacks import per_channel
-from ..errors import InputError, as_input_error
+from ..errors import as_input_error
 from ..norms import Route, has_split_norm, norm_route, one_route
 from ..regimes import normalisation_of
 
@@ -44,8 +44,6 @@ def routed(
     """
     as_input_error(_check_route, model, route)
     mean, std = as_input_error(normalisation_of, unwrap_model(model), mean, std)
-    if not all(value > 0 for value in std):
-        raise InputError(f'std must be above 0 for each channel, got {std}.')
     return _Routed(model, route, mean, std, output_indices)
 
 
