@@ -121,6 +121,19 @@ def test_a_split_that_is_not_there_is_one_line(digits_folder, tmp_path, write, v
         run(root, tmp_path, **{**settings, **values})
 
 
+@pytest.mark.parametrize('in_one', [True, False], ids=['one tar', 'a tar each'])
+def test_a_split_may_have_any_name(digits_folder, tmp_path, in_one):
+    (digits_folder / 'validation').rename(digits_folder / 'holdout')
+    (tmp_path / 'tars').mkdir()
+    for name in ('digits',) if in_one else ('train', 'holdout'):
+        with tarfile.open(tmp_path / 'tars' / f'{name}.tar', 'w') as tar:
+            tar.add(*(digits_folder, 'digits') if in_one else (digits_folder / name, '.'))
+    data = DataSettings(data_dir=str(tmp_path / 'tars' / 'digits.tar' if in_one else tmp_path / 'tars'))
+    dataset = datasets.open_split(data, 'holdout', dict(input_size=(3, 32, 32)))
+    assert len(dataset) == len(list((digits_folder / 'holdout').glob('*/*')))
+    assert datasets.has_split_folder(data, 'holdout') and not datasets.has_split_folder(data, 'test')
+
+
 @pytest.mark.parametrize('write, there', [
     (as_tars_in_a_folder, True), (as_one_tar, True), (as_tar, False), (as_torch_folder, True)])
 def test_a_split_has_a_place_of_its_own_or_not(digits_folder, tmp_path, write, there):

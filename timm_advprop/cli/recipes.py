@@ -58,8 +58,8 @@ def images_per_update(path: str, recipe: Mapping[str, Any]) -> Optional[int]:
     """Clean images in an update of a recipe, over the processes of its head's command; None where it has no command.
 
     Args:
-        path: The recipe, and...
-        recipe: ...its entries.
+        path: The recipe, whose head has the command.
+        recipe: Its entries.
     """
     commands = [part for part in recipe_head(path) if '--config' in part]
     batch = _entry(recipe, 'batch-size')

@@ -5,7 +5,7 @@ import torch.nn as nn
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
-from .datasets import class_names
+from .datasets import label_names
 
 __all__ = ['class_labels']
 
@@ -23,7 +23,8 @@ def class_labels(model: nn.Module, dataset: Optional[Dataset] = None) -> Tuple[s
         dataset: A data set of its classes.
     """
     count: Any = model.num_classes
-    known = (_published(getattr(model, 'pretrained_cfg', None) or {}, count), _of_dataset(dataset), _imagenet(count))
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    known = (_published(cfg, count), _of_dataset(dataset, count), _imagenet(count))
     return next((names for names in known if len(names) == count), tuple(map(str, range(count))))
 
 
@@ -38,9 +39,8 @@ def _published(cfg: Mapping[str, Any], count: int) -> Tuple[str, ...]:
     return tuple(str(descriptions.get(str(name), name)) for name in names)
 
 
-def _of_dataset(dataset: Optional[Dataset]) -> Tuple[str, ...]:
-    names: Any = class_names(dataset) or () if dataset is not None else ()
-    return tuple(map(str, sorted(names, key=names.get) if isinstance(names, dict) else names))  # pyright: ignore[reportCallIssue, reportArgumentType]
+def _of_dataset(dataset: Optional[Dataset], count: int) -> Tuple[str, ...]:
+    return () if dataset is None else tuple(label_names(dataset, count) or ())
 
 
 def _imagenet(count: int) -> Tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`curves.png`: losses and accuracies of a run, redrawn while it goes on. Needs matplotlib, and does without."""
 import importlib.util
 import logging
+import re
 import time
 from typing import Any, List, Mapping, Sequence, Tuple
 
@@ -12,6 +13,7 @@ __all__ = ['Curves', 'draw_curves']
 _logger = logging.getLogger(__name__)
 
 _SHARE_OF_TIME = 0.02  # of a run, that drawing may take at most
+_OF_FURTHER_NORMS = re.compile(r'aux\d')  # which have the colours of the first
 _PANELS = (('loss', '_loss'), ('top-1 (%)', '_top1'), ('distance of main and aux norms', '_distance'))
 
 
@@ -47,7 +49,7 @@ class Curves:
 
 
 def draw_curves(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw losses, accuracies and norm distances by epoch: training dashed, validation solid.
+    """Draw losses, accuracies and norm distances by epoch: training dashed, validation solid, further norms dotted.
 
     Args:
         path: File to write, as PNG.
@@ -61,11 +63,15 @@ def draw_curves(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
         images = list(dict.fromkeys(['clean', 'adv', 'aux', *map(_images_of, names)]))  # alike in all panels
         for name in names:
             points = _points(rows, name)
-            axis.plot(*(zip(*points) if points else ((), ())), '--' if name.startswith('train') else '-', marker='.',
+            axis.plot(*(zip(*points) if points else ((), ())), _style(name), marker='.',
                       linewidth=1.2, markersize=4, color=COLORS[images.index(_images_of(name)) % len(COLORS)],
                       label=name.replace('_', ' '))
         _finish(axis, label)
     figure.savefig(path, format='png')
+
+
+def _style(name: str) -> str:
+    return '--' if name.startswith('train') else ':' if _OF_FURTHER_NORMS.match(name) else '-'
 
 
 def _finish(axis: Any, label: str) -> None:

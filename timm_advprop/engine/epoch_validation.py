@@ -1,4 +1,5 @@
 """Validation of a model while it is trained: clean images, and where that is asked for auxiliary norms and attacks."""
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Dict, Iterable, Optional
 
@@ -70,11 +71,8 @@ class EpochValidation:
             raise InputError(f'--val-routes {" ".join(routes)} needs auxiliary norms, {type(model).__name__} has none '
                              'in this regime: leave it out, or give --val-routes main over a recipe that has it.')
         for route in routes:
-            as_input_error(self._enter, model, route)
-
-    def _enter(self, model: nn.Module, route: str) -> None:
-        with norm_route(model, norm_route_of(route)):
-            pass
+            with ExitStack() as entered:
+                as_input_error(entered.enter_context, norm_route(model, norm_route_of(route)))
 
     def __call__(self, model: nn.Module, name: str, extras: bool) -> Dict[str, float]:
         """Validate a model that is on its main norms.
