@@ -112,6 +112,19 @@ def test_tensorboard_has_what_summary_csv_has(few_digits, tmp_path):
     assert [image.step for image in events.Images('attacked')] == [0, 1]
 
 
+@pytest.mark.parametrize('first_epoch, values', [(0, [20.]), (1, [10., 20.])])
+def test_tensorboard_drops_epochs_of_a_former_run_as_summary_csv_does(tmp_path, first_epoch, values):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for start, value, epochs in ((0, 10., range(3)), (first_epoch, 20., [first_epoch])):
+        (tracker,) = open_trackers(['tensorboard'], TrackedRun(str(tmp_path), 'run', {}, start))
+        for epoch in epochs:
+            tracker.log_row(epoch, dict(train_loss=value))
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    assert [scalar.value for scalar in events.Scalars('train/loss')] == values
+
+
 def test_the_registry_names_classes_that_are_there():
     for path in TRACKERS.values():
         file, name = path.split(':')

@@ -15,7 +15,8 @@ class TensorBoardTracker(Tracker):
 
     def __init__(self, run: TrackedRun):
         from torch.utils.tensorboard import SummaryWriter
-        self.writer = SummaryWriter(os.path.join(run.folder, 'tensorboard'), purge_step=run.first_epoch or None)
+        # epochs from the first on are those of a former run in this folder, all of them where the run begins anew
+        self.writer = SummaryWriter(os.path.join(run.folder, 'tensorboard'), purge_step=run.first_epoch)
 
     def log_row(self, epoch: int, row: Mapping[str, float]) -> None:
         for name, value in row.items():
