@@ -10,6 +10,7 @@ from tests.engine.runs import read_summary, run
 from timm_advprop.engine import trackers
 from timm_advprop.engine.run_log import RunLog
 from timm_advprop.engine.trackers import TRACKERS, TrackedRun, Tracker, open_trackers
+from timm_advprop.errors import InputError
 
 
 class Recorder(Tracker):
@@ -35,7 +36,7 @@ def package(monkeypatch):
         module = types.ModuleType(name)
         run = types.SimpleNamespace(log=logged.append, finish=lambda: logged.append('finished'))
         module.init = lambda **kwargs: started.append(kwargs) or run
-        module.Image, module.__spec__ = lambda path: ('picture', path), types.SimpleNamespace(name=name)
+        module.Image, module.__spec__ = lambda path: ('picture', path), types.SimpleNamespace(origin=name)
         monkeypatch.setitem(sys.modules, name, module)
         return started, logged
     return of_name
@@ -68,6 +69,22 @@ def test_trackio_has_a_project_of_its_own(tmp_path, package, first_epoch, resume
     tracker.close()
     assert started == [dict(name='run', config=dict(a=1), project='timm-advprop', resume=resume)]
     assert logged == [dict(epoch=3, loss=1.), 'finished']
+
+
+@pytest.mark.parametrize('name', ['trackio', 'wandb'])
+def test_secrets_stay_out_of_a_service(tmp_path, package, name):
+    started, _ = package(name)
+    arguments = dict(data_dir='wds/https://user:secret@host/data', tokens=('hf_' + 'a' * 34,), lr=.1, resume=None)
+    open_trackers([name], TrackedRun(str(tmp_path), 'run', arguments))
+    assert started[0]['config'] == dict(data_dir='wds/https://host/data', tokens=['<token>'], lr=.1, resume=None)
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    (tmp_path / 'wandb').mkdir()  # wandb leaves one where it was
+    with pytest.raises(InputError, match='--log-to wandb needs the package wandb'):
+        trackers.check_trackers(['wandb'])
 
 
 def test_a_new_tracker_is_a_class_and_a_line(few_digits, tmp_path, monkeypatch):

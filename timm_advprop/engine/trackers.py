@@ -94,8 +94,13 @@ def check_trackers(names: Iterable[str]) -> None:
         InputError: One is missing.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if not _is_installed(name):
             raise InputError(f'--log-to {name} needs the package {name}: pip install \'timm-advprop[track]\'.')
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # else a folder of its name, as wandb makes where a run starts
 
 
 def open_trackers(names: Iterable[str], run: TrackedRun) -> List[Tracker]:

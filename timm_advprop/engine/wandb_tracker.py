@@ -2,6 +2,9 @@
 from importlib import import_module
 from typing import Any, Dict, Mapping
 
+import yaml
+
+from ..weights.downloads import redact
 from .trackers import TrackedRun, Tracker
 
 __all__ = ['WandbTracker']
@@ -13,7 +16,8 @@ class WandbTracker(Tracker):
 
     def __init__(self, run: TrackedRun):
         self.module = import_module(self.package)
-        self.run = self.module.init(name=run.name, config=dict(run.arguments), **self.arguments(run))
+        config = yaml.safe_load(redact(yaml.safe_dump(dict(run.arguments))))  # which others read: as in args.yaml
+        self.run = self.module.init(name=run.name, config=config, **self.arguments(run))
 
     def arguments(self, run: TrackedRun) -> Dict[str, Any]:
         """Further arguments of the package's `init`."""
