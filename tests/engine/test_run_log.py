@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from timm_advprop.engine.run_log import RunLog
+from timm_advprop.errors import InputError
 
 
 def rows_of(folder):
@@ -43,6 +44,14 @@ def test_a_continued_run_keeps_the_rows_before_it(tmp_path, first_epoch, epochs)
     rows = rows_of(tmp_path)
     assert [row['epoch'] for row in rows] == epochs
     assert [row['train_loss'] for row in rows] == ['0.0', '1.0'][:first_epoch] + ['9.0']
+
+
+@pytest.mark.parametrize('content', [b'name,top1\na,1\n', b'epoch,lr\n0,.1\n,\n', b'epoch,lr\n0,\xff\n'], ids=str)
+def test_a_summary_that_is_none_is_left_alone(tmp_path, content):
+    (tmp_path / 'summary.csv').write_bytes(content)
+    with pytest.raises(InputError, match='summary.csv is not that of a run, or damaged: move it away, or give another'):
+        RunLog(str(tmp_path), {})
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('summary.csv', content)]
 
 
 def test_a_kill_in_the_middle_of_a_row_leaves_the_former_rows(tmp_path, monkeypatch):

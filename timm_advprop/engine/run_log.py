@@ -1,10 +1,11 @@
 """What a training run leaves beside its checkpoints: args.yaml and summary.csv, in timm's format."""
 import csv
 import os
-from typing import Any, Dict, Mapping, Optional, Sequence, Type
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Type
 
 import yaml
 
+from ..errors import InputError
 from ..output import replacing
 from ..weights.downloads import redact
 from .curves import Curves
@@ -21,6 +22,9 @@ class RunLog:
         arguments: The run's arguments, of types that YAML knows.
         first_epoch: Epoch the run starts with. Rows of a former run at or after it are dropped.
         trackers: Get the same rows. Where there are none, `curves.png` is drawn.
+
+    Raises:
+        InputError: There is a `summary.csv` that is not that of a run.
     """
 
     def __init__(
@@ -31,11 +35,11 @@ class RunLog:
             trackers: Sequence[Tracker] = (),
     ):
         self.summary_path = os.path.join(folder, 'summary.csv')
+        self._rows = self._read(first_epoch)
         self.trackers = list(trackers)
         self.curves = None if self.trackers else Curves(os.path.join(folder, 'curves.png'))
         with replacing(os.path.join(folder, 'args.yaml')) as path, open(path, 'w', encoding='utf-8') as file:
             file.write(redact(yaml.safe_dump(dict(arguments), default_flow_style=False)))
-        self._rows = [row for row in self._read() if int(row['epoch']) < first_epoch]
 
     def add_epoch(
             self,
@@ -83,11 +87,16 @@ class RunLog:
         for tracker in self.trackers:
             tracker.close()
 
-    def _read(self):
+    def _read(self, first_epoch: int) -> List[Dict[str, Any]]:
+        # Rows of a former run before an epoch.
         if not os.path.isfile(self.summary_path):
             return []
-        with open(self.summary_path, newline='', encoding='utf-8') as file:
-            return list(csv.DictReader(file))
+        try:
+            with open(self.summary_path, newline='', encoding='utf-8') as file:
+                return [row for row in csv.DictReader(file, restval='') if int(row['epoch']) < first_epoch]
+        except (KeyError, ValueError, csv.Error) as error:
+            raise InputError(f'{self.summary_path} is not that of a run, or damaged: move it away, or give another '
+                             '--experiment.') from error
 
     def _write(self) -> None:
         # the whole file, so that columns agree and a kill leaves the old or the new one
