@@ -72,6 +72,14 @@ def test_all_else_is_refused(tmp_path, kind, said):
     assert str(tmp_path) not in str(error.value)
 
 
+@pytest.mark.parametrize('name, dtype', [('x.png', np.uint16), ('x.tif', np.uint16), ('x.tif', np.int32),
+                                         ('x.tif', np.float32)], ids=str)
+def test_an_image_of_more_bits_is_refused_before_it_turns_white(tmp_path, name, dtype):
+    Image.fromarray(np.full((8, 8), 1000, dtype)).save(tmp_path / name)
+    with pytest.raises(InputError, match=f'{name} has more than 8 bits a channel: save it with 8'):
+        read_image(str(tmp_path / name))
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match='nowhere.png is not an image'):
         read_image(str(tmp_path / 'nowhere.png'))

@@ -25,13 +25,15 @@ def read_image(path: str) -> Image.Image:
         path: The file.
 
     Raises:
-        InputError: It is no image, damaged, of a format that is not read, too small, too large or too narrow.
+        InputError: It is no image, damaged, of a format that is not read, too small, too large or too narrow, or of
+            more than 8 bits a channel.
     """
     name = os.path.basename(path)
     try:
         with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as image:
             warnings.simplefilter('ignore')
             _check_size(name, *image.size)  # before it is decoded
+            _check_mode(name, image.mode)
             upright = ImageOps.exif_transpose(image)
             upright.load()
             return upright
@@ -72,6 +74,11 @@ def _check_size(name: str, width: int, height: int) -> None:
     if max(width, height) > _LARGEST_RATIO * min(width, height):
         raise InputError(f'{name} is too narrow, {size}: give an image whose longer side is at most {_LARGEST_RATIO} '
                          'times the shorter one.')
+
+
+def _check_mode(name: str, mode: str) -> None:
+    if mode[0] in 'FI':  # which Pillow would cut off at 255, almost all of them white
+        raise InputError(f'{name} has more than 8 bits a channel: save it with 8.')
 
 
 def _too_large(name: str) -> str:
