@@ -112,6 +112,23 @@ def test_what_cannot_be_shown_is_a_message_without_pictures(update, values, said
     assert said in table and 'class="message"' in table
 
 
+@needs_gradio
+def test_a_file_of_the_machine_that_nobody_uploaded_is_not_read(tmp_path, monkeypatch):
+    import gradio
+    from timm_advprop.cli import app_page
+    uploads = tmp_path / 'uploads'
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(uploads))
+    page = app_page.build_page(looked_at(plain_folder(tmp_path / 'model'), *TINY))
+    (attack,) = (function.fn for function in page.fns.values() if function.api_name == 'attack')
+    for folder in (uploads, tmp_path):
+        folder.mkdir(exist_ok=True)
+        Image.new('L', (20, 20), 90).save(folder / 'image.png')
+    assert 'away from' in attack(dict(path=str(uploads / 'image.png')), 4, 5, 'none', 'main')[3]
+    for path in (tmp_path / 'image.png', uploads / '../image.png', tmp_path / 'nowhere.png'):
+        with pytest.raises(gradio.Error, match='cannot be accessed'):
+            attack(dict(path=str(path)), 4, 5, 'none', 'main')
+
+
 @pytest.mark.slow
 @needs_gradio
 def test_a_space_is_three_lines_and_nothing_is_sent(tmp_path):

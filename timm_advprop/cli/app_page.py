@@ -3,6 +3,7 @@ from html import escape
 from typing import Any, List, Mapping, Optional
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.processing_utils import check_all_files_in_cache  # pyright: ignore[reportMissingImports]
 
 from ..engine.single_image import image_of, read_image
 from ..errors import InputError, as_input_error
@@ -34,11 +35,12 @@ def build_page(model: LookedAtModel) -> gr.Blocks:
             with gr.Column(scale=5, min_width=480):
                 outputs = _outputs(model)
 
-        def update(*values: Any) -> List[Any]:
-            return _update(model, *values)
+        def update(file: Any, *values: Any) -> List[Any]:
+            # gradio itself checks what is marked as a file alone, and whoever asks for another of this machine omits it
+            check_all_files_in_cache(file)
+            return _update(model, file, *values)
 
-        # Raw values: gradio would open images itself, and print a traceback for a file that is none. That files are
-        # those of an upload it checks before.
+        # Raw values: gradio would open images itself, and print a traceback for a file that is none.
         gr.on(
             [page.load, *(each.change for each in inputs)], update, inputs, outputs, preprocess=False,
             trigger_mode='always_last', show_progress='hidden', concurrency_limit=1, api_name='attack')
