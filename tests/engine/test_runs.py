@@ -15,6 +15,7 @@ from timm_advprop.engine.loop import NonFiniteLoss, Trainer
 from timm_advprop.engine.placement import Placement
 from timm_advprop.engine.training import train
 from timm_advprop.engine.validation import validate
+from timm_advprop.errors import InputError
 
 
 @pytest.fixture(scope='module')
@@ -249,6 +250,12 @@ def test_pictures_recovery_and_rare_validation(few_digits, tmp_path):
     assert [row['epoch'] for row in read_summary(folder)] == ['1', '2']  # every second, and the last
     assert len([name for name in names if name.startswith('checkpoint-')]) == 1
     assert state_of(folder)['conv1.0.weight'].shape[1] == 1
+
+
+def test_pictures_of_channels_that_no_jpeg_has_are_refused_before_the_folder_is_made(few_digits, tmp_path):
+    with pytest.raises(InputError, match='--save-images writes pictures of 1 or 3 channels, the model takes 4'):
+        run(few_digits, tmp_path, in_chans=4, input_img_mode='RGBA', save_images=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_validation_the_training_loss_is_the_metric(few_digits, tmp_path):

@@ -124,6 +124,9 @@ def prepare(settings: TrainSettings) -> Tuple[Parts, DataConfig, Optional[Checkp
     checkpoint = _open_resumed(settings)
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
+    channels = config['input_size'][0]
+    if settings.run.save_images and channels not in (1, 3):
+        raise InputError(f'--save-images writes pictures of 1 or 3 channels, the model takes {channels}: leave it out.')
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)  # pyright: ignore[reportArgumentType]
     task = build_task(settings, model, config, placement)
