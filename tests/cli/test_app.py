@@ -115,6 +115,7 @@ def test_what_cannot_be_shown_is_a_message_without_pictures(update, values, said
 @needs_gradio
 def test_a_file_of_the_machine_that_nobody_uploaded_is_not_read(tmp_path, monkeypatch):
     import gradio
+
     from timm_advprop.cli import app_page
     uploads = tmp_path / 'uploads'
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(uploads))
