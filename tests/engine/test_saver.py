@@ -290,6 +290,18 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, caplog):
         newest_checkpoint(str(tmp_path))
 
 
+def test_a_run_goes_on_where_it_stopped_in_a_copy_of_its_folder_too(tmp_path):
+    keeper = make_keeper(tmp_path, make_task())
+    for epoch, metric in enumerate((2., 1.)):
+        keeper.save_checkpoint(epoch, metric)
+    for age, name in enumerate(('model_best', 'checkpoint-0', 'checkpoint-1', 'last')):  # newest first, as copied
+        copy = (tmp_path / f'{name}.pth.tar').read_bytes()
+        (tmp_path / f'{name}.pth.tar').unlink()
+        (tmp_path / f'{name}.pth.tar').write_bytes(copy)
+        os.utime(tmp_path / f'{name}.pth.tar', (0, 100 - age))
+    assert newest_checkpoint(str(tmp_path)).epoch == 1
+
+
 # the rate
 
 def test_a_rate_that_is_asked_for_now_holds(tmp_path):

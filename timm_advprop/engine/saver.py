@@ -382,8 +382,10 @@ def _duplicate(source: str, target: str) -> None:
 
 def _newest_first(folder: str, names: str) -> List[str]:
     paths = glob.glob(os.path.join(glob.escape(folder), f'{names}{_EXTENSION}'))
-    # `last` before those that are links to it
-    return sorted(paths, key=lambda path: (os.stat(path).st_mtime_ns, path.endswith(f'last{_EXTENSION}')), reverse=True)
+    # where a run stopped before its best epochs, which may look newer in a copy of the folder, and may be links to it
+    best = ('checkpoint-', 'model_best')
+    return sorted(paths, key=lambda path: (not os.path.basename(path).startswith(best), os.stat(path).st_mtime_ns),
+                  reverse=True)
 
 
 def _epoch_of(name: str) -> int:
