@@ -4,13 +4,16 @@ import sys
 import types
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from tests.engine.runs import read_summary, run
 from timm_advprop.engine import trackers
 from timm_advprop.engine.run_log import RunLog
 from timm_advprop.engine.trackers import TRACKERS, TrackedRun, Tracker, open_trackers
 from timm_advprop.errors import InputError
+from timm_advprop.regimes import Attack, MadeImages
 
 
 class Recorder(Tracker):
@@ -45,7 +48,7 @@ def package(monkeypatch):
 def test_weights_and_biases_get_settings_rows_and_pictures(few_digits, tmp_path, package):
     started, logged = package('wandb')
     values = dict(log_wandb=True, log_to=['wandb'], wandb_project='digits', wandb_tags=['a', 'b'], epochs=2)
-    folder = run(few_digits, tmp_path, save_images=True, **values)
+    folder = run(few_digits, tmp_path, **values)
     (start,) = started  # once, though asked for twice
     assert start.pop('config') == yaml.safe_load((folder / 'args.yaml').read_text())
     assert {**start, 'tags': list(start['tags'])} == dict(
@@ -94,11 +97,16 @@ def test_a_new_tracker_is_a_class_and_a_line(few_digits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(TRACKERS, 'yaml', 'new_tracker:NewTracker')  # whose package is there
     log = RunLog(str(tmp_path), {}, trackers=open_trackers(['yaml'], TrackedRun(str(tmp_path), 'run')))
-    log.add_epoch(4, dict(loss=1., adv_top1=70.), None, .1, dict(aux_mean_distance=.5), picture='picture.jpg')
+    images = torch.zeros(2, 3, 4, 4)
+    made = MadeImages(Attack().normalised_by((.5,), (.5,)), images, images + .1)
+    log.add_epoch(4, dict(loss=1., adv_top1=70.), None, .1, dict(aux_mean_distance=.5), made)
     log.close()
     assert recorder.rows == [(4, dict(
         train_loss=1., train_adv_top1=70., lr=.1, aux_mean_distance=.5, train_attack_success=30.))]
-    assert recorder.pictures == [(4, 'picture.jpg')] and recorder.closed == 1
+    ((epoch, picture),) = recorder.pictures
+    assert epoch == 4 and recorder.closed == 1
+    with Image.open(picture) as opened:
+        assert opened.size == (2 * 5 + 1, 3 * 5 + 1)  # two images: as they were, made, the difference
 
 
 def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
@@ -120,7 +128,7 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
 def test_tensorboard_has_what_summary_csv_has(few_digits, tmp_path):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    folder = run(few_digits, tmp_path, log_to=['tensorboard'], save_images=True, epochs=2)
+    folder = run(few_digits, tmp_path, log_to=['tensorboard'], epochs=2)
     events = EventAccumulator(str(folder / 'tensorboard')).Reload()
     for row in read_summary(folder):
         for name in row.keys() - {'epoch'}:
@@ -140,6 +148,12 @@ def test_tensorboard_drops_epochs_of_a_former_run_as_summary_csv_does(tmp_path, 
         tracker.close()
     events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
     assert [scalar.value for scalar in events.Scalars('train/loss')] == values
+
+
+def test_channels_of_no_picture_are_tracked_without_one(few_digits, tmp_path, package):
+    _, logged = package('wandb')
+    run(few_digits, tmp_path, log_to=['wandb'], in_chans=4, input_img_mode='RGBA')
+    assert any('train_loss' in row for row in logged) and not any('attacked' in row for row in logged)
 
 
 def test_the_registry_names_classes_that_are_there():

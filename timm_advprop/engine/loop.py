@@ -55,7 +55,6 @@ class Trainer:
         log_interval: Updates between progress lines.
         synchronize: Wait for the device after each update.
         image_folder: Where to save a batch as a picture at every progress line, and what the task made of it.
-        picture: The last picture of the latter.
     """
     task: TrainingTask
     loader: Iterable
@@ -76,7 +75,6 @@ class Trainer:
     log_interval: int = 50
     synchronize: bool = False
     image_folder: Optional[str] = None
-    picture: Optional[str] = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -226,8 +224,7 @@ class Trainer:
             torchvision.utils.save_image(images.float(), path, padding=0, normalize=True)
             made = getattr(self.task, 'made_images', None)
             if made is not None:
-                self.picture = os.path.join(self.image_folder, f'train-attack-{update_idx}.jpg')
-                save_made_images(self.picture, made)
+                save_made_images(os.path.join(self.image_folder, f'train-attack-{update_idx}.jpg'), made)
 
     def _mean_over_processes(self, value: float) -> float:
         if self.placement.world_size == 1:

@@ -4,7 +4,9 @@ import torchvision.utils
 
 from ..regimes import MadeImages
 
-__all__ = ['save_made_images']
+__all__ = ['CHANNELS_OF_PICTURES', 'save_made_images']
+
+CHANNELS_OF_PICTURES = (1, 3)
 
 _COLUMNS = 8
 

@@ -7,8 +7,10 @@ import yaml
 
 from ..errors import InputError
 from ..output import replacing
+from ..regimes import MadeImages
 from ..weights.downloads import redact
 from .curves import Curves
+from .pictures import CHANNELS_OF_PICTURES, save_made_images
 from .trackers import Tracker
 
 __all__ = ['RunLog']
@@ -34,7 +36,7 @@ class RunLog:
             first_epoch: int = 0,
             trackers: Sequence[Tracker] = (),
     ):
-        self.summary_path = os.path.join(folder, 'summary.csv')
+        self.folder, self.summary_path = folder, os.path.join(folder, 'summary.csv')
         self._rows = self._read(first_epoch)
         self.trackers = list(trackers)
         self.curves = None if self.trackers else Curves(os.path.join(folder, 'curves.png'))
@@ -48,7 +50,7 @@ class RunLog:
             eval_metrics: Optional[Dict[str, float]] = None,
             lr: Optional[float] = None,
             further: Optional[Mapping[str, float]] = None,
-            picture: Optional[str] = None,
+            made: Optional[MadeImages] = None,
     ) -> None:
         """Add the row of an epoch.
 
@@ -58,7 +60,7 @@ class RunLog:
             eval_metrics: Metrics of validation, written as `eval_<name>`.
             lr: Learning rate.
             further: What else is known, written by its name.
-            picture: A picture for trackers, None for none.
+            made: What was made of images, of which trackers get a picture.
         """
         row: Dict[str, Any] = {'epoch': epoch}
         row.update({f'train_{name}': value for name, value in train_metrics.items()})
@@ -67,12 +69,21 @@ class RunLog:
         row.update(further or {})
         self._rows.append(row)
         self._write()
+        picture = self._draw(made) if self.trackers and made is not None else None
         for tracker in self.trackers:
             tracker.log_row(epoch, _for_trackers(row))
             if picture is not None:
                 tracker.log_picture(epoch, picture)
         if self.curves is not None:
             self.curves.update(self._rows)
+
+    def _draw(self, made: MadeImages) -> Optional[str]:
+        # The file of a picture, None where the images have channels that no picture has.
+        if made.images.shape[1] not in CHANNELS_OF_PICTURES:
+            return None
+        path = os.path.join(self.folder, 'train-attack.jpg')
+        save_made_images(path, made)
+        return path
 
     def __enter__(self) -> 'RunLog':
         return self

@@ -32,6 +32,7 @@ from .optimization import (
     planned_epochs,
     shorten,
 )
+from .pictures import CHANNELS_OF_PICTURES
 from .placement import Placement, open_placement
 from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
@@ -125,7 +126,7 @@ def prepare(settings: TrainSettings) -> Tuple[Parts, DataConfig, Optional[Checkp
     model = build_model(settings, placement)
     config = resolve_image_config(settings.image, model, verbose=placement.primary)
     channels = config['input_size'][0]
-    if settings.run.save_images and channels not in (1, 3):
+    if settings.run.save_images and channels not in CHANNELS_OF_PICTURES:
         raise InputError(f'--save-images writes pictures of 1 or 3 channels, the model takes {channels}: leave it out.')
     try_images(model, config['input_size'], placement, settings.loader.batch_size)
     loaders = build_loaders(settings, config, model.num_classes, placement)  # pyright: ignore[reportArgumentType]
@@ -393,14 +394,14 @@ def _run_epoch(parts: Parts, epoch: int, start: Position) -> Optional[Tuple[Opti
         parts.results.append({'epoch': epoch, 'train': train_metrics, 'validation': eval_metrics or {}})
     if validated and parts.run_log is not None:
         parts.run_log.add_epoch(
-            epoch, train_metrics, eval_metrics, lr, _further(parts.task), picture=trainer.picture)
+            epoch, train_metrics, eval_metrics, lr, _further(parts.task), made=parts.task.made_images)
         best = trainer.keeper.save_checkpoint(epoch, metric)  # pyright: ignore[reportOptionalMemberAccess]
     return best
 
 
 def _further(task: RegimeTask) -> Dict[str, float]:
     # What an epoch has beside losses and accuracies: computed once, at its end.
-    made = getattr(task, 'made_images', None)
+    made = task.made_images
     size = {} if made is None else dict(train_adv_px=made.size_px())
     return {**size, **norm_distances(task.get_trainable_module())}
 
