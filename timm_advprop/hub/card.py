@@ -44,7 +44,7 @@ _USE_OF_AUX_NORMS = '''Main and auxiliary norms, with timm-advprop:
 ```python
 import timm_advprop
 
-model = timm_advprop.create_model('hf-hub:{repo_id}')
+model = timm_advprop.create_model('hf-hub:{repo_id}').eval()
 with timm_advprop.norm_route(model, 'aux'):
     logits = model(images)
 ```
