@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from timm.layers import set_fast_norm
+from timm.utils import FormatterNoInfo
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.hub.loopback_hub import LoopbackHub
@@ -35,11 +36,15 @@ def seed():
 @pytest.fixture(autouse=True)
 def restore_logging():
     """The programs add a handler to the root logger each time they run, and set its level."""
-    root = logging.getLogger()
-    handlers = list(root.handlers)
+    _drop_handlers_of_programs()  # a fixture of a module may have run one before this test
     yield
-    root.handlers[:] = handlers
-    root.setLevel(LOG_LEVEL)  # that of the start: a fixture of a module may have run a program before this one
+    _drop_handlers_of_programs()
+
+
+def _drop_handlers_of_programs():
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler.formatter, FormatterNoInfo)]
+    root.setLevel(LOG_LEVEL)
 
 
 @pytest.fixture(autouse=True)

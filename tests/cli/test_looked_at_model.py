@@ -27,7 +27,7 @@ def test_a_published_folder_keeps_its_auxiliary_norms(trained, tmp_path, capsys)
     model = looked_at(f'local-dir:{tmp_path / "name"}', '--device', 'cpu')
     assert model.name == f'{tmp_path.name}/name'
     assert model.routes == ['main', 'aux']
-    assert model.tested.config['input_size'] == (3, 32, 32)
+    assert tuple(model.tested.config['input_size']) == (3, 32, 32)
 
 
 @pytest.mark.parametrize('in_chans, word', [(1, 'grey'), (3, 'colour')])

@@ -14,10 +14,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(params=[Terminal, io.StringIO], ids=['terminal', 'file'])
-def stream(request):
+def stream(request, monkeypatch):
     stream = request.param()
     handler = logging.StreamHandler(stream)
-    logging.getLogger().handlers[:] = [handler]
+    monkeypatch.setattr(logging.getLogger(), 'handlers', [handler])
     logging.getLogger().setLevel(logging.INFO)
     return stream
 

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from tests.models.split_states import SMALL_VARIANTS, aux_equals_main, equal_states
+from tests.stock_timm import read_folder
 from timm_advprop import create_model, has_split_norm, split_state_dict
 from timm_advprop.errors import InputError
 from timm_advprop.models import base_of
@@ -38,7 +39,7 @@ def test_published_auxiliary_norms_load_whatever_is_adapted(name, kwargs, publis
         torch.equal(value, state[names[key.removeprefix('body.').replace('.', '_')]]) for key, value in aux.items())
     if not kwargs:
         assert equal_states(model.state_dict(), state)
-    plain = timm.create_model(f'local-dir:{folder}', pretrained=True, **kwargs).state_dict()
+    plain = read_folder(folder, **kwargs).state_dict()
     assert main.keys() == plain.keys()
     classifier = 'num_classes' in kwargs and f'{model.pretrained_cfg["classifier"]}.'  # a new one: random values
     assert all(torch.equal(value, plain[key]) for key, value in main.items()

@@ -17,6 +17,7 @@ SMALL = [name for name in (
     'repvit_m1', 'resnest14d', 'test_resnet', 'resnetv2_18', 'rexnet_100', 'legacy_seresnet18', 'shvit_s1',
     'skresnet18', 'starnet_s050', 'swiftformer_xs', 'tiny_vit_5m_224', 'visformer_tiny', 'test_vit',
     'vit_tiny_r_s16_p8_224', 'ese_vovnet19b_slim_dw',
+    *([] if 'test_coatnet_ap' in ZOO else ['coatnet_nano_rw_224']),  # of an older timm
 ) if f'{name}_ap' in ZOO]
 LARGE = [name for name in (
     'halonet_h1', 'convmixer_768_32', 'efficientformer_l1', 'inception_resnet_v2', 'inception_v3', 'inception_v4',

@@ -56,7 +56,8 @@ def no_links(*args):
 
 def save_epochs(folder, in_background=True):
     """What a run does with its checkpoints, from its newest one on; a value of the model is the epoch."""
-    task = ClassificationTask(torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3))), verbose=False)
+    model = torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3)))
+    task = ClassificationTask(model, torch.nn.CrossEntropyLoss(), verbose=False)
     keeper = make_keeper(folder, task, max_history=HISTORY)
     keeper.clean()
     checkpoint, first = newest_checkpoint(str(folder)), 0
