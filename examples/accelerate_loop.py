@@ -1,7 +1,7 @@
 """AdvProp with Hugging Face Accelerate: prepare the task, not the model, and call it. Needs `pip install accelerate`.
 
     python examples/accelerate_loop.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py    # DDP; likewise on GPUs
+    torchrun --nproc_per_node 2 examples/accelerate_loop.py    # DDP; on GPUs `accelerate launch` does it, too
 """
 import timm
 import torch
@@ -31,7 +31,7 @@ def main(epochs=1):
             optimizer.step()
         accelerator.print(f'epoch {epoch}: loss {loss.item():.3f}')
     results = timm_advprop.evaluate(model, test)
-    accelerator.print(f'top-1 {results["top1"]:.1f} %')
+    accelerator.print(f'top-1 {results["top1"]:.1f} % after training in {accelerator.num_processes} process(es)')
     accelerator.end_training()
     return results
 

@@ -1,4 +1,5 @@
 """Recipes by name, what their heads say, and that they say what is true."""
+import os
 import re
 from pathlib import Path
 
@@ -154,3 +155,12 @@ def test_another_batch_than_the_recipes_is_warned_of(few_digits, tmp_path, caplo
               common=[])
     assert '32 images for an update, where resnet50_ap_imagenet_pgd1 has 256' in caplog.text
     assert 'processes): the rate follows.' in caplog.text
+
+
+def test_a_recipe_may_come_through_a_pipe(few_digits, tmp_path):
+    """`--config <(…)` of a shell, which can be read once."""
+    reading, writing = os.pipe()
+    os.write(writing, b'model: test_resnet_ap\nadv-eps: [2]\n')
+    os.close(writing)
+    run_train(few_digits, tmp_path, '--config', f'/dev/fd/{reading}', '--dry-run')
+    os.close(reading)

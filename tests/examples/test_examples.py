@@ -3,6 +3,7 @@ import ast
 import importlib
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_own_loop_learns(example):
 @pytest.mark.slow
 def test_accelerate(example):
     assert 0 <= example('accelerate_loop', 'accelerate', 'sklearn').main(epochs=1)['top1'] <= 100
+
+
+@pytest.mark.slow
+def test_accelerate_in_two_processes(example, monkeypatch):
+    module = example('accelerate_loop', 'accelerate', 'sklearn')
+    command = next(line for line in module.__doc__.splitlines() if 'torchrun' in line).partition('#')[0].split()
+    monkeypatch.setenv('PYTHONPATH', str(ROOT), prepend=os.pathsep)
+    output = subprocess.run([sys.executable, '-m', 'torch.distributed.run', *command[1:]], cwd=ROOT, check=True,
+                            capture_output=True, text=True).stdout
+    assert 'in 2 process' in output
 
 
 @pytest.mark.slow

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 from tests.hub.loopback_xet import shard_files, xorb_chunks
 
 _LFS_SUFFIXES = ('.safetensors', '.bin', '.pth', '.png')
+_LICENSES = ('apache-2.0', 'cc-by-4.0', 'cc-by-nc-4.0', 'mit', 'unknown', 'other')  # some of the Hub's
 _DATE = '2026-01-01T00:00:00.000Z'
 
 
@@ -321,9 +324,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     @_route('POST', '/api/validate-yaml')
     def _validate_yaml(self) -> _Answer:
-        has_metadata = json.loads(self.content)['content'].startswith('---')
-        warnings = [] if has_metadata else [{'message': 'empty or missing yaml metadata in repo card'}]
-        return _json({'errors': [], 'warnings': warnings})
+        front_matter = re.match('---\n(.*?)\n---\n', json.loads(self.content)['content'], re.S)
+        warnings = [] if front_matter else [{'message': 'empty or missing yaml metadata in repo card'}]
+        license = yaml.safe_load(front_matter[1]).get('license') if front_matter else None
+        errors = [] if license in (None, *_LICENSES) else [{'message': f'"license" must be one of {list(_LICENSES)}'}]
+        return _json({'errors': errors, 'warnings': warnings}, 400 if errors else 200)
 
     @_route('POST', '/api/repos/create', login=True)
     def _create(self) -> _Answer:

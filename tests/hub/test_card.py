@@ -1,6 +1,7 @@
 """The model card: measured results, the recipe, and no secrets."""
 import json
 import logging
+import re
 
 import pytest
 import timm
@@ -90,6 +91,18 @@ def test_card_shows_suites_of_the_published_weights_alone(hub, checkpoint):
     assert all(f'| {other}.00 |' not in text for other in ('11', '39', '99'))
     with pytest.raises(InputError, match='results are of resnet50'):
         push_to_hub(path, REPO, results=rows[-1:])
+
+
+def test_code_on_a_card_runs_and_leaves_the_model_as_it_was_published(hub, split_model):
+    push_to_hub(split_model, REPO)
+    blocks = re.findall('```python\n(import timm.*?)```', published(hub)['README.md'].decode(), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        names = dict(images=torch.randn(2, 3, 32, 32))
+        exec(block, names)
+        state = names['model'].state_dict()
+        assert not names['model'].training and all(
+            torch.equal(value, split_model.state_dict()[name]) for name, value in state.items())
 
 
 def test_card_of_a_model_alone_has_no_numbers_that_were_not_measured(hub, split_model):

@@ -107,3 +107,11 @@ def test_the_licence_is_that_of_the_weights_a_run_began_with(about, license):
     model = timm.create_model('test_resnet_ap')
     model.pretrained_cfg['license'] = 'mit'
     assert release_model(model, **about).license == license
+
+
+def test_a_model_is_published_with_the_size_and_the_normalisation_of_its_recipe():
+    """As a checkpoint of the run is."""
+    recipe = dict(regime='advprop', img_size=32, mean=[.1, .2, .3], std=[.4], crop_pct=1.)
+    config = release_model(timm.create_model('test_resnet_ap'), recipe).data_config
+    assert (config['input_size'], config['mean'], config['std'], config['crop_pct']) == (
+        (3, 32, 32), (.1, .2, .3), (.4, .4, .4), 1.)

@@ -1,4 +1,6 @@
 """From plain norms to split norms and back."""
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -250,3 +252,13 @@ def test_a_stripped_model_keeps_nothing_of_its_routes():
     model = timm_advprop.convert_split_norm(nn.Sequential(nn.BatchNorm2d(3)))
     timm_advprop.set_norm_route(model, 'split', sizes=(3, 1))
     assert not {'route', 'split_sizes', 'aux_bn'} & vars(timm_advprop.strip_aux(model)[0]).keys()
+
+
+def test_norms_whose_forward_is_replaced_are_refused(resnet):
+    """As hooks of Accelerate replace it: images would pass the main norm on every route."""
+    norm = next(module for module in resnet.modules() if type(module) is nn.BatchNorm2d)
+    norm.forward = partial(type(norm).forward, norm)
+    before = [type(module) for module in resnet.modules()]
+    with pytest.raises(ValueError, match='in place of the forward of these norms.* Split them before'):
+        convert_split_norm(resnet)
+    assert [type(module) for module in resnet.modules()] == before

@@ -92,6 +92,8 @@ def _warn_of_batch(settings: TrainSettings) -> None:
     if not config or rank:
         return
     path = find_recipe(config)
+    if not os.path.isfile(path):  # a pipe, which can be read once
+        return
     stated = images_per_update(path, read_recipe(path))
     images = loader.batch_size * loader.grad_accum_steps * processes
     if stated in (None, images):

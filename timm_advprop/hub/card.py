@@ -11,6 +11,7 @@ from ..output import markdown_table, without_folders
 from ..version import __version__
 from .blending import Blend
 from .card_pictures import IMAGES_PICTURE, NORMS_PICTURE
+from .licences import licence_metadata
 from .release import Release, Result
 
 __all__ = ['render_card']
@@ -43,7 +44,7 @@ _USE_OF_AUX_NORMS = '''Main and auxiliary norms, with timm-advprop:
 ```python
 import timm_advprop
 
-model = timm_advprop.create_model('hf-hub:{repo_id}')
+model = timm_advprop.create_model('hf-hub:{repo_id}').eval()
 with timm_advprop.norm_route(model, 'aux'):
     logits = model(images)
 ```
@@ -128,7 +129,7 @@ def _metadata(release: Release, name: str) -> ModelCardData:
         if value is not None]
     advprop = ['advprop'] if release.aux_norms or release.blend else []
     return ModelCardData(
-        library_name='timm', pipeline_tag='image-classification', license=release.license,
+        library_name='timm', pipeline_tag='image-classification', **licence_metadata(release.license),
         tags=['image-classification', 'timm', 'transformers', 'timm-advprop', *advprop],
         datasets=datasets or None, model_name=name if results else None, eval_results=entries or None)
 

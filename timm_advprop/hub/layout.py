@@ -151,7 +151,7 @@ def _pretrained_cfg(release: Release) -> Dict[str, Any]:
     if tuple(data['input_size'][1:]) != tuple(cfg['input_size'][1:]):
         cfg['pool_size'] = None  # that of the other size
     return dict(cfg, **data, architecture=release.architecture, num_classes=release.model.num_classes,
-                custom_load=False)
+                license=release.license, custom_load=False)
 
 
 def _check_loads(release: Release, folder: str) -> None:

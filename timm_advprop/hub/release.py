@@ -128,7 +128,8 @@ def release_model(
     recipe = _with_model_kwargs(recipe or {}, model_kwargs)
     # those of weights that a run began with may be of other classes
     known_names = None if recipe.get('regime') else model.pretrained_cfg.get('label_names')  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return _describe(deepcopy(model).cpu(), recipe, ImageSettings(), blend, known_names=known_names, **about)
+    image = as_input_error(ImageSettings.from_values, recipe)
+    return _describe(deepcopy(model).cpu(), recipe, image, blend, known_names=known_names, **about)
 
 
 def open_release(

@@ -39,8 +39,8 @@ def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None, share: O
     Raises:
         ValueError: The model has no norms, has split norms alone, or split norms with another number of auxiliary
             ones or another `share`, or `share` is unknown; or it has norms with running statistics of a kind that
-            cannot be split, or layers of torch that go past their norms (they are named). The model is then left
-            untouched.
+            cannot be split, norms whose forward something replaces, or layers of torch that go past their norms (they
+            are named). The model is then left untouched.
     """
     present = num_aux_norms(model)
     num_aux = (present or 1) if num_aux is None else num_aux
@@ -142,6 +142,11 @@ def _refuse_unknown(model: nn.Module, norms: Dict[str, Tuple[nn.Module, Optional
     unknown = [f'{name or "model"} ({type(norm).__name__})' for name, (norm, split) in norms.items() if split is None]
     if unknown:
         raise ValueError(f'Cannot split these norms: {", ".join(unknown)}.')
+    # whoever called it would go on with the plain norm, whatever the route
+    replaced = [name or 'model' for name, (norm, _) in norms.items() if 'forward' in vars(norm)]
+    if replaced:
+        raise ValueError(f'Something stands in place of the forward of these norms, such as a hook of Accelerate: '
+                         f'{", ".join(replaced[:3])}. Split them before it is set.')
     # In inference an encoder layer hands the weights of its main norms to one fused function. And where tokens come
     # before images, [L, N, C], a part of dimension 0 is no part of the images.
     blind = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.TransformerEncoderLayer)
