@@ -1,6 +1,6 @@
 """Licences as the front matter of a model card names them."""
 import re
-from typing import Dict
+from typing import Any, Dict
 
 __all__ = ['licence_metadata']
 
@@ -18,7 +18,7 @@ _OF_THE_HUB = frozenset('''
 '''.split())
 
 
-def licence_metadata(name: str) -> Dict[str, str]:
+def licence_metadata(name: str) -> Dict[str, Any]:
     """Entries of the front matter for a licence; one that the Hub does not know is `other`, with its name.
 
     Args:
