@@ -4,7 +4,8 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from tests.regimes.regime_models import HALF
-from timm_advprop.regimes import Attack, GaussianNoise
+from timm_advprop.regimes import Attack, GaussianNoise, PyramidAttack
+from timm_advprop.regimes.attack import _warn_of_units
 
 
 @pytest.mark.parametrize('name', [entry.name for entry in fields(Attack)])
@@ -152,3 +153,25 @@ def test_a_setting_that_has_to_be_given_is_not_none(name):
         Attack(**{name: None})
     with pytest.raises(ValueError, match='steps'):
         Attack(steps=1.5)
+
+
+@pytest.mark.parametrize('settings, said', [
+    (dict(eps_px=8 / 255), '0.0313725 in 0–1 is 8 here.'), (dict(eps_px=.03137), '0.03137 in 0–1 is 7.999 here.'),
+    (dict(eps_px=.5, norm='l2'), '0.5 in 0–1 is 127.5 here.'), (dict(eps_px=3, norm='l2'), '3 in 0–1 is 765 here.'),
+], ids=str)
+def test_a_strength_in_other_units_is_warned_of_once(settings, said, caplog):
+    _warn_of_units.cache_clear()
+    attack = Attack(steps=1, **settings)
+    attack.normalised_by((.5,), (.5,))
+    Attack(steps=1, **settings)
+    record, = caplog.records
+    assert record.getMessage().endswith(said) and '(--adv-eps)' in record.getMessage()
+
+
+@pytest.mark.parametrize('source', [
+    lambda: Attack(eps_px=0), lambda: Attack(eps_px=.25), lambda: Attack(eps_px=4, norm='l2'),
+    lambda: PyramidAttack(eps_px=.1)], ids=['none', 'least', 'l2', 'pyramid'])
+def test_a_strength_in_pixels_is_not_warned_of(source, caplog):
+    _warn_of_units.cache_clear()
+    source()
+    assert not caplog.records

@@ -1,6 +1,8 @@
 """`Attack`: the settings of an attack inside of a ball, in pixels, and the source of such images."""
+import logging
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Dict, Mapping, Optional
 
 import torch
@@ -11,6 +13,9 @@ from .model_attack import ModelAttack
 
 __all__ = ['Attack']
 
+_logger = logging.getLogger(__name__)
+
+_LEAST_PX = dict(linf=0.25, l2=4.)  # of an attack that does something; in the literature's units, 0–1, L2 is 0.5 to 3
 _PIXELS = dict(low=0, unit='in 0–255 pixels', metavar='PX')
 
 
@@ -44,6 +49,8 @@ class Attack(ModelAttack):
         if self.steps is None and self.eps_px > 255:  # of L2: the paper's rule would have hundreds
             raise ValueError(f'eps_px (--adv-eps) above 255 has no usual number of steps, got {self.eps_px:g}: give '
                              'steps (--adv-steps).')
+        if 0 < self.eps_px < _LEAST_PX[self.norm]:
+            _warn_of_units(self.eps_px)
 
     def perturb(
             self,
@@ -92,3 +99,9 @@ class Attack(ModelAttack):
     def names_of_flags(cls) -> Dict[str, str]:
         """For each setting the name of its flag, `adv_eps` for `eps_px`, in recipes and `args.yaml`."""
         return {name: about.flags[0].lstrip('-').replace('-', '_') for name, about in cls.declared().items()}
+
+
+@lru_cache(maxsize=None)  # once, however many copies of an attack are made
+def _warn_of_units(eps_px: float) -> None:
+    _logger.warning(f'eps_px (--adv-eps) {eps_px:g} is in 0–255 pixels, next to nothing: {eps_px:g} in 0–1 is '
+                    f'{255 * eps_px:.4g} here.')
