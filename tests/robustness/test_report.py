@@ -6,6 +6,7 @@ from PIL import Image
 
 from tests.robustness.test_summary import corrupted, row
 from timm_advprop.engine.figures import new_figure
+from timm_advprop.regimes import Attack
 from timm_advprop.robustness import charts
 from timm_advprop.robustness.charts import draw_attacks, draw_corruptions
 from timm_advprop.robustness.report import names_of_evaluated, overview, write_report
@@ -37,6 +38,19 @@ def test_an_overview_says_what_corruptions_are_and_are_not():
     assert 'are not its files' in text and 'on the fly' in text
     assert 'AutoAttack' not in text and 'mCE' not in text
     assert overview([row('clean')]).splitlines() == ['| top-1 (%) | clean |', '|---|---|', '| m | 50.0 |']
+
+
+def test_an_overview_says_what_was_measured():
+    of_split = dict(dataset='digits', split='validation', num_images='40')
+    rows = [row('clean', **of_split), row('imagenet-a', dataset='imagenet-a', split='', num_images=1)]
+    rows += [row('attacks', 'pgd', eps, **of_split, adv_attack=Attack(eps_px=eps, steps=steps, target='none').describe())
+             for eps, steps in ((2., 20), (4., 20), (1., 1))]
+    rows += [row('attacks', 'ifgsm', 64., adv_attack=Attack(
+        kind='ifgsm', eps_px=64, alpha_px=16, steps=5, norm='l2').describe())]
+    notes = overview(rows).splitlines()[-1]
+    assert notes.startswith(
+        '40 images of split validation of digits. 1 image of imagenet-a. PGD 2/255, PGD 4/255: 20 steps of 1/255, '
+        'untargeted. PGD 1/255: 1 step of 1/255, untargeted. IFGSM (L2) 64/255: 5 steps of 16/255, random target.')
 
 
 def test_an_overview_says_where_numbers_of_images_differ():

@@ -1,6 +1,7 @@
 """What is shown of a robustness run: tables, in Markdown, and pictures."""
 import logging
 import os
+import re
 from statistics import fmean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
@@ -28,6 +29,7 @@ _NOTES = {
     'autoattack': 'AutoAttack is the standard version (Croce & Hein, ICML 2020).',
 }
 _OF_SPLIT = ('clean', 'corruptions', 'attacks', 'autoattack')
+_ATTACK = re.compile(r'\S+-(\d+)(?: \(L2\))?, eps [^,]+, alpha ([^,]+), (.+)')  # as an `Attack` describes itself
 _MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
 
 
@@ -68,8 +70,29 @@ def overview(rows: Sequence[Results]) -> str:
     table += [(name, *(cells.get((key, column), '–') for column in columns))
               for key, name in names_of_evaluated(rows).items()]
     notes = [note for suite, note in _NOTES.items() if any(row['suite'] == suite for row in rows)]
-    notes = [*_numbers_of_images(rows), *notes, *([_MCE] if relative else [])]
+    notes = [*dict.fromkeys(_images(rows)), *_steps_of_attacks(rows), *_numbers_of_images(rows), *notes, *([_MCE] if relative else [])]
     return '\n\n'.join([markdown_table(table), ' '.join(notes)]).rstrip()
+
+
+def _images(rows: Sequence[Results]) -> Iterator[str]:
+    for row in rows:
+        if row['suite'] != 'imagenet-c' and row.get('num_images') and row.get('dataset'):
+            split = f'split {row["split"]} of ' if row.get('split') else ''
+            yield f'{row["num_images"]} image{"s" if int(row["num_images"]) != 1 else ""} of {split}{row["dataset"]}.'
+
+
+def _steps_of_attacks(rows: Sequence[Results]) -> Iterator[str]:
+    columns: Dict[str, Dict[str, None]] = {}
+    for row in rows:
+        if row['suite'] == 'attacks' and row.get('adv_attack'):
+            columns.setdefault(_ATTACK.sub(_steps, row['adv_attack']), {})[headline(row)] = None
+    for steps, titles in columns.items():
+        yield f'{", ".join(titles)}: {steps}.'
+
+
+def _steps(described: 're.Match[str]') -> str:
+    number, size, target = described.groups()
+    return f'{number} step{"s" if number != "1" else ""} of {size}, {target}'
 
 
 def _numbers_of_images(rows: Sequence[Results]) -> Iterator[str]:
