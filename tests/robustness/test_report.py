@@ -72,11 +72,15 @@ def test_an_overview_has_the_normalised_error_of_imagenet_classes():
     ([('a', '/x/vanilla/last.pth', 'main'), ('a', '/x/advprop/last.pth', 'aux')], ['a vanilla', 'a advprop, aux']),
     ([('a', '/x/1/best/last.pth', 'main'), ('a', '/y/1/best/last.pth', 'main')], ['a x', 'a y']),
     ([('a', 'one.pth', 'main'), ('a', 'two.pth', 'main')], ['a one.pth', 'a two.pth']),
-    ([('a', '/x/last.pth', 'main'), ('a', '/x/last.pth', 'aux')], ['a last.pth', 'a last.pth, aux']),
+    ([('a', '/x/last.pth', 'main'), ('a', '/x/last.pth', 'aux')], ['a x', 'a x, aux']),
+    ([('a', '/x/checkpoint-12.pth.tar', 'main')], ['a x']),
+    ([('a', '/x/net.pth', 'main')], ['a net.pth']), ([('a', './last.pth', 'main')], ['a last.pth']),
+    ([('a', '/1/x/last.pth', 'main'), ('a', '/2/y/model_best.pth', 'main')], ['a x', 'a y']),
+    ([('a', '/x/last.pth', 'main'), ('a', '/x/model_best.pth', 'main')], ['a last.pth', 'a model_best.pth']),
     ([('local-dir:/home/me/net', '', 'main')], ['net']),
     ([('local-dir:/home/me/net', '', 'main'), ('hf-hub:you/net', '', 'main')], ['me/net', 'hf-hub:you/net']),
-    ([('a', '', 'main'), ('a', '/x/last.pth', 'main')], ['a', 'a last.pth']),
-    ([('a', 'x/last.pth', 'main'), ('a', './x/last.pth', 'main')], ['a x/last.pth', 'a x/last.pth']),
+    ([('a', '', 'main'), ('a', '/x/last.pth', 'main')], ['a', 'a x']),
+    ([('a', 'x/last.pth', 'main'), ('a', './x/last.pth', 'main')], ['a x', 'a x']),
     ([('a', 'last.pth', 'main'), ('a', 'x/last.pth', 'main')], ['a last.pth', 'a x']),
 ], ids=str)
 def test_names_are_short_and_differ(evaluated, names):

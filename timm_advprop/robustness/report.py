@@ -30,6 +30,7 @@ _NOTES = {
 }
 _OF_SPLIT = ('clean', 'corruptions', 'attacks', 'autoattack')
 _ATTACK = re.compile(r'\S+-(\d+)(?: \(L2\))?, eps [^,]+, alpha ([^,]+), (.+)')  # as an `Attack` describes itself
+_OF_EVERY_RUN = re.compile(r'(last|model_best|checkpoint-\d+)\..+')  # names of checkpoints in run folders
 _MCE = 'mCE is relative to AlexNet\'s published errors; lower is better.'
 
 
@@ -110,10 +111,24 @@ def names_of_evaluated(rows: Sequence[Results]) -> Dict[Tuple[str, ...], str]:
     """A short name for each model on a route."""
     keys = list(dict.fromkeys(map(evaluated, rows)))
     models = _shortest(sorted({model for model, _, _ in keys}), drop_common=False)
-    files = _shortest(sorted({checkpoint for _, checkpoint, _ in keys}))
+    files = _shortest_of_files(sorted({checkpoint for _, checkpoint, _ in keys}))
     return {(model, checkpoint, route): ' '.join(filter(None, [
         models[model], checkpoint and files[checkpoint]])) + (f', {route}' if route != 'main' else '')
         for model, checkpoint, route in keys}
+
+
+def _shortest_of_files(files: Sequence[str]) -> Dict[str, str]:
+    # Names that files have in every run stand for their folders, where these tell the files apart.
+    folders = {file: _folder_of_run(file) for file in files}
+    if len(set(folders.values())) < len(folders):
+        return _shortest(files)
+    names = _shortest(list(folders.values()))
+    return {file: names[folder] for file, folder in folders.items()}
+
+
+def _folder_of_run(file: str) -> str:
+    folder, name = os.path.split(file)
+    return folder if folder.strip('./') and _OF_EVERY_RUN.fullmatch(name) else file
 
 
 def _shortest(paths: Sequence[str], drop_common: bool = True) -> Dict[str, str]:
