@@ -19,6 +19,7 @@ from timm_advprop.engine.route_names import (
     ('aux', 'aux', 1, 'aux'), ('1', 'aux', 1, 'aux'), ('1.00', 'aux', 1, 'aux'), ('2', '2', None, 2),
     ('0.3', '0.3', .3, 'main'), ('.30', '0.3', .3, 'main'), ('3e-1', '0.3', .3, 'main'),
     ('-0', 'main', 0, 'main'), ('00', 'main', 0, 'main'), ('01', 'aux', 1, 'aux'), ('02', '2', None, 2),
+    ('aux2', '2', None, 2), ('aux10', '10', None, 10), ('aux1', 'aux', 1, 'aux'),
     ('0.12345678', '0.12345678', .12345678, 'main'),
 ])
 def test_a_route_has_one_name(route, canonical, share, of_norms):
@@ -27,7 +28,8 @@ def test_a_route_has_one_name(route, canonical, share, of_norms):
     assert is_blend(canonical) == (share not in (0, 1, None))
 
 
-@pytest.mark.parametrize('route', ['1.5', '-0.2', 'nan', 'inf', '-1', 'split', '', '2.0', '0,3'])
+@pytest.mark.parametrize('route', ['1.5', '-0.2', 'nan', 'inf', '-1', 'split', '', '2.0', '0,3', 'aux0', 'aux0.3', 'aux 2',
+                                   'xaux2', 'auxaux2'])
 def test_what_is_no_route(route):
     assert 'a share of the first one such as 0.3' in route_problem(route)
 

@@ -1,4 +1,5 @@
 """Routes as a command line names them: main, aux, the number of a norm, or a share such as 0.3 for a blend."""
+import re
 from typing import Optional
 
 import torch.nn as nn
@@ -8,11 +9,13 @@ from ..norms import Route, blend_routes, has_split_norm, norm_route, num_aux_nor
 __all__ = ['canonical_route', 'is_blend', 'norm_route_of', 'plain_model_of', 'route_problem', 'route_share']
 
 _NAMES = {'main': 'main', 'clean': 'main', '0': 'main', 'aux': 'aux', '1': 'aux'}
+_AUX = re.compile(r'aux(?=[1-9]\d*$)')  # before a number, as tables name the further auxiliary norms
 _SHARES = {'main': 0., 'aux': 1.}
 
 
 def route_problem(route: str) -> Optional[str]:
     """What is wrong with the name of a route, None where nothing is."""
+    route = _AUX.sub('', route)
     share = _number(route)
     if _is_norm(route) or share is not None and 0 <= share <= 1:
         return None
@@ -20,8 +23,9 @@ def route_problem(route: str) -> Optional[str]:
 
 
 def canonical_route(route: str) -> str:
-    """The one name of a route: `0.3` for `.30`, `2` for `02`, and `main` and `aux` for none and all of the first
+    """The one name of a route: `0.3` for `.30`, `2` for `02` and `aux2`, and `main` and `aux` for none and all of the first
     auxiliary norm."""
+    route = _AUX.sub('', route)
     share = _number(route)
     if share is not None:  # a whole number names a norm
         route = str(int(share)) if share.is_integer() else repr(share)
