@@ -115,7 +115,8 @@ def test_a_plain_model_has_no_other_route(route):
 
 
 @pytest.mark.parametrize('route, message', [
-    (3, 'Route 3 needs 3 auxiliary norms, the model has 2'), ('auxiliary', "Unknown route 'auxiliary'"),
+    (3, 'Route 3 needs 3 auxiliary norms, the model has 2'),
+    ('axu', "Unknown route 'axu': give main, aux or the number of a norm.$"),
     (-1, 'Unknown route -1'), ('split', 'Route split divides batches in training'),
 ])
 def test_unknown_routes(model, route, message):

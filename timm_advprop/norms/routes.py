@@ -76,6 +76,8 @@ def one_route(model: nn.Module, route: Route) -> AbstractContextManager:
     if route == 'split':
         raise ValueError('Route split divides batches in training: give main, aux or the number of a norm.')
     if has_split_norm(model):
+        if isinstance(route, str) and route not in _NAMED_ROUTES:
+            raise ValueError(f'Unknown route {route!r}: give main, aux or the number of a norm.')
         return norm_route(model, route)
     if route not in ('main', 'clean', 0):
         raise ValueError(f'{type(unwrap_model(model)).__name__} has no split norms, so no route {route!r}: give main.')
