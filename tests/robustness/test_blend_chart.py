@@ -84,6 +84,16 @@ def test_points_that_lie_on_each_other_share_a_label(tmp_path, monkeypatch):
     assert axis.get_xlim() == (88., 92.)  # no range that a few images fill
 
 
+def test_axes_have_no_accuracy_beyond_100_or_below_0(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(blend_chart, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+    rows = [each for route, top1 in (('main', 0.), ('0.5', 60.), ('aux', 100.)) for each in (
+        row('clean', top1=99.5, route=route), row('attacks', 'pgd', '2.0', top1, route=route))]
+    draw_blends(str(tmp_path / 'b.png'), blends_in(rows), names_of_evaluated(rows))
+    axis, = figures[0].axes
+    assert axis.get_xlim() == (97.5, 100.) and axis.get_ylim() == (0., 100.)
+
+
 def test_blends_of_a_curve_are_in_no_other_picture(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, 'draw_attacks', lambda path, rows, names: drawn.append({r['route'] for r in rows}))

@@ -118,7 +118,7 @@ def _draw_panel(axis: Any, curve: Sequence[Blend], kinds: Sequence[str]) -> None
 def _limits(values: Sequence[float]) -> Tuple[float, float]:
     # Of an axis: differences of a few images shall not fill it.
     middle, width = (min(values) + max(values)) / 2, max(_LEAST_RANGE, 1.25 * (max(values) - min(values)))
-    return middle - width / 2, middle + width / 2
+    return max(0., middle - width / 2), min(100., middle + width / 2)
 
 
 def _labels(axis: Any, curve: Sequence[Blend], places: Sequence[Tuple[float, float]]) -> Dict[Any, List[str]]:
