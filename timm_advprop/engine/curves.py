@@ -3,7 +3,7 @@ import importlib.util
 import logging
 import re
 import time
-from typing import Any, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ..output import replacing
 from .figures import COLORS, new_figure
@@ -14,7 +14,8 @@ _logger = logging.getLogger(__name__)
 
 _SHARE_OF_TIME = 0.02  # of a run, that drawing may take at most
 _OF_FURTHER_NORMS = re.compile(r'aux\d')  # which have the colours of the first
-_PANELS = (('loss', '_loss'), ('top-1 (%)', '_top1'), ('distance of main and aux norms', '_distance'))
+_DISTANCE = '_distance'
+_PANELS = (('loss', '_loss'), ('top-1 (%)', '_top1'), ('distance of main and aux norms', _DISTANCE))
 
 
 class Curves:
@@ -59,15 +60,28 @@ def draw_curves(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = [(label, [name for name in columns if name.endswith(ending)]) for label, ending in _PANELS]
     panels = [(label, names) for label, names in panels if names]
     figure = new_figure((4.2 * len(panels), 3.4), dpi=100)
+    colors = _colors([name for _, names in panels for name in names])
     for axis, (label, names) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels):
-        images = list(dict.fromkeys(['clean', 'adv', 'aux', *map(_images_of, names)]))  # alike in all panels
         for name in names:
             points = _points(rows, name)
             axis.plot(*(zip(*points) if points else ((), ())), _style(name), marker='.',
-                      linewidth=1.2, markersize=4, color=COLORS[images.index(_images_of(name)) % len(COLORS)],
-                      label=name.replace('_', ' '))
+                      linewidth=1.2, markersize=4, color=colors[name], label=name.replace('_', ' '))
         _finish(axis, label)
+        if len(rows) == 1:  # of which an axis would show fractions
+            axis.set_xticks([int(rows[0]['epoch'])])
+        if names[0].endswith(_DISTANCE):
+            axis.set_ylim(bottom=0)
     figure.savefig(path, format='png')
+
+
+def _colors(names: Sequence[str]) -> Dict[str, str]:
+    # Of images one in all panels; of distances their own.
+    colors = {}
+    for of_distances in (False, True):
+        kind = [name for name in names if name.endswith(_DISTANCE) == of_distances]
+        images = list(dict.fromkeys(['clean', 'adv', 'aux', *map(_images_of, kind)]))
+        colors.update({name: COLORS[images.index(_images_of(name)) % len(COLORS)] for name in kind})
+    return colors
 
 
 def _style(name: str) -> str:
