@@ -96,6 +96,12 @@ def test_results_are_written(few_digits, checkpoint, tmp_path, capsys, format):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_folder_of_the_results_is_made(validated, tmp_path):
+    path = tmp_path / 'no' / 'where' / 'results.csv'
+    main(['--model', 'test_resnet', '--results-file', str(path)])
+    assert path.read_text().splitlines() == ['model,top1', 'test_resnet,1.0']
+
+
 def test_results_of_several_models_have_every_column(tmp_path):
     write_results(str(tmp_path / 'r.csv'), [dict(model='a', top1=1.), dict(model='b', adv_top1=2.)])
     assert (tmp_path / 'r.csv').read_text().splitlines() == ['model,top1,adv_top1', 'a,1.0,', 'b,,2.0']

@@ -55,8 +55,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     setup_logging()
     settings = parse_args(argv)
     path = settings.report.results_file
-    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise InputError(f'Cannot write {path}: there is no such folder.')
+    if path:
+        _make_folder_of(path)
     runs, several = list_runs(settings)
     if settings.suite.suite:
         return _evaluate_suites(settings, runs, several)
@@ -67,6 +67,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     print(f'--result\n{json.dumps(results, indent=4)}')
     if path:
         write_results(path, results, settings.report.results_format)
+
+
+def _make_folder_of(path: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    except OSError as error:
+        raise InputError(f'Cannot write {path}: {error.strerror}.') from error
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> ValidateSettings:
