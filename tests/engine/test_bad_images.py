@@ -66,6 +66,14 @@ def test_whatever_is_wrong_with_a_file_it_is_named(data, content):
         dataset[5]
 
 
+def test_what_is_no_image_is_named_once(data):
+    path, = damage(data, 5)
+    Path(path).write_text('text')
+    with pytest.raises(InputError, match=r'\(no image that Pillow knows\): remove it') as error:
+        checked(data, 0)[5]
+    assert str(error.value).count(path) == 1
+
+
 @pytest.mark.slow  # as are all where a loader process fails: the others wait for it for some seconds
 def test_loader_processes_count_together(data):
     paths = damage(data, 1, 62)

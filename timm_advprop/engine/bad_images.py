@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator, Optional, Tuple
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset
 
 from ..errors import InputError, RunError, one_line
@@ -55,7 +55,9 @@ class CheckedImages(ImageDataset):
             return None
 
     def _refuse_or_tell(self, index: int, error: Exception) -> None:
-        name, reason = self.filename(index, absolute=True) or f'number {index}', one_line(error, 200)
+        name = self.filename(index, absolute=True) or f'number {index}'
+        unknown = isinstance(error, UnidentifiedImageError)  # which would name the file again
+        reason = 'no image that Pillow knows' if unknown else one_line(error, 200)
         if self.num_bad > min(self.most_bad, len(self) - 1):
             limit = f'as more than {self.most_bad}' if self.most_bad else 'or pass over at most N such images'
             raise InputError(f'Cannot read the image {name} ({reason}): remove it, {limit} (--skip-bad-images).')
