@@ -4,10 +4,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from timm_advprop import __version__
+from timm_advprop.cli.hub import main as hub_main
 from timm_advprop.cli.parser import ProgramParser, parse_recipe
 from timm_advprop.cli.train import create_parser, parse_args
 from timm_advprop.cli.train import main as train_main
 from timm_advprop.cli.validate import create_parser as create_validate_parser
+from timm_advprop.cli.validate import main as validate_main
 from timm_advprop.cli.validate import parse_args as parse_validate_args
 from timm_advprop.errors import InputError
 from timm_advprop.settings import Setting
@@ -228,6 +231,13 @@ def test_debug_is_a_flag_of_every_program_and_no_setting(recipe, capsys):
     first, *_, last = capsys.readouterr().err.splitlines()
     assert (error.value.code, first) == (2, 'Traceback (most recent call last):')
     assert last.startswith('error: Cannot read the recipe nowhere.yaml')
+
+
+@pytest.mark.parametrize('main', [train_main, validate_main, hub_main])
+def test_every_program_prints_the_version(main, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(['--version'])
+    assert error.value.code == 0 and capsys.readouterr().out == f'timm-advprop {__version__}\n'
 
 
 def test_a_flag_is_in_its_range(capsys):

@@ -88,7 +88,7 @@ def test_without_a_checkpoint_the_model_is_timms_default():
 def test_our_own_flags_are_few(program):
     of_timm = {flag for theirs in TIMM[program].values() for flag in theirs['flags'] or [theirs['dest']]}
     actions = actions_of(program)
-    assert actions.keys() - of_timm - {'-h', '--help', '--debug'} == OWN_FLAGS[program]
+    assert actions.keys() - of_timm - {'-h', '--help', '--debug', '--version'} == OWN_FLAGS[program]
     assert {flag for flag, action in actions.items() if is_refused(action)} <= of_timm  # no longer there, no reason
 
 

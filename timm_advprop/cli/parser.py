@@ -9,6 +9,7 @@ from timm.utils import ParseKwargs, setup_default_logging
 
 from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
 from ..settings import ProgramSettings, Setting
+from ..version import __version__
 from .recipes import ListRecipes, find_recipe
 
 __all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
@@ -22,6 +23,8 @@ class ProgramParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument(DEBUG_FLAG, action=_Noted, help='show the traceback of an error')
+        self.add_argument('--version', action='version', version=f'timm-advprop {__version__}', dest=argparse.SUPPRESS,
+                          help='print the version of the package')
 
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(args, namespace)
