@@ -101,7 +101,8 @@ def _draw_panel(axis: Any, curve: Sequence[Blend], kinds: Sequence[str]) -> None
     axis.set_xlim(*_limits(clean))
     axis.set_ylim(*_limits([value for of_kind in values.values() for value in of_kind]))
     for images, color in zip(kinds, COLORS * len(kinds)):
-        axis.plot(clean, values[images], marker='o', markersize=4, linewidth=1.2, color=color, label=images)
+        axis.plot(clean, values[images], marker='o', markersize=4, linewidth=1.2, color=color, label=images,
+                  clip_on=False)
         for place, names in _labels(axis, curve, list(zip(clean, values[images]))).items():
             axis.annotate(', '.join(names), place, (5, 3), textcoords='offset points', fontsize=_SIZE - 1.5,
                           color=color)
