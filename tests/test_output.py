@@ -1,10 +1,10 @@
-"""Files that are whole or not there, Markdown tables, durations, names without folders."""
+"""Files that are whole or not there, Markdown tables, numbers, durations, names without folders."""
 import os
 import stat
 
 import pytest
 
-from timm_advprop.output import duration, markdown_table, replacing, without_folders
+from timm_advprop.output import counted, duration, markdown_table, replacing, without_folders
 
 
 @pytest.fixture(params=['new', 'replaced'])
@@ -78,6 +78,11 @@ def test_a_markdown_table_has_a_head_and_rows():
         '| model | top1 |\n|---|---|\n| a | 1.5 |\n| b | None |')
     assert markdown_table([['alone']]) == '| alone |\n|---|'
     assert markdown_table([['a|b']]) == '| a\\|b |\n|---|'
+
+
+@pytest.mark.parametrize('number, text', [(0, '0 images'), (1, '1 image'), (2000, '2,000 images')])
+def test_numbers_of_things(number, text):
+    assert counted(number, 'image') == text
 
 
 @pytest.mark.parametrize('seconds, text', [

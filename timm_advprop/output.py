@@ -1,10 +1,10 @@
-"""What programs write: files that are whole or not there, Markdown tables, durations, names without folders."""
+"""What programs write: files that are whole or not there, Markdown tables, numbers, durations, names without folders."""
 import os
 import re
 from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
-__all__ = ['duration', 'markdown_table', 'replacing', 'without_folders']
+__all__ = ['counted', 'duration', 'markdown_table', 'replacing', 'without_folders']
 
 # What may stand before a path: a reader or a source, as in hfds//data/digits, local-dir:/model and wds/file:///data.
 # The host of an address is no folder.
@@ -62,6 +62,11 @@ def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
     escaped = [[str(cell).replace('|', r'\|') for cell in row] for row in rows]
     head, *body = (f'| {" | ".join(row)} |' for row in escaped)
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 image`, `2,000 images`."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def duration(seconds: float) -> str:

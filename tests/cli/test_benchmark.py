@@ -20,7 +20,7 @@ def test_a_training_step_of_each_regime_has_its_floor(capsys):
     regimes = ['vanilla', 'madry', 'joint', 'advprop', 'fast-advprop']
     benchmark.main([*SMALL, '--regime', *regimes, '--adv-steps', '1', '2', '--threads', '1'])
     text = capsys.readouterr().out
-    assert text.splitlines()[0] == 'test_resnet_ap, training, 32 px, batch 10, float32, CPU, 1 threads'
+    assert text.splitlines()[0] == 'test_resnet_ap, training, 32 px, batch 10, float32, CPU, 1 thread'
     assert _floors(text) == [
         ('vanilla', 1.),  # timm's own task
         ('vanilla', 1.),
@@ -42,7 +42,7 @@ def test_eval_passes_of_split_norms_are_compared_with_the_plain_model(capsys):
     benchmark.main([*SMALL, '--eval', '--amp-dtype', 'bfloat16', '--channels-last', '--threads', '1'])
     text = capsys.readouterr().out
     assert text.splitlines()[0] == (
-        'test_resnet_ap, eval, 32 px, batch 10, bfloat16, channels-last, CPU, 1 threads')
+        'test_resnet_ap, eval, 32 px, batch 10, bfloat16, channels-last, CPU, 1 thread')
     assert _floors(text) == [('plain', 1.), ('split norms', 1.)]
 
 

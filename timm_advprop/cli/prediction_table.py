@@ -6,6 +6,7 @@ import torch
 
 from ..engine.figures import COLORS
 from ..engine.route_names import is_blend
+from ..output import counted
 from ..robustness.attacked_image import AttackedImage, ImageAttack
 
 __all__ = ['STYLE', 'attack_line', 'message', 'prediction_table', 'route_title']
@@ -51,7 +52,7 @@ def prediction_table(shown: AttackedImage, asked: ImageAttack, labels: Sequence[
 
 def attack_line(shown: AttackedImage, asked: ImageAttack, labels: Sequence[str]) -> str:
     """What the attack did, in one line."""
-    steps = f'{asked.steps} step{"s" if asked.steps > 1 else ""} of {asked.alpha_px:.3g} px'
+    steps = f'{counted(asked.steps, "step")} of {asked.alpha_px:.3g} px'
     aim = f'away from “{labels[shown.label]}”' if shown.goal is None else f'towards “{labels[shown.goal]}”'
     return f'{steps} within {asked.eps_px:g} px, through {route_title(asked.route)}, {aim}.'
 

@@ -4,6 +4,8 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
 import torch
 
+from ..output import counted
+
 __all__ = ['Case', 'device_name', 'time_in_turn']
 
 
@@ -43,4 +45,4 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
 
 def device_name(device: torch.device) -> str:
     """The name of a device, for the head of a table."""
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {counted(torch.get_num_threads(), "thread")}'

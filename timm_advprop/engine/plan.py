@@ -6,6 +6,7 @@ import torch.nn as nn
 from timm.scheduler import PlateauLRScheduler
 
 from ..norms import num_aux_norms, split_norms
+from ..output import counted
 from .datasets import DataConfig, class_names
 from .optimization import learning_rate, lr_scaling, mean_lr
 from .run_folder import output_folder
@@ -53,8 +54,8 @@ def describe_plan(parts: Parts, config: DataConfig) -> Dict[str, str]:
         **_data(parts),
         'images': _images(config),
         'batch': _batch(parts),
-        'epochs': f'{trainer.num_epochs:,} of {trainer.updates_per_epoch:,} updates: '
-                  f'{trainer.num_epochs * trainer.updates_per_epoch:,} updates',
+        'epochs': f'{trainer.num_epochs:,} of {counted(trainer.updates_per_epoch, "update")}: '
+                  f'{counted(trainer.num_epochs * trainer.updates_per_epoch, "update")}',
         'optimizer': f'{settings.optimizer.opt}, weight decay {settings.optimizer.weight_decay:g}',
         'rate': _rate(parts),
         'schedule': _schedule(parts),
@@ -97,7 +98,7 @@ def _size(dataset: Any) -> str:
     while hasattr(images_alone, 'dataset'):  # below what wraps it
         images_alone = images_alone.dataset
     classes = class_names(images_alone)
-    images = f'{len(dataset):,} images' if isinstance(dataset, Sized) else 'as many images as it has'
+    images = counted(len(dataset), 'image') if isinstance(dataset, Sized) else 'as many images as it has'
     return images if classes is None else f'{images} of {len(classes):,} classes'
 
 
@@ -114,12 +115,12 @@ def _images_per_update(parts: Parts) -> int:
 
 def _batch(parts: Parts) -> str:
     loader, processes = parts.settings.loader, parts.placement.world_size
-    factors = [f'{loader.batch_size} images']
+    factors = [counted(loader.batch_size, 'image')]
     if processes > 1:
         factors.append(f'{processes} processes')
     if loader.grad_accum_steps > 1:
         factors.append(f'{loader.grad_accum_steps} accumulated batches')
-    return f'{_images_per_update(parts):,} images for an update: {" × ".join(factors)}'
+    return f'{counted(_images_per_update(parts), "image")} for an update: {" × ".join(factors)}'
 
 
 def _rate(parts: Parts) -> str:

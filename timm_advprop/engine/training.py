@@ -15,6 +15,7 @@ from timm.utils import distribute_bn
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm, norm_distances
+from ..output import counted
 from ..regimes import RegimeTask, attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
@@ -347,8 +348,8 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
     if parts.start.epoch >= trainer.num_epochs:
         _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
         return
-    _logger.info(f'Training {settings.model.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} '
-                 f'updates on {parts.placement.device}, into {folder}.')
+    _logger.info(f'Training {settings.model.model} for {counted(trainer.num_epochs, "epoch")} of '
+                 f'{counted(trainer.updates_per_epoch, "update")} on {parts.placement.device}, into {folder}.')
 
 
 def _run_epochs(parts: Parts) -> Optional[int]:

@@ -9,7 +9,7 @@ from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
 from ..engine.results_file import Results, write_results
 from ..engine.route_names import is_blend
 from ..errors import InputError
-from ..output import markdown_table, replacing
+from ..output import counted, markdown_table, replacing
 from .blend_chart import Curves, blends_in, draw_blends, rows_of_blends
 from .charts import draw_attacks, draw_corruptions
 from .suites import SUITES
@@ -79,7 +79,7 @@ def _images(rows: Sequence[Results]) -> Iterator[str]:
     for row in rows:
         if row['suite'] != 'imagenet-c' and row.get('num_images') and row.get('dataset'):
             split = f'split {row["split"]} of ' if row.get('split') else ''
-            yield f'{row["num_images"]} image{"s" if int(row["num_images"]) != 1 else ""} of {split}{row["dataset"]}.'
+            yield f'{counted(int(row["num_images"]), "image")} of {split}{row["dataset"]}.'
 
 
 def _steps_of_attacks(rows: Sequence[Results]) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _steps_of_attacks(rows: Sequence[Results]) -> Iterator[str]:
 
 def _steps(described: 're.Match[str]') -> str:
     number, size, target = described.groups()
-    return f'{number} step{"s" if number != "1" else ""} of {size}, {target}'
+    return f'{counted(int(number), "step")} of {size}, {target}'
 
 
 def _numbers_of_images(rows: Sequence[Results]) -> Iterator[str]:
