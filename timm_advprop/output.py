@@ -1,4 +1,4 @@
-"""What programs write: files that are whole or not there, Markdown tables, numbers, durations, names without folders."""
+"""What programs write: whole files or none, Markdown tables, numbers, durations, names without folders."""
 import os
 import re
 from contextlib import contextmanager

@@ -44,8 +44,9 @@ def test_curves_have_the_points_that_are_there(tmp_path, monkeypatch):
 
 def test_images_have_one_color_in_all_panels_and_one_epoch_has_an_axis_without_fractions(tmp_path, monkeypatch):
     figures, new = [], curves.new_figure
-    monkeypatch.setattr(curves, 'new_figure', lambda *args, **kwargs: figures.append(new(*args, **kwargs)) or figures[0])
-    values = dict(train_loss=3, train_clean_loss=1, train_aug_loss=2, train_clean_top1=60, train_aug_top1=50, eval_top1=70)
+    monkeypatch.setattr(curves, 'new_figure', lambda *args, **kw: figures.append(new(*args, **kw)) or figures[0])
+    values = dict(
+        train_loss=3, train_clean_loss=1, train_aug_loss=2, train_clean_top1=60, train_aug_top1=50, eval_top1=70)
     draw_curves(str(tmp_path / 'curves.png'), [dict(epoch='7', **values, aux_mean_distance=0)])
     color = {line.get_label(): line.get_color() for axis in figures[0].axes for line in axis.get_lines()}
     assert color['train aug loss'] == color['train aug top1'] != color['train loss']

@@ -28,8 +28,8 @@ def test_a_route_has_one_name(route, canonical, share, of_norms):
     assert is_blend(canonical) == (share not in (0, 1, None))
 
 
-@pytest.mark.parametrize('route', ['1.5', '-0.2', 'nan', 'inf', '-1', 'split', '', '2.0', '0,3', 'aux0', 'aux0.3', 'aux 2',
-                                   'xaux2', 'auxaux2'])
+@pytest.mark.parametrize('route', ['1.5', '-0.2', 'nan', 'inf', '-1', 'split', '', '2.0', '0,3', 'aux0', 'aux0.3',
+                                   'aux 2', 'xaux2', 'auxaux2'])
 def test_what_is_no_route(route):
     assert 'a share of the first one such as 0.3' in route_problem(route)
 

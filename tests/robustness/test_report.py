@@ -43,8 +43,8 @@ def test_an_overview_says_what_corruptions_are_and_are_not():
 def test_an_overview_says_what_was_measured():
     of_split = dict(dataset='digits', split='validation', num_images='40')
     rows = [row('clean', **of_split), row('imagenet-a', dataset='imagenet-a', split='', num_images=1)]
-    rows += [row('attacks', 'pgd', eps, **of_split, adv_attack=Attack(eps_px=eps, steps=steps, target='none').describe())
-             for eps, steps in ((2., 20), (4., 20), (1., 1))]
+    attacks = [Attack(eps_px=eps, steps=steps, target='none') for eps, steps in ((2., 20), (4., 20), (1., 1))]
+    rows += [row('attacks', 'pgd', each.eps_px, **of_split, adv_attack=each.describe()) for each in attacks]
     rows += [row('attacks', 'ifgsm', 64., adv_attack=Attack(
         kind='ifgsm', eps_px=64, alpha_px=16, steps=5, norm='l2').describe())]
     notes = overview(rows).splitlines()[-1]

@@ -2,8 +2,11 @@
 import os
 import threading
 
+import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+
 from timm_advprop.weights import downloads
-from timm_advprop.weights.downloads import tells_wait
+from timm_advprop.weights.downloads import explain_hub_error, tells_wait
 
 
 def test_the_tries_of_the_xet_library_have_a_bound():
@@ -22,3 +25,15 @@ def test_a_long_wait_is_told_and_a_short_one_is_not(monkeypatch):
     with tells_wait('it'):
         assert threading.active_count() == before + 1
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize('error, of_weights, said', [
+    (ConnectionRefusedError(), True, 'check the connection, or give the weights as a file (validate.py --checkpoint, '
+                                     'train.py --pretrained-path).'),
+    (ConnectionRefusedError(), False, 'check the connection, try again.'),
+    (OfflineModeIsEnabled(), True, 'HF_HUB_OFFLINE is set, and user/name is not in the cache: unset it, or download it '
+                                   'where there is a network.'),
+    (OfflineModeIsEnabled(), False, 'HF_HUB_OFFLINE is set: unset it.'),
+])
+def test_a_hub_out_of_reach_names_the_way_out(error, of_weights, said):
+    assert explain_hub_error(error, 'user/name@v2', of_weights).endswith(said)

@@ -45,4 +45,6 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
 
 def device_name(device: torch.device) -> str:
     """The name of a device, for the head of a table."""
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {counted(torch.get_num_threads(), "thread")}'
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU, {counted(torch.get_num_threads(), "thread")}'

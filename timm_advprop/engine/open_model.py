@@ -103,8 +103,8 @@ def open_architecture(
         raise
     except NETWORK_ERRORS as error:
         repo_id = '' if published else timm.models.get_pretrained_cfg(called).hf_hub_id  # pyright: ignore[reportOptionalMemberAccess]
-        raise InputError(
-            f'Cannot create {called}: {explain_hub_error(error.__cause__ or error, repo_id or called)}') from error
+        problem = explain_hub_error(error.__cause__ or error, repo_id or called, of_weights=True)
+        raise InputError(f'Cannot create {called}: {problem}') from error
     except (*OPEN_ERRORS, *_ARGUMENT_ERRORS) as error:
         if not published and not model_kwargs and is_ours(error):
             raise

@@ -23,8 +23,8 @@ def route_problem(route: str) -> Optional[str]:
 
 
 def canonical_route(route: str) -> str:
-    """The one name of a route: `0.3` for `.30`, `2` for `02` and `aux2`, and `main` and `aux` for none and all of the first
-    auxiliary norm."""
+    """The one name of a route: `0.3` for `.30`, `2` for `02` and `aux2`, and `main` and `aux` for none and all of the
+    first auxiliary norm."""
     route = _AUX.sub('', route)
     share = _number(route)
     if share is not None:  # a whole number names a norm

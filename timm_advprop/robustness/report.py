@@ -71,7 +71,8 @@ def overview(rows: Sequence[Results]) -> str:
     table += [(name, *(cells.get((key, column), '–') for column in columns))
               for key, name in names_of_evaluated(rows).items()]
     notes = [note for suite, note in _NOTES.items() if any(row['suite'] == suite for row in rows)]
-    notes = [*dict.fromkeys(_images(rows)), *_steps_of_attacks(rows), *_numbers_of_images(rows), *notes, *([_MCE] if relative else [])]
+    notes = [*dict.fromkeys(_images(rows)), *_steps_of_attacks(rows), *_numbers_of_images(rows), *notes,
+             *([_MCE] if relative else [])]
     return '\n\n'.join([markdown_table(table), ' '.join(notes)]).rstrip()
 
 

@@ -37,6 +37,7 @@ PAUSES = (2., 4., 8.)  # seconds between attempts
 _SILENCE = 15.  # seconds until a wait is told
 # Where its store does not answer, the Xet library tries each of several requests five times: minutes without a word.
 os.environ.setdefault('HF_XET_CLIENT_RETRY_MAX_ATTEMPTS', '3')
+_FROM_A_FILE = 'give the weights as a file (validate.py --checkpoint, train.py --pretrained-path)'
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def download_file(
     except EntryNotFoundError:
         return None
     except (*HUB_ERRORS, ValueError) as error:  # a ValueError where a file cannot be downloaded again
-        raise InputError(f'Cannot download {filename} of {model_id}: {explain_hub_error(error, model_id)}') from error
+        problem = explain_hub_error(error, model_id, of_weights=True)
+        raise InputError(f'Cannot download {filename} of {model_id}: {problem}') from error
 
 
 def patiently(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -152,18 +154,20 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f'{repo_id!r} is not the name of a Hub repository: give user/name.')
 
 
-def explain_hub_error(error: BaseException, model_id: str) -> str:
+def explain_hub_error(error: BaseException, model_id: str, of_weights: bool = False) -> str:
     """What an error of the Hub's client means, and what to do, in one line without a token in it.
 
     Args:
         error: One of `HUB_ERRORS`.
         model_id: The repository, `user/name` or `user/name@revision`.
+        of_weights: Weights were to be read, which may come from elsewhere.
     """
     repo_id, _, revision = model_id.partition('@')
     status = hub_status(error)
     response: Any = getattr(error, 'response', None)  # there where the status is
     if isinstance(error, OfflineModeIsEnabled):
-        return 'HF_HUB_OFFLINE is set: unset it.'
+        cached = f', and {repo_id} is not in the cache: unset it, or download it where there is a network'
+        return f'HF_HUB_OFFLINE is set{cached if of_weights else ": unset it"}.'
     if isinstance(error, GatedRepoError):
         return f'{repo_id} is gated: accept its terms on {constants.ENDPOINT}/{repo_id}, then log in.'
     if status == 401 and 'Invalid credentials' in str(error) + str(response.headers.get('X-Error-Message')):
@@ -185,7 +189,8 @@ def explain_hub_error(error: BaseException, model_id: str) -> str:
         return f'{_first_line(error)}.'
     if isinstance(error, (RuntimeError, ValueError)):  # of the Xet library, or an answer that is no JSON
         return f'{_first_line(error)}.'
-    return f'the Hub ({constants.ENDPOINT}) cannot be reached ({_first_line(error)}): check the connection, try again.'
+    advice = f'or {_FROM_A_FILE}' if of_weights else 'try again'
+    return f'the Hub ({constants.ENDPOINT}) cannot be reached ({_first_line(error)}): check the connection, {advice}.'
 
 
 def redact(text: str, token: Union[None, bool, str] = None) -> str:
@@ -202,7 +207,7 @@ def _explain_cold_cache(model_id: str, filename: str, error: Exception) -> str:
                 f'download it once without HF_HUB_OFFLINE.')
     cause = error.__cause__ or error
     return (f'Cannot download {filename} of {model_id}, and it is not in the cache: '
-            f'{explain_hub_error(cause, model_id) if cause is not error else _first_line(error)}')
+            f'{explain_hub_error(cause, model_id, True) if cause is not error else _first_line(error)}')
 
 
 def _first_line(error: BaseException) -> str:
