@@ -23,8 +23,8 @@ from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 from .background import Background, copy_to_host
 
-__all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau',
-           'resume_share', 'share_of_process']
+__all__ = ['CheckpointKeeper', 'Position', 'has_checkpoints', 'newest_checkpoint', 'resume', 'resume_ema',
+           'resume_plateau', 'resume_share', 'share_of_process']
 
 _logger = logging.getLogger(__name__)
 
@@ -239,6 +239,11 @@ class CheckpointKeeper:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, f'{name}{_EXTENSION}')
+
+
+def has_checkpoints(folder: str) -> bool:
+    """Whether a run's folder has any checkpoint."""
+    return bool(_newest_first(folder, '*'))
 
 
 def newest_checkpoint(folder: str) -> Optional[Checkpoint]:

@@ -37,7 +37,16 @@ from .placement import Placement, open_placement
 from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
-from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
+from .saver import (
+    CheckpointKeeper,
+    Position,
+    has_checkpoints,
+    newest_checkpoint,
+    resume,
+    resume_ema,
+    resume_plateau,
+    resume_share,
+)
 from .stopping import Stopped, StopSignals
 from .trackers import TrackedRun, check_trackers, open_trackers
 from .validation_settings import is_decreasing
@@ -266,13 +275,22 @@ def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
 
 def _open_resumed(settings: TrainSettings) -> Optional[Checkpoint]:
     path = settings.model.resume
+    if not path:
+        return _check_folder(settings)
     if path != 'auto':
-        return open_checkpoint(path, use_ema=False) if path else None
+        return open_checkpoint(path, use_ema=False)
     if not settings.run.experiment:
         raise InputError('--resume auto goes on in the folder of the run: give its name with --experiment.')
     checkpoint = newest_checkpoint(output_folder(settings))
     _logger.info(f'--resume auto: {checkpoint.path}' if checkpoint else '--resume auto: no checkpoint yet, a new run.')
     return checkpoint
+
+
+def _check_folder(settings: TrainSettings) -> None:
+    # A new run would replace the checkpoints of another one, and leave some beside its own.
+    if settings.run.experiment and has_checkpoints(folder := output_folder(settings)):  # else its name has the time
+        raise InputError(f'{folder} holds a run already: go on with --resume auto, give another --experiment, or move '
+                         'it away.')
 
 
 def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> Position:
