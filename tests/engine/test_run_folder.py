@@ -19,8 +19,8 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(few_digits, tmp_path, start,
     (folder / f'{kept}.pth.tar').write_text('of another run')
     with pytest.raises(InputError) as error:
         start(few_digits, tmp_path)
-    assert str(error.value) == (f'{folder} holds a run already: go on with --resume auto, give another --experiment, or '
-                                'move it away.')
+    assert str(error.value) == (f'{folder} holds a run already: go on with --resume auto, give another --experiment, '
+                                'or move it away.')
     assert contents(folder) == {f'{kept}.pth.tar': b'of another run'}
 
 

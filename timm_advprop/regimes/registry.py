@@ -1,7 +1,7 @@
 """The regimes by name, their flags, and the task that a name stands for."""
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Callable, Dict, List, Mapping, Optional, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Type
 
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +20,8 @@ from .task import RegimeTask
 from .trades import TradesTask
 from .vanilla import VanillaTask
 
-__all__ = ['REGIMES', 'attacks_of', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
+__all__ = ['REGIMES', 'attacks_of', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime',
+           'unused_flags']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
     task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
@@ -42,6 +43,19 @@ def regime_of(settings: RegimeSettings, is_split: bool) -> Type[RegimeTask]:
         raise ValueError(f'Unknown regime {name!r}: give one of {", ".join(REGIMES)}.')
     REGIMES[name].check(settings)
     return REGIMES[name]
+
+
+def unused_flags(settings: RegimeSettings) -> Set[str]:
+    """Names of the flags given, such as `adv_steps`, that the regime or its sources have no use for.
+
+    Args:
+        settings: What was asked for. The regime is AdvProp where it was not named.
+
+    Raises:
+        ValueError: There is no such source.
+    """
+    task_type = REGIMES[settings.regime or AdvPropTask.name]
+    return {*(settings.given & task_type.no_use_for.keys()), *settings.unused_by_sources()}
 
 
 def attacks_of(settings: RegimeSettings, is_split: bool) -> List[ModelAttack]:
