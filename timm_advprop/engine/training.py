@@ -22,7 +22,7 @@ from .datasets import DataConfig, channel_normalisation, check_dataset_root, res
 from .epoch_validation import EpochValidation
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
-from .open_model import base_name, open_model, try_images
+from .open_model import base_name, open_model, told_of_another_model, try_images
 from .optimization import (
     build_criterion,
     build_optimizer,
@@ -299,7 +299,8 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     position, task, ema = None, trainer.task, settings.ema
     if checkpoint is not None:
         state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
-        position = resume(task, checkpoint, *state)
+        with told_of_another_model(checkpoint, settings.model.model):
+            position = resume(task, checkpoint, *state)
         if position is not None:
             _tell_changes(checkpoint, settings)
         if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer.placement):
