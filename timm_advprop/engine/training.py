@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from signal import Signals
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -109,7 +110,7 @@ def train(settings: TrainSettings) -> Run:
             _open_folder(parts, folder, checkpoint)
             until_end.enter_context(parts.run_log)  # pyright: ignore[reportArgumentType]
         del checkpoint  # as large as the model and its optimizer
-        with explained_data_loss('Continue from the last checkpoint with --resume.'):
+        with explained_data_loss(partial(_way_on, folder)):
             stopped_by = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=is_decreasing(parts.metric))
@@ -368,6 +369,11 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
         return
     _logger.info(f'Training {settings.model.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} '
                  f'updates on {parts.placement.device}, into {folder}.')
+
+
+def _way_on(folder: Optional[str]) -> str:
+    # For a run that lost its data; the first process alone knows the folder.
+    return 'Continue from the last checkpoint with --resume.' if folder and has_checkpoints(folder) else ''
 
 
 def _run_epochs(parts: Parts) -> Optional[int]:
