@@ -15,7 +15,7 @@ from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
-from ..norms import configure_batch_norm, norm_distances
+from ..norms import configure_batch_norm, norm_distances, share_of
 from ..regimes import RegimeTask, attacks_of, create_task, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
@@ -52,7 +52,8 @@ from .stopping import Stopped, StopSignals
 from .trackers import TrackedRun, check_trackers, open_trackers
 from .validation_settings import is_decreasing
 
-__all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'train']
+__all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'told_share',
+           'train']
 
 _logger = logging.getLogger(__name__)
 
@@ -367,8 +368,16 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
     if parts.start.epoch >= trainer.num_epochs:
         _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
         return
-    _logger.info(f'Training {settings.model.model} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} '
-                 f'updates on {parts.placement.device}, into {folder}.')
+    shared = told_share(parts.task.get_trainable_module())
+    name = f'{settings.model.model} with {shared}' if shared else settings.model.model
+    _logger.info(f'Training {name} for {trainer.num_epochs} epochs of {trainer.updates_per_epoch} updates on '
+                 f'{parts.placement.device}, into {folder}.')
+
+
+def told_share(model: nn.Module) -> str:
+    """What the routes of a model share, such as `shared statistics`; '' where that is nothing."""
+    share = share_of(model)
+    return '' if share == 'none' else f'shared {share.replace("-", " ")}'
 
 
 def _way_on(folder: Optional[str]) -> str:
