@@ -104,6 +104,8 @@ UNFIT = [
     (['--model', 'test_resnet', '--adv-share', 'statistics'],
      'Regime vanilla has no use for --adv-share (it has no auxiliary norms): leave it out, or name another regime with '
      '--regime.'),
+    (['--model', 'test_convnext_ap', '--adv-share', 'statistics'],
+     '--adv-share: test_convnext_ap has no batch norms: there are no statistics to share.'),
     (['--regime', 'joint', '--adv-bn-momentum', '0.01'],
      'Regime joint has no use for --adv-bn-momentum (it has no auxiliary norms): leave it out.'),
     (['--input-size', '1', '32', '32', '--in-chans', '3'],

@@ -131,8 +131,10 @@ def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
         flag = f'--adv-{asked[0].replace("_", "-")}'
         raise ValueError(f'{flag} is of auxiliary norms, {type(model).__name__} has none: give its *_ap model, or '
                          f'leave {flag} out.')
-    has_statistics = any(isinstance(norm, _BatchNorm) for norm in split_norms(model))
-    if settings.share is not None and has_statistics and share_of(model) != settings.share:
+    if settings.share not in (None, 'none') and not any(isinstance(norm, _BatchNorm) for norm in split_norms(model)):
+        name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+        raise ValueError(f'--adv-share: {name} has no batch norms: there are no statistics to share.')
+    if settings.share is not None and share_of(model) != settings.share:
         raise ValueError(f'The model has split norms of share={share_of(model)!r}, --adv-share asks for '
                          f'{settings.share}: create it with share={settings.share!r}.')
 
