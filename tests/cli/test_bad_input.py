@@ -106,6 +106,8 @@ UNFIT = [
      '--regime.'),
     (['--model', 'test_convnext_ap', '--adv-share', 'statistics'],
      '--adv-share: test_convnext_ap has no batch norms: there are no statistics to share.'),
+    (['--model', 'resnet50_ap.a1_in1k'],
+     "Invalid pretrained tag (a1_in1k) for resnet50_ap: timm's plain weights are resnet50_ap.plain_a1_in1k."),
     (['--regime', 'joint', '--adv-bn-momentum', '0.01'],
      'Regime joint has no use for --adv-bn-momentum (it has no auxiliary norms): leave it out.'),
     (['--input-size', '1', '32', '32', '--in-chans', '3'],

@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn as nn
 from timm.layers import set_fast_norm
-from timm.models import is_model, parse_model_name
+from timm.models import get_arch_pretrained_cfgs, is_model, parse_model_name
 
 from ..errors import InputError, near_matches, one_line
 from ..models import base_of, create_model, split_models
@@ -200,6 +200,9 @@ def _check_name(name: str) -> None:
                          'for a folder.')
     if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(base_name(name), timm.list_models())}.')
+    base, _, tag = name.partition('.')
+    if name not in (published := get_arch_pretrained_cfgs(base)) and (plain := f'{base}.plain_{tag}') in published:
+        raise InputError(f'Invalid pretrained tag ({tag}) for {base}: timm\'s plain weights are {plain}.')
 
 
 def _with_read_weights(name: str, overlay: Mapping[str, Any]) -> Dict[str, Any]:
