@@ -16,7 +16,7 @@ from timm.utils import distribute_bn
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
 from ..norms import configure_batch_norm, norm_distances, share_of
-from ..regimes import RegimeTask, attacks_of, create_task, regime_of
+from ..regimes import RegimeTask, attacks_of, create_task, lacks_regime, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
@@ -219,6 +219,11 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
 
 def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> RegimeTask:
     """The training task of the regime."""
+    name = base_name(settings.model.model)
+    variant = next((variant for variant, base in split_models().items() if base == name), None)
+    if variant and lacks_regime(settings.regime, model):
+        raise InputError(f'{name} has no split norms: say which regime the attack is for (--regime), or take --model '
+                         f'{variant}.')
     mean, std = channel_normalisation(config)
     return as_input_error(
         create_task, settings.regime, model, build_criterion(settings.augmentation).to(placement.device), mean=mean,

@@ -20,7 +20,7 @@ from .task import RegimeTask
 from .trades import TradesTask
 from .vanilla import VanillaTask
 
-__all__ = ['REGIMES', 'attacks_of', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime',
+__all__ = ['REGIMES', 'attacks_of', 'create_task', 'lacks_regime', 'regime_flags', 'regime_of', 'split_for_regime',
            'unused_flags']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
@@ -90,14 +90,24 @@ def create_task(
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
-    if settings.regime is None and not is_split and (
-            settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks):
+    if lacks_regime(settings, model):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for attack in _attacks_among(arguments):
         attack = attack if criterion is None else attack.against(criterion)
         attack.check_classes(getattr(model, 'num_classes', 2))
     return task_type(model, criterion, **arguments, **kwargs)
+
+
+def lacks_regime(settings: RegimeSettings, model: nn.Module) -> bool:
+    """Whether no regime was named for a plain model, for which other images than clean ones were asked for.
+
+    Args:
+        settings: What was asked for.
+        model: Any model.
+    """
+    return settings.regime is None and not has_split_norm(model) and bool(
+        settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks)
 
 
 def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
