@@ -25,7 +25,7 @@ def main(epochs=3, num_images=64, num_of_autoattack=2):
         with torch.inference_mode():
             clean, pgd = (100 * (target(images).argmax(1) == labels).float().mean().item()
                           for images in (pixels, adversarial))
-        strong = autoattack(target, few, eps=8 / 255, show_progress=False)['aa_top1']
+        strong = autoattack(target, few, eps=8 / 255)['aa_top1']
         print(f'{route} norms: top-1 {clean:.1f} %, PGD {pgd:.1f} %, AutoAttack {strong:.1f} % (of {len(few[0][1])})')
         results[route] = dict(
             clean=clean, pgd=pgd, autoattack=strong, distance=(adversarial - pixels).abs().max().item())

@@ -6,6 +6,7 @@ evaluates through `validate.py`, as a user would.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     write_digits(data)
     jobs = _Jobs(total=5)
     for regime in ROUTES:
+        shutil.rmtree(os.path.join(output, regime), ignore_errors=True)  # of a former demonstration
         jobs.run(f'Training, --regime {regime}', 'train.py', '--config', RECIPE, '--data-dir', data,
                  '--regime', regime, '--output', output, '--experiment', regime)
     results = {(regime, route): _validate(jobs, os.path.join(output, regime), data, route)

@@ -104,6 +104,14 @@ UNFIT = [
     (['--model', 'test_resnet', '--adv-share', 'statistics'],
      'Regime vanilla has no use for --adv-share (it has no auxiliary norms): leave it out, or name another regime with '
      '--regime.'),
+    (['--model', 'test_convnext_ap', '--adv-share', 'statistics'],
+     '--adv-share: test_convnext_ap has no batch norms: there are no statistics to share.'),
+    (['--model', 'test_resnet'],
+     'test_resnet has no split norms: say which regime the attack is for (--regime), or take --model test_resnet_ap.'),
+    (['--model', 'tf_efficientnet_b0'], 'tf_efficientnet_b0 has no split norms: say which regime the attack is for '
+     '(--regime), or take --model efficientnet_b0_ap.'),
+    (['--model', 'resnet50_ap.a1_in1k'],
+     "Invalid pretrained tag (a1_in1k) for resnet50_ap: timm's plain weights are resnet50_ap.plain_a1_in1k."),
     (['--regime', 'joint', '--adv-bn-momentum', '0.01'],
      'Regime joint has no use for --adv-bn-momentum (it has no auxiliary norms): leave it out.'),
     (['--input-size', '1', '32', '32', '--in-chans', '3'],

@@ -164,3 +164,28 @@ def test_a_recipe_may_come_through_a_pipe(few_digits, tmp_path):
     os.close(writing)
     run_train(few_digits, tmp_path, '--config', f'/dev/fd/{reading}', '--dry-run')
     os.close(reading)
+
+
+@pytest.mark.parametrize('flags, passed_over, kept', [
+    (['--regime', 'fast-advprop'], ['adv_steps'], dict(adv_eps=[8.], adv_alpha=4.)),
+    (['--adv-source', 'augmix'], ['adv_alpha', 'adv_eps', 'adv_steps'], {}),
+    (['--adv-source=gaussian-noise'], ['adv_alpha', 'adv_steps'], dict(adv_eps=[8.])),
+    (['--regime', 'advprop'], [], dict(adv_steps=3)),
+    (['--adv-source', 'pgd'], [], dict(adv_steps=3)),
+])
+def test_what_another_regime_or_source_has_no_use_for_in_a_recipe_is_passed_over(caplog, flags, passed_over, kept):
+    with caplog.at_level('INFO'):
+        settings = parse_args(['--config', 'test_resnet_ap_digits', *flags])
+    assert {name: settings.given[name] for name in (*passed_over, *kept)} == {**dict.fromkeys(passed_over), **kept}
+    named = ', '.join(f'--{name.replace("_", "-")}' for name in passed_over)
+    lines = [line.partition(' of test_resnet_ap_digits: passed over')[0] for line in caplog.messages]
+    assert lines == [named] * bool(named)
+    create_task(settings.regime, timm.create_model('test_resnet_ap'), verbose=False)
+
+
+def test_what_is_typed_or_the_recipes_own_regime_has_no_use_for_is_an_error(tmp_path):
+    settings = parse_args(['--config', 'test_resnet_ap_digits', '--regime', 'fast-advprop', '--adv-steps', '2'])
+    with pytest.raises(ValueError, match='^Regime fast-advprop has no use for --adv-steps'):
+        regime_of(settings.regime, is_split=True)
+    (tmp_path / 'own.yaml').write_text('regime: fast-advprop\nadv-steps: 2\n')
+    assert parse_args(['--config', str(tmp_path / 'own.yaml')]).given['adv_steps'] == 2

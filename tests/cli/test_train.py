@@ -100,7 +100,7 @@ def test_a_non_finite_loss_is_one_line_and_status_1(few_digits, tmp_path, capsys
     run = run_train(few_digits, tmp_path)
     kept = load(run / 'last.pth.tar')['state_dict']
     with pytest.raises(SystemExit) as error:
-        run_train(few_digits, tmp_path, '--lr', '1e30', '--epochs', '9')
+        run_train(few_digits, tmp_path, '--resume', 'auto', '--lr', '1e30', '--epochs', '9')
     assert error.value.code == 1
     message = capsys.readouterr().err
     assert 'error: The loss is' in message and '--resume' in message and 'Traceback' not in message

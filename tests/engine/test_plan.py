@@ -41,6 +41,17 @@ def test_a_plan_tells_every_part(few_digits, tmp_path):
     assert lines['start'] == 'weights drawn at random' and lines['output'] == str(tmp_path / 'run')
 
 
+@pytest.mark.parametrize('share, text', [
+    (None, ''), ('statistics', ', shared statistics'), ('statistics-of-main', ', shared statistics of main')])
+def test_plan_and_log_tell_what_norms_share(few_digits, tmp_path, caplog, share, text):
+    assert told(few_digits, tmp_path, adv_share=share)['norms'] == f'15 split norms, each with 1 auxiliary{text}'
+    with caplog.at_level('INFO'):
+        folder = run(few_digits, tmp_path, adv_share=share)
+    assert f'Training test_resnet_ap{text.replace(",", " with")} for 1 epochs' in caplog.text
+    checkpoint = str(folder / 'last.pth.tar')
+    assert told(few_digits, tmp_path / 'on', initial_checkpoint=checkpoint)['norms'].endswith(f'1 auxiliary{text}')
+
+
 def test_a_plain_model_has_no_split_norms_and_a_budget_fewer_epochs(few_digits, tmp_path):
     lines = told(few_digits, tmp_path, model='test_resnet', adv_eps=None, val_split='', eval_metric='loss')
     assert (lines['norms'], lines['regime'], lines['rate']) == (

@@ -12,7 +12,7 @@ from tests.engine.runs import equal_states, load, read_summary, run, train_setti
 from timm_advprop.engine import epoch_validation, training
 from timm_advprop.engine.loop import Trainer
 from timm_advprop.engine.stopping import Stopped
-from timm_advprop.engine.training import train
+from timm_advprop.engine.training import prepare, train
 from timm_advprop.errors import InputError
 
 # One batch an epoch and nothing at random: where a run continues, it has seen the same images.
@@ -185,9 +185,26 @@ def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog):
 
 
 def test_another_architecture_is_refused(few_digits, half, tmp_path):
-    with pytest.raises(InputError, match='does not fit'):
-        run(few_digits, tmp_path / 'other', model='test_efficientnet_ap', resume=str(half / 'last.pth.tar'))
+    path = str(half / 'last.pth.tar')
+    for values in (dict(model='test_efficientnet_ap', resume=path), dict(model='test_vit_ap', initial_checkpoint=path)):
+        with pytest.raises(InputError) as error:
+            run(few_digits, tmp_path / 'other', **values)
+        assert str(error.value) == f'{path} is of test_resnet_ap, --model says {values["model"]}: it does not fit.'
+    with pytest.raises(InputError, match=r'does not fit test_resnet_ap: .*conv1.0.weight: .* in the model'):
+        prepare(train_settings(data_dir=few_digits, in_chans=1, initial_checkpoint=path))
     assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.parametrize('values, number', [
+    (dict(adv_eps=[2., 4.]), 2), (dict(model='test_resnet', regime='vanilla', adv_eps=None), 0)])
+def test_another_number_of_norms_is_refused(few_digits, half, values, number):
+    values = dict(data_dir=few_digits, resume=str(half / 'last.pth.tar'), **values)
+    with pytest.raises(InputError) as error:
+        prepare(train_settings(**values))
+    assert str(error.value) == (f'{half}/last.pth.tar has 1 auxiliary norm for each norm, this run {number} (--model, '
+                                '--adv-eps, --adv-source): give the same number.')
+    if number > 1:  # further norms start as copies
+        assert prepare(train_settings(**values, no_resume_opt=True))[0].start.epoch == 2
 
 
 def test_weights_alone_are_resumed_from_the_first_epoch(few_digits, half, tmp_path, monkeypatch):

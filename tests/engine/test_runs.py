@@ -290,7 +290,7 @@ def test_a_non_finite_loss_keeps_every_checkpoint_as_it_was(few_digits, tmp_path
     before, kept = contents(folder), state_of(folder)
     assert sorted(before) == ['checkpoint-0.pth.tar', 'last.pth.tar', 'model_best.pth.tar']
     with pytest.raises(NonFiniteLoss, match='The loss is'):
-        run(few_digits, tmp_path, lr=1e30, epochs=9)
+        run(few_digits, tmp_path, lr=1e30, epochs=9, resume='auto')
     assert contents(folder) == before
     assert equal_states(state_of(folder), kept)
     assert all(torch.isfinite(value).all() for value in kept.values())

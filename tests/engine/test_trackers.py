@@ -60,7 +60,7 @@ def test_weights_and_biases_get_settings_rows_and_pictures(few_digits, tmp_path,
         assert 0 < row['train_adv_px'] <= 1  # of an attack of strength 1
     assert [row['epoch'] for row in logged if 'attacked' in row] == [0, 1]
     assert logged[-1] == 'finished' and not (folder / 'curves.png').exists()
-    run(few_digits, tmp_path, **{**values, 'wandb_resume_id': 'xyz', 'epochs': 1})
+    run(few_digits, tmp_path / 'on', **{**values, 'wandb_resume_id': 'xyz', 'epochs': 1})
     assert (started[1]['resume'], started[1]['id']) == ('must', 'xyz')
 
 

@@ -137,9 +137,10 @@ def test_settings_say_what_a_plain_model_becomes(share):
     assert share_of(model) == share and timm_advprop.norms.num_aux_norms(model) == 2
     with pytest.raises(ValueError, match=f"norms of share='{share}', --adv-share asks for none"):
         split_for_regime(RegimeSettings(share='none', strengths=(1., 2.)), model)
-    vit = split_for_regime(RegimeSettings(regime='advprop', share=share), timm.create_model('test_vit'))
-    assert share_of(vit) == 'none'
-    task_of(None, timm.create_model('test_vit_ap', num_classes=CLASSES), adv_share=share)  # has nothing to share
+    for name, regime in (('test_vit', 'advprop'), ('test_convnext_ap', None)):  # which have nothing to share
+        with pytest.raises(ValueError, match=f'^--adv-share: {name} has no batch norms: there are no statistics to '):
+            split_for_regime(RegimeSettings(regime=regime, share=share), timm.create_model(name))
+        assert split_for_regime(RegimeSettings(regime=regime, share='none'), timm.create_model(name))
 
 
 def test_settings_say_the_momentum_of_the_auxiliary_norms(share):

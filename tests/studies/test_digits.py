@@ -42,6 +42,8 @@ def commands(monkeypatch, few_digits):
 
 
 def test_two_trainings_are_compared(tmp_path, commands, capsys):
+    (tmp_path / 'vanilla').mkdir()
+    (tmp_path / 'vanilla/last.pth.tar').write_text('of a former demonstration')
     digits.main(['--output', str(tmp_path)])
     assert [command[0] for command in commands] == ['train.py'] * 2 + ['validate.py'] * 3
     assert capsys.readouterr().out.startswith('\n'.join([

@@ -2,17 +2,20 @@
 import argparse
 import logging
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
 
 from ..errors import DEBUG_FLAG, InputError, as_input_error, near_matches
+from ..regimes import RegimeSettings, unused_flags
 from ..settings import ProgramSettings, Setting
 from ..version import __version__
 from .recipes import ListRecipes, find_recipe
 
 __all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+
+_logger = logging.getLogger(__name__)
 
 _Program = TypeVar('_Program', bound=ProgramSettings)
 
@@ -164,6 +167,7 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     """Parse a command line whose `-c/--config` takes a YAML recipe, a file or a name.
 
     The recipe is parsed as if its entries stood on the command line, so types, choices and ranges hold for it too.
+    Where the command line takes another regime or source, settings of the recipe's own are passed over.
 
     Args:
         parser: The program's parser, with a `--config` flag.
@@ -175,7 +179,9 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     if not config:
         return parser.parse_args(argv)
     # a flag with one value after the recipe's: a list at its end would take in what stands first on the command line
-    return parser.parse_args([*_recipe_argv(parser, find_recipe(config)), f'--config={config}', *argv])
+    namespace = parser.parse_args([*_recipe_argv(parser, find_recipe(config)), f'--config={config}', *argv])
+    _pass_over_unused(parser, namespace, _names_of_flags(parser, argv))
+    return namespace
 
 
 def read_recipe(path: str) -> Dict[str, Any]:
@@ -220,6 +226,24 @@ def _help(about: Setting) -> str:
         default = ' '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in (
             about.default if isinstance(about.default, tuple) else (about.default,)))
     return about.help if default is None or about.help == argparse.SUPPRESS else f'{about.help} (default: {default})'
+
+
+def _names_of_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Set[str]:
+    words = {word.partition('=')[0] for word in argv}
+    return {action.dest for action in parser._actions if words.intersection(action.option_strings)}
+
+
+def _pass_over_unused(parser: argparse.ArgumentParser, namespace: argparse.Namespace, typed: Set[str]) -> None:
+    # What was typed itself stays, for an error.
+    if typed.isdisjoint(('regime', 'adv_source')):
+        return
+    unused = sorted(as_input_error(unused_flags, RegimeSettings.from_values(vars(namespace))) - typed)
+    for name in unused:
+        setattr(namespace, name, parser.get_default(name))
+    if unused:
+        flags = ', '.join(f'--{name.replace("_", "-")}' for name in unused)
+        _logger.info(f'{flags} of {namespace.config}: passed over, as the command line takes another regime or source '
+                     'that has no use for it.')
 
 
 def _recipe_argv(parser: argparse.ArgumentParser, path: str) -> List[str]:

@@ -2,7 +2,7 @@
 """
 import logging
 from contextlib import contextmanager
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -66,11 +66,11 @@ class CheckedImages(ImageDataset):
 
 
 @contextmanager
-def explained_data_loss(advice: str = '') -> Iterator[None]:
+def explained_data_loss(advise: Callable[[], str] = str) -> Iterator[None]:
     """Let errors of a loader, of its processes and of the disk be one line.
 
     Args:
-        advice: What to do then.
+        advise: Says what to do then; '' by default.
 
     Raises:
         InputError: An image cannot be read.
@@ -80,12 +80,12 @@ def explained_data_loss(advice: str = '') -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         kind = InputError if isinstance(error, InputError) else RunError
-        raise kind(f'{_said_by_process(error)} {advice}'.rstrip()) from error
+        raise kind(f'{_said_by_process(error)} {advise()}'.rstrip()) from error
     except RuntimeError as error:
         if 'DataLoader worker (pid' not in str(error):
             raise
         raise RunError(f'A loader process died ({one_line(error, 100)}), perhaps as memory ran out: try fewer '
-                         f'--workers. {advice}'.rstrip()) from error
+                         f'--workers. {advise()}'.rstrip()) from error
 
 
 def _said_by_process(error: Exception) -> str:

@@ -2,17 +2,18 @@
 import logging
 import pickle
 import tarfile
+from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 import timm
 import torch
 import torch.nn as nn
 from timm.layers import set_fast_norm
-from timm.models import is_model, parse_model_name
+from timm.models import get_arch_pretrained_cfgs, is_model, parse_model_name
 
 from ..errors import InputError, near_matches, one_line
-from ..models import create_model, split_models
+from ..models import base_of, create_model, split_models
 from ..norms import num_aux_in
 from ..weights import (
     Checkpoint,
@@ -27,7 +28,8 @@ from ..weights.downloads import NETWORK_ERRORS, explain_hub_error
 from .placement import Placement
 from .run_settings import ImageSettings, ModelSettings
 
-__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'size_arguments', 'try_images']
+__all__ = ['OPEN_ERRORS', 'base_name', 'is_ours', 'open_architecture', 'open_model', 'size_arguments',
+           'told_of_another_model', 'try_images']
 
 _logger = logging.getLogger(__name__)
 
@@ -71,8 +73,26 @@ def open_model(
         settings.update(num_aux=num_aux or None, share=share)
     created = open_architecture(model.model, model.model_kwargs, **{**settings, **kwargs})
     if checkpoint is not None:
-        load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert, share=share)
+        with told_of_another_model(checkpoint, model.model):
+            load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert, share=share)
     return created
+
+
+@contextmanager
+def told_of_another_model(checkpoint: Checkpoint, name: str) -> Iterator[None]:
+    """Let a checkpoint that does not fit, and says itself that it is of another architecture, be told as that.
+
+    Args:
+        checkpoint: The checkpoint that the block loads.
+        name: Name of the model.
+    """
+    try:
+        yield
+    except InputError as error:
+        own = checkpoint.args.get('model') or checkpoint.raw.get('arch')
+        if not own or ':' in f'{own}{name}' or base_of(base_name(own)) == base_of(base_name(name)):
+            raise
+        raise InputError(f'{checkpoint.path} is of {own}, --model says {name}: it does not fit.') from error
 
 
 def open_architecture(
@@ -180,6 +200,9 @@ def _check_name(name: str) -> None:
                          'for a folder.')
     if not is_model(name):
         raise InputError(f'Unknown model {name!r}{near_matches(base_name(name), timm.list_models())}.')
+    base, _, tag = name.partition('.')
+    if name not in (published := get_arch_pretrained_cfgs(base)) and (plain := f'{base}.plain_{tag}') in published:
+        raise InputError(f'Invalid pretrained tag ({tag}) for {base}: timm\'s plain weights are {plain}.')
 
 
 def _with_read_weights(name: str, overlay: Mapping[str, Any]) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ from .datasets import DataConfig, class_names
 from .optimization import learning_rate, lr_scaling, mean_lr
 from .run_folder import output_folder
 from .run_settings import TrainSettings
-from .training import Parts, prepare
+from .training import Parts, prepare, told_share
 
 __all__ = ['describe_plan', 'plan_run']
 
@@ -81,9 +81,10 @@ def _norms(parts: Parts) -> str:
     model, norm = parts.task.get_trainable_module(), parts.settings.norm
     splits = len(list(split_norms(model)))
     told = f'{splits} split norms, each with {num_aux_norms(model)} auxiliary' if splits else 'none is split'
+    shared = filter(None, [told_share(model)])
     momentum = [] if norm.bn_momentum is None else [f'momentum {norm.bn_momentum:g}']
     synchronised = ['statistics over all processes'] if norm.sync_bn and parts.placement.distributed else []
-    return ', '.join([told, *momentum, *synchronised])
+    return ', '.join([told, *shared, *momentum, *synchronised])
 
 
 def _data(parts: Parts) -> Dict[str, str]:

@@ -18,13 +18,13 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 
 from ..errors import InputError, one_line
-from ..norms import share_of
+from ..norms import num_aux_in, num_aux_norms, share_of
 from ..output import replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 from .background import Background, copy_to_host
 
-__all__ = ['CheckpointKeeper', 'Position', 'newest_checkpoint', 'resume', 'resume_ema', 'resume_plateau',
-           'resume_share', 'share_of_process']
+__all__ = ['CheckpointKeeper', 'Position', 'has_checkpoints', 'newest_checkpoint', 'resume', 'resume_ema',
+           'resume_plateau', 'resume_share', 'share_of_process']
 
 _logger = logging.getLogger(__name__)
 
@@ -241,6 +241,11 @@ class CheckpointKeeper:
         return os.path.join(self.folder, f'{name}{_EXTENSION}')
 
 
+def has_checkpoints(folder: str) -> bool:
+    """Whether a run's folder has any checkpoint."""
+    return bool(_newest_first(folder, '*'))
+
+
 def newest_checkpoint(folder: str) -> Optional[Checkpoint]:
     """The newest checkpoint of a run's folder that can be read, None where there is none.
 
@@ -276,6 +281,7 @@ def resume(
         InputError: It does not fit the model or the optimizer.
     """
     raw = checkpoint.raw
+    _check_number_of_norms(task, checkpoint, exact=optimizer is not None and 'optimizer' in raw)
     try:
         _load(task, checkpoint, ('state_dict', 'model'))
         _check_norms(task, checkpoint)
@@ -348,6 +354,14 @@ def _load(task: TrainingTask, checkpoint: Checkpoint, keys: Any, ema: bool = Fal
     task_state = checkpoint.raw.get(key.replace('state_dict', 'task_state')) if key and 'state_dict' in key else None
     task.load_checkpoint_state(state_dict, task_state, ema=ema)
     _logger.info(f'Loaded {key or "weights"} of {checkpoint.path}{" into the average" if ema else ""}.')
+
+
+def _check_number_of_norms(task: TrainingTask, checkpoint: Checkpoint, exact: bool) -> None:
+    # The weights of fewer norms load; the state of an optimizer is of as many.
+    saved, now = num_aux_in(checkpoint.state_dict), num_aux_norms(unwrap_model(task.get_trainable_module()))
+    if saved > now or exact and saved != now:
+        raise InputError(f'{checkpoint.path} has {saved} auxiliary norm{"s" * (saved != 1)} for each norm, this run '
+                         f'{now} (--model, --adv-eps, --adv-source): give the same number.')
 
 
 def _check_norms(task: TrainingTask, checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from signal import Signals
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -14,16 +15,16 @@ from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
 from ..models import split_models
-from ..norms import configure_batch_norm, norm_distances
+from ..norms import configure_batch_norm, norm_distances, share_of
 from ..output import counted
-from ..regimes import RegimeTask, attacks_of, create_task, regime_of
+from ..regimes import RegimeTask, attacks_of, create_task, lacks_regime, regime_of
 from ..weights import Checkpoint, open_checkpoint
 from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
 from .epoch_validation import EpochValidation
 from .loaders import Loaders, build_loaders
 from .loop import Trainer
-from .open_model import base_name, open_model, try_images
+from .open_model import base_name, open_model, told_of_another_model, try_images
 from .optimization import (
     build_criterion,
     build_optimizer,
@@ -38,12 +39,22 @@ from .placement import Placement, open_placement
 from .run_folder import lock_folder, output_folder
 from .run_log import RunLog
 from .run_settings import ScheduleSettings, TrainSettings
-from .saver import CheckpointKeeper, Position, newest_checkpoint, resume, resume_ema, resume_plateau, resume_share
+from .saver import (
+    CheckpointKeeper,
+    Position,
+    has_checkpoints,
+    newest_checkpoint,
+    resume,
+    resume_ema,
+    resume_plateau,
+    resume_share,
+)
 from .stopping import Stopped, StopSignals
 from .trackers import TrackedRun, check_trackers, open_trackers
 from .validation_settings import is_decreasing
 
-__all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'train']
+__all__ = ['Parts', 'Run', 'build_model', 'build_task', 'check_settings', 'prepare', 'schedule_of', 'told_share',
+           'train']
 
 _logger = logging.getLogger(__name__)
 
@@ -101,7 +112,7 @@ def train(settings: TrainSettings) -> Run:
             _open_folder(parts, folder, checkpoint)
             until_end.enter_context(parts.run_log)  # pyright: ignore[reportArgumentType]
         del checkpoint  # as large as the model and its optimizer
-        with explained_data_loss('Continue from the last checkpoint with --resume.'):
+        with explained_data_loss(partial(_way_on, folder)):
             stopped_by = _run_epochs(parts)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=is_decreasing(parts.metric))
@@ -209,6 +220,11 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
 
 def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> RegimeTask:
     """The training task of the regime."""
+    name = base_name(settings.model.model)
+    variant = next((variant for variant, base in split_models().items() if base == name), None)
+    if variant and lacks_regime(settings.regime, model):
+        raise InputError(f'{name} has no split norms: say which regime the attack is for (--regime), or take --model '
+                         f'{variant}.')
     mean, std = channel_normalisation(config)
     return as_input_error(
         create_task, settings.regime, model, build_criterion(settings.augmentation).to(placement.device), mean=mean,
@@ -267,13 +283,22 @@ def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
 
 def _open_resumed(settings: TrainSettings) -> Optional[Checkpoint]:
     path = settings.model.resume
+    if not path:
+        return _check_folder(settings)
     if path != 'auto':
-        return open_checkpoint(path, use_ema=False) if path else None
+        return open_checkpoint(path, use_ema=False)
     if not settings.run.experiment:
         raise InputError('--resume auto goes on in the folder of the run: give its name with --experiment.')
     checkpoint = newest_checkpoint(output_folder(settings))
     _logger.info(f'--resume auto: {checkpoint.path}' if checkpoint else '--resume auto: no checkpoint yet, a new run.')
     return checkpoint
+
+
+def _check_folder(settings: TrainSettings) -> None:
+    # A new run would replace the checkpoints of another one, and leave some beside its own.
+    if settings.run.experiment and has_checkpoints(folder := output_folder(settings)):  # else its name has the time
+        raise InputError(f'{folder} holds a run already: go on with --resume auto, give another --experiment, or move '
+                         'it away.')
 
 
 def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Checkpoint]) -> Position:
@@ -282,7 +307,8 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     position, task, ema = None, trainer.task, settings.ema
     if checkpoint is not None:
         state = (None, None) if settings.model.no_resume_opt else (trainer.optimizer, trainer.loss_scaler)
-        position = resume(task, checkpoint, *state)
+        with told_of_another_model(checkpoint, settings.model.model):
+            position = resume(task, checkpoint, *state)
         if position is not None:
             _tell_changes(checkpoint, settings)
         if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer.placement):
@@ -348,8 +374,21 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
     if parts.start.epoch >= trainer.num_epochs:
         _logger.info(f'The run is finished: {trainer.num_epochs} epochs are trained. Give more --epochs to go on.')
         return
-    _logger.info(f'Training {settings.model.model} for {counted(trainer.num_epochs, "epoch")} of '
+    shared = told_share(parts.task.get_trainable_module())
+    name = f'{settings.model.model} with {shared}' if shared else settings.model.model
+    _logger.info(f'Training {name} for {counted(trainer.num_epochs, "epoch")} of '
                  f'{counted(trainer.updates_per_epoch, "update")} on {parts.placement.device}, into {folder}.')
+
+
+def told_share(model: nn.Module) -> str:
+    """What the routes of a model share, such as `shared statistics`; '' where that is nothing."""
+    share = share_of(model)
+    return '' if share == 'none' else f'shared {share.replace("-", " ")}'
+
+
+def _way_on(folder: Optional[str]) -> str:
+    # For a run that lost its data; the first process alone knows the folder.
+    return 'Continue from the last checkpoint with --resume.' if folder and has_checkpoints(folder) else ''
 
 
 def _run_epochs(parts: Parts) -> Optional[int]:

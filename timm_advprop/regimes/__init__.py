@@ -19,7 +19,16 @@ from .pairing import PAIRINGS
 from .pixels import PixelSource, normalisation_of
 from .pyramid_attack import PyramidAttack
 from .regime_settings import RegimeSettings
-from .registry import REGIMES, attacks_of, create_task, regime_flags, regime_of, split_for_regime
+from .registry import (
+    REGIMES,
+    attacks_of,
+    create_task,
+    lacks_regime,
+    regime_flags,
+    regime_of,
+    split_for_regime,
+    unused_flags,
+)
 from .source import AugmentedView, FunctionSource, Source
 from .task import MadeImages, RegimeTask
 from .trades import TradesTask
@@ -29,6 +38,6 @@ __all__ = [
     'AdvPropTask', 'AmplitudeMix', 'Attack', 'AugMax', 'AugMix', 'AugmentedView', 'CorruptedImages', 'FastAdvPropTask',
     'FunctionSource', 'GaussianNoise', 'JointTask', 'MadeImages', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
     'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'TradesTask',
-    'VanillaTask', 'attacks_of', 'create_task', 'frozen', 'match_masks', 'normalisation_of', 'regime_flags',
-    'regime_of', 'split_for_regime',
+    'VanillaTask', 'attacks_of', 'create_task', 'frozen', 'lacks_regime', 'match_masks', 'normalisation_of',
+    'regime_flags', 'regime_of', 'split_for_regime', 'unused_flags',
 ]

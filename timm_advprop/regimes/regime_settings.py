@@ -113,6 +113,22 @@ class RegimeSettings:
         views = [AugmentedView(view) for view in range(1, self.num_views)]
         return [*views, *(self._named_sources(default) if self.named else self.attacks(default))]
 
+    def unused_by_sources(self) -> List[str]:
+        """Names of the flags given, such as `adv_steps`, that no source in place of the attack has a use for.
+
+        Raises:
+            ValueError: There is no such source.
+        """
+        sources = [NamedSource.parse(text) for text in self.named]
+        if not sources:
+            return []
+        flags, taken = Attack.names_of_flags(), {
+            name for source in sources if source.is_attack for name in source.options()}
+        unused = [flags[name] for name in sorted(self.attack) if name not in taken]
+        if self.strengths and not any(source.has_strength for source in sources):
+            unused.append(flags['eps_px'])
+        return unused
+
     def _named_sources(self, default: Attack) -> List[Source]:
         sources = [NamedSource.parse(text) for text in self.named]
         if len(sources) > 1 and len(self.strengths) > 1:
@@ -127,11 +143,7 @@ class RegimeSettings:
             for source in sources for strength in strengths]
 
     def _check_flags(self, sources: Sequence[NamedSource]) -> None:
-        flags, taken = Attack.names_of_flags(), {
-            name for source in sources if source.is_attack for name in source.options()}
-        unused = [flags[name] for name in sorted(self.attack) if name not in taken]
-        if self.strengths and not any(source.has_strength for source in sources):
-            unused.append(flags['eps_px'])
+        unused = self.unused_by_sources()
         if unused:
             names = ', '.join(source.name for source in sources)
             raise ValueError(f'--adv-source {names} has no use for {", ".join(map(_as_flag, unused))}: leave '

@@ -1,7 +1,7 @@
 """The regimes by name, their flags, and the task that a name stands for."""
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Callable, Dict, List, Mapping, Optional, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Type
 
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +20,8 @@ from .task import RegimeTask
 from .trades import TradesTask
 from .vanilla import VanillaTask
 
-__all__ = ['REGIMES', 'attacks_of', 'create_task', 'regime_flags', 'regime_of', 'split_for_regime']
+__all__ = ['REGIMES', 'attacks_of', 'create_task', 'lacks_regime', 'regime_flags', 'regime_of', 'split_for_regime',
+           'unused_flags']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
     task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
@@ -42,6 +43,19 @@ def regime_of(settings: RegimeSettings, is_split: bool) -> Type[RegimeTask]:
         raise ValueError(f'Unknown regime {name!r}: give one of {", ".join(REGIMES)}.')
     REGIMES[name].check(settings)
     return REGIMES[name]
+
+
+def unused_flags(settings: RegimeSettings) -> Set[str]:
+    """Names of the flags given, such as `adv_steps`, that the regime or its sources have no use for.
+
+    Args:
+        settings: What was asked for. The regime is AdvProp where it was not named.
+
+    Raises:
+        ValueError: There is no such source.
+    """
+    task_type = REGIMES[settings.regime or AdvPropTask.name]
+    return {*(settings.given & task_type.no_use_for.keys()), *settings.unused_by_sources()}
 
 
 def attacks_of(settings: RegimeSettings, is_split: bool) -> List[ModelAttack]:
@@ -76,14 +90,24 @@ def create_task(
     """
     is_split = has_split_norm(model)
     task_type = regime_of(settings, is_split)
-    if settings.regime is None and not is_split and (
-            settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks):
+    if lacks_regime(settings, model):
         raise ValueError(f'{type(model).__name__} has no split norms: say which regime the attack is for (--regime).')
     model, arguments = split_for_regime(settings, model), task_type.arguments(settings)
     for attack in _attacks_among(arguments):
         attack = attack if criterion is None else attack.against(criterion)
         attack.check_classes(getattr(model, 'num_classes', 2))
     return task_type(model, criterion, **arguments, **kwargs)
+
+
+def lacks_regime(settings: RegimeSettings, model: nn.Module) -> bool:
+    """Whether no regime was named for a plain model, for which other images than clean ones were asked for.
+
+    Args:
+        settings: What was asked for.
+        model: Any model.
+    """
+    return settings.regime is None and not has_split_norm(model) and bool(
+        settings.attack or settings.strengths or settings.named or settings.pairing or settings.match_masks)
 
 
 def split_for_regime(settings: RegimeSettings, model: nn.Module) -> nn.Module:
@@ -117,8 +141,10 @@ def _check_share(settings: RegimeSettings, model: nn.Module) -> None:
         flag = f'--adv-{asked[0].replace("_", "-")}'
         raise ValueError(f'{flag} is of auxiliary norms, {type(model).__name__} has none: give its *_ap model, or '
                          f'leave {flag} out.')
-    has_statistics = any(isinstance(norm, _BatchNorm) for norm in split_norms(model))
-    if settings.share is not None and has_statistics and share_of(model) != settings.share:
+    if settings.share not in (None, 'none') and not any(isinstance(norm, _BatchNorm) for norm in split_norms(model)):
+        name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+        raise ValueError(f'--adv-share: {name} has no batch norms: there are no statistics to share.')
+    if settings.share is not None and share_of(model) != settings.share:
         raise ValueError(f'The model has split norms of share={share_of(model)!r}, --adv-share asks for '
                          f'{settings.share}: create it with share={settings.share!r}.')
 
