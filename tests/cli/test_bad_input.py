@@ -68,7 +68,7 @@ OUT_OF_RANGE = [
 ]
 # So is what does not go together, as far as it can be said before the data are read.
 UNFIT = [
-    (['--start-epoch', '7'], '--start-epoch 7 is beyond the end: the run has 1 epochs, from 0.'),
+    (['--start-epoch', '7'], '--start-epoch 7 is beyond the end: the run has 1 epoch, from 0.'),
     (['--adv-eps', '1e9'], 'eps_px (--adv-eps) must be at most 255 in the L∞ norm, got 1e+09.'),
     (['--regime', 'joint', '--adv-eps', '300'], 'eps_px (--adv-eps) must be at most 255 in the L∞ norm, got 300.'),
     (['--adv-eps', '1e9', '--adv-norm', 'l2'],

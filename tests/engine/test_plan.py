@@ -47,7 +47,7 @@ def test_plan_and_log_tell_what_norms_share(few_digits, tmp_path, caplog, share,
     assert told(few_digits, tmp_path, adv_share=share)['norms'] == f'15 split norms, each with 1 auxiliary{text}'
     with caplog.at_level('INFO'):
         folder = run(few_digits, tmp_path, adv_share=share)
-    assert f'Training test_resnet_ap{text.replace(",", " with")} for 1 epochs' in caplog.text
+    assert f'Training test_resnet_ap{text.replace(",", " with")} for 1 epoch of' in caplog.text
     checkpoint = str(folder / 'last.pth.tar')
     assert told(few_digits, tmp_path / 'on', initial_checkpoint=checkpoint)['norms'].endswith(f'1 auxiliary{text}')
 

@@ -234,7 +234,7 @@ def test_an_epoch_is_the_least_that_a_budget_leaves():
 # what does not go together
 
 @pytest.mark.parametrize('values, words', [
-    (dict(start_epoch=1), '--start-epoch 1 is beyond the end: the run has 1 epochs, from 0'),
+    (dict(start_epoch=1), '--start-epoch 1 is beyond the end: the run has 1 epoch, from 0'),
     (dict(start_epoch=9, epochs=3, warmup_epochs=2, warmup_prefix=True, cooldown_epochs=4), 'the run has 9 epochs'),
     (dict(adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),
     (dict(regime='madry', adv_eps=300.), r'eps_px \(--adv-eps\) must be at most 255'),

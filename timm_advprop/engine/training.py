@@ -277,8 +277,8 @@ def _assemble(
 
 def _check_start(schedule: ScheduleSettings, num_epochs: int) -> None:
     if schedule.start_epoch is not None and schedule.start_epoch >= num_epochs:
-        raise InputError(f'--start-epoch {schedule.start_epoch} is beyond the end: the run has {num_epochs} epochs, '
-                         'from 0.')
+        raise InputError(f'--start-epoch {schedule.start_epoch} is beyond the end: the run has '
+                         f'{counted(num_epochs, "epoch")}, from 0.')
 
 
 def _open_resumed(settings: TrainSettings) -> Optional[Checkpoint]:
