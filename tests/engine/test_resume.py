@@ -8,11 +8,12 @@ import weakref
 import pytest
 import torch
 
-from tests.engine.runs import equal_states, load, read_summary, run, train_settings
+from tests.engine.runs import equal_states, eval_settings, load, read_summary, run, train_settings
 from timm_advprop.engine import epoch_validation, training
 from timm_advprop.engine.loop import Trainer
 from timm_advprop.engine.stopping import Stopped
 from timm_advprop.engine.training import prepare, train
+from timm_advprop.engine.validation import validate
 from timm_advprop.errors import InputError
 
 # One batch an epoch and nothing at random: where a run continues, it has seen the same images.
@@ -186,10 +187,14 @@ def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog):
 
 def test_another_architecture_is_refused(few_digits, half, tmp_path):
     path = str(half / 'last.pth.tar')
-    for values in (dict(model='test_efficientnet_ap', resume=path), dict(model='test_vit_ap', initial_checkpoint=path)):
+    values = dict(model='test_efficientnet_ap', data_dir=few_digits)
+    for loaded_by in (
+            lambda: train(train_settings(output=str(tmp_path / 'other'), resume=path, **values)),
+            lambda: train(train_settings(output=str(tmp_path / 'other'), initial_checkpoint=path, **values)),
+            lambda: validate(eval_settings(checkpoint=path, **values))):
         with pytest.raises(InputError) as error:
-            run(few_digits, tmp_path / 'other', **values)
-        assert str(error.value) == f'{path} is of test_resnet_ap, --model says {values["model"]}: it does not fit.'
+            loaded_by()
+        assert str(error.value) == f'{path} is of test_resnet_ap, --model says test_efficientnet_ap: it does not fit.'
     with pytest.raises(InputError, match=r'does not fit test_resnet_ap: .*conv1.0.weight: .* in the model'):
         prepare(train_settings(data_dir=few_digits, in_chans=1, initial_checkpoint=path))
     assert not (tmp_path / 'other').exists()
