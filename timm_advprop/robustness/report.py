@@ -86,8 +86,8 @@ def _images(rows: Sequence[Results]) -> Iterator[str]:
 def _steps_of_attacks(rows: Sequence[Results]) -> Iterator[str]:
     columns: Dict[str, Dict[str, None]] = {}
     for row in rows:
-        if row['suite'] == 'attacks' and row.get('adv_attack'):
-            columns.setdefault(_ATTACK.sub(_steps, row['adv_attack']), {})[headline(row)] = None
+        if row['suite'] == 'attacks' and row.get('adv_attack') and (title := headline(row)):
+            columns.setdefault(_ATTACK.sub(_steps, row['adv_attack']), {})[title] = None
     for steps, titles in columns.items():
         yield f'{", ".join(titles)}: {steps}.'
 
