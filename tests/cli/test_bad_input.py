@@ -247,7 +247,7 @@ BAD_VALIDATION = [
     (['--adv-attack', 'pgd', '--adv-eps', '-1'], ('--adv-eps',)),
     (['--adv-attack', 'pgd', '--adv-steps', '0'], ('--adv-steps',)),
     (['--torchscript', '--route', 'aux'], ('--torchscript',)),
-    (['--results-file', 'no/where.csv'], ('where.csv',)),
+    (['--results-file', '/dev/null/where.csv'], ('where.csv', 'folder cannot be made')),
     (['--mean', '0.5', '0.5'], ('--mean', '3')),
     (['--interpolation', 'nope'], ('--interpolation',)),
     (['--num-gpu', '99'], ('--num-gpu',)),

@@ -38,7 +38,7 @@ def read(path):
 def test_a_model_is_measured_eager_and_compiled(capsys, tmp_path, compiled):
     benchmark.main([*TINY, '--output', str(tmp_path / 'rows.csv')])
     text = capsys.readouterr().out
-    assert re.fullmatch(r'CPU, 1 threads, torch \S+, bfloat16, channels-last, 32 px, batches of 10, median of 1 rounds',
+    assert re.fullmatch(r'CPU, 1 thread, torch \S+, bfloat16, channels-last, 32 px, batches of 10, median of 1 rounds',
                         text.splitlines()[0])
     head, line, *rows = table(text)
     assert head == ['model', 'mode', 'case', 'images/s', '× vanilla', 'floor', '× floor', 'peak MiB', 'error']
@@ -52,7 +52,7 @@ def test_a_model_is_measured_eager_and_compiled(capsys, tmp_path, compiled):
     assert len(written) == 8 and len(compiled) == 4
     for row, printed in zip(written, rows):
         assert [row['model'], row['mode'], row['case']] == printed[:3]
-        assert (row['device'], row['amp_dtype'], row['batch_size']) == ('CPU, 1 threads', 'bfloat16', '10')
+        assert (row['device'], row['amp_dtype'], row['batch_size']) == ('CPU, 1 thread', 'bfloat16', '10')
         assert float(row['images_per_second']) == pytest.approx(float(printed[3]), abs=0.05)
         assert float(row['times_vanilla']) == pytest.approx(float(row['times_floor']) * float(row['floor']))
     assert float(written[1]['peak_mib']) > float(written[0]['peak_mib'])

@@ -108,10 +108,11 @@ def test_results_of_several_models_have_every_column(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_told_before_the_work(validated, tmp_path, capsys):
+    (tmp_path / 'file').touch()
     with pytest.raises(SystemExit) as error:
-        main(['--results-file', str(tmp_path / 'no' / 'where.csv')])
+        main(['--results-file', str(tmp_path / 'file' / 'where.csv')])
     assert error.value.code == 2 and not validated
-    assert 'where.csv: there is no such folder' in capsys.readouterr().err
+    assert 'where.csv: its folder cannot be made' in capsys.readouterr().err
     with pytest.raises(InputError, match='Cannot write'):
         write_results(str(tmp_path), {})
 

@@ -73,7 +73,7 @@ def _make_folder_of(path: str) -> None:
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     except OSError as error:
-        raise InputError(f'Cannot write {path}: {error.strerror}.') from error
+        raise InputError(f'Cannot write {path}: its folder cannot be made ({error.strerror}).') from error
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> ValidateSettings:
