@@ -119,6 +119,7 @@ _LARGER = replace(
     about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, resnet18, 40 epochs',
     rows={row: REGIMES[row] for row in _LARGER_ROWS},
     claims=tuple(claim for claim in _CLAIMS if {claim.row, claim.other} <= _LARGER_ROWS.keys()),
+    curves=tuple(row for row in _COMPARED.curves if row in _LARGER_ROWS),
     seeds=tuple(range(4)),
     flags=(*_COMPARED.flags, '--model', 'resnet18'),
 )
