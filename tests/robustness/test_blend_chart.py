@@ -61,36 +61,39 @@ def test_the_table_has_a_row_for_each_point():
                        'PGD 2/255 top1': 50., 'PGD 8/255 top1': 25., 'corruptions top1': 42.5}
 
 
-def test_the_picture_has_a_panel_for_each_kind_and_a_line_for_each_strength(tmp_path, monkeypatch):
+@pytest.fixture
+def axes_of(tmp_path, monkeypatch):
+    """A function that draws the blends of rows, and returns the axes."""
     figures = []
     monkeypatch.setattr(blend_chart, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+
+    def draw(rows):
+        draw_blends(str(tmp_path / 'b.png'), blends_in(rows), names_of_evaluated(rows))
+        return figures[-1].axes
+    return draw
+
+
+def test_the_picture_has_a_panel_for_each_kind_and_a_line_for_each_strength(axes_of):
     rows = rows_of_a_curve(('main', '0.5', 'aux'))
-    draw_blends(str(tmp_path / 'b.png'), blends_in(rows), names_of_evaluated(rows))
-    attacks, corruptions = figures[0].axes
+    attacks, corruptions = axes_of(rows)
     lines = {line.get_label(): line.get_xydata().tolist() for line in attacks.get_lines()}
     assert lines == {'PGD 2/255': [[90, 30], [85, 50], [80, 60]], 'PGD 8/255': [[90, 15], [85, 25], [80, 30]]}
     assert [line.get_xydata().tolist() for line in corruptions.get_lines()] == [[[90, 45], [85, 42.5], [80, 40]]]
     assert [text.get_text() for text in corruptions.texts] == ['main', '0.5', 'aux']
 
 
-def test_points_that_lie_on_each_other_share_a_label(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(blend_chart, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+def test_points_that_lie_on_each_other_share_a_label(axes_of):
     rows = [each for route, top1 in (('main', 50.), ('0.5', 60.), ('aux', 60.1)) for each in (
         row('clean', top1=90., route=route), row('attacks', 'pgd', '2.0', top1, route=route))]
-    draw_blends(str(tmp_path / 'b.png'), blends_in(rows), names_of_evaluated(rows))
-    axis, = figures[0].axes
+    axis, = axes_of(rows)
     assert [text.get_text() for text in axis.texts] == ['main', '0.5, aux']
     assert axis.get_xlim() == (88., 92.)  # no range that a few images fill
 
 
-def test_axes_have_no_accuracy_beyond_100_or_below_0(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(blend_chart, 'new_figure', lambda size: figures.append(new_figure(size)) or figures[-1])
+def test_axes_have_no_accuracy_beyond_100_or_below_0(axes_of):
     rows = [each for route, top1 in (('main', 0.), ('0.5', 60.), ('aux', 100.)) for each in (
         row('clean', top1=99.5, route=route), row('attacks', 'pgd', '2.0', top1, route=route))]
-    draw_blends(str(tmp_path / 'b.png'), blends_in(rows), names_of_evaluated(rows))
-    axis, = figures[0].axes
+    axis, = axes_of(rows)
     assert axis.get_xlim() == (97.5, 100.) and axis.get_ylim() == (0., 100.)
 
 
