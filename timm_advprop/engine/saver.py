@@ -19,7 +19,7 @@ from timm.utils import unwrap_model
 
 from ..errors import InputError, one_line
 from ..norms import num_aux_in, num_aux_norms, share_of
-from ..output import replacing
+from ..output import counted, replacing
 from ..weights import Checkpoint, explain_misfit, open_checkpoint
 from .background import Background, copy_to_host
 
@@ -360,7 +360,7 @@ def _check_number_of_norms(task: TrainingTask, checkpoint: Checkpoint, exact: bo
     # The weights of fewer norms load; the state of an optimizer is of as many.
     saved, now = num_aux_in(checkpoint.state_dict), num_aux_norms(unwrap_model(task.get_trainable_module()))
     if saved > now or exact and saved != now:
-        raise InputError(f'{checkpoint.path} has {saved} auxiliary norm{"s" * (saved != 1)} for each norm, this run '
+        raise InputError(f'{checkpoint.path} has {counted(saved, "auxiliary norm")} for each norm, this run '
                          f'{now} (--model, --adv-eps, --adv-source): give the same number.')
 
 
