@@ -108,6 +108,14 @@ def test_a_non_finite_loss_is_one_line_and_status_1(few_digits, tmp_path, capsys
     assert kept.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in kept.items())
 
 
+def test_a_non_finite_loss_names_no_checkpoint_where_none_was_written(few_digits, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        run_train(few_digits, tmp_path, '--lr', '1e30')
+    assert error.value.code == 1 and not list(tmp_path.rglob('*.pth.tar'))
+    message = capsys.readouterr().err
+    assert 'Take a lower --lr' in message and '--resume' not in message
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_so_and_publishes_nothing(few_digits, tmp_path, capsys, monkeypatch, hub, number):
     train_epoch = Trainer.train_epoch

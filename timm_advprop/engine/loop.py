@@ -154,8 +154,7 @@ class Trainer:
         if not math.isfinite(values['loss']):
             raise NonFiniteLoss(
                 f'The loss is {values["loss"]} in epoch {epoch}, batch {batch_idx}; no update was made with it. '
-                f'Continue from the last checkpoint with --resume and a lower --lr, --clip-grad, or without '
-                f'--amp.')
+                'Take a lower --lr, --clip-grad, or leave out --amp.')
         if last_of_update:
             self._step()
         return values

@@ -23,7 +23,7 @@ from .bad_images import explained_data_loss
 from .datasets import DataConfig, channel_normalisation, check_dataset_root, resolve_image_config
 from .epoch_validation import EpochValidation
 from .loaders import Loaders, build_loaders
-from .loop import Trainer
+from .loop import NonFiniteLoss, Trainer
 from .open_model import base_name, open_model, told_of_another_model, try_images
 from .optimization import (
     build_criterion,
@@ -113,7 +113,7 @@ def train(settings: TrainSettings) -> Run:
             until_end.enter_context(parts.run_log)  # pyright: ignore[reportArgumentType]
         del checkpoint  # as large as the model and its optimizer
         with explained_data_loss(partial(_way_on, folder)):
-            stopped_by = _run_epochs(parts)
+            stopped_by = _run_epochs(parts, folder)
     parts.results.sort(
         key=lambda result: (result['validation'] or result['train'])[parts.metric], reverse=is_decreasing(parts.metric))
     return Run(parts.results[-10:], stopped_by, folder, parts.placement.primary)
@@ -387,11 +387,11 @@ def told_share(model: nn.Module) -> str:
 
 
 def _way_on(folder: Optional[str]) -> str:
-    # For a run that lost its data; the first process alone knows the folder.
+    # For a run that broke off; the first process alone knows the folder.
     return 'Continue from the last checkpoint with --resume.' if folder and has_checkpoints(folder) else ''
 
 
-def _run_epochs(parts: Parts) -> Optional[int]:
+def _run_epochs(parts: Parts, folder: Optional[str]) -> Optional[int]:
     # The signal that stopped it.
     best: Tuple[Optional[float], Optional[int]] = (None, None)
     start, stopped_by = parts.start, None
@@ -406,6 +406,8 @@ def _run_epochs(parts: Parts) -> Optional[int]:
         stopped_by = parts.trainer.signals.signal  # pyright: ignore[reportOptionalMemberAccess]
         if parts.placement.primary:
             _logger.info(f'Stopped by {Signals(stopped_by).name}. Go on with --resume {stopped}')
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f'{error} {_way_on(folder)}'.rstrip()) from error
     except RuntimeError as error:
         if not parts.placement.distributed or not any(words in str(error) for words in _OF_A_LOST_PROCESS):
             raise
