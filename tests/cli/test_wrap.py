@@ -14,6 +14,7 @@ import yaml
 
 import timm_advprop
 from timm_advprop.cli.wrap import _parse, main, run_script
+from timm_advprop.regimes import RegimeSettings
 
 # A script of the shape of timm's train.py: what it imports, how it builds, trains and validates.
 SCRIPT = '''
@@ -310,9 +311,8 @@ def test_command_line_overrides_the_recipe(run, tmp_path):
     (dict(adv_epz=2), "unknown key 'adv_epz' .did you mean adv_eps"),
     ({'adv-eps': 2}, "unknown key 'adv-eps' .did you mean adv_eps"),
     (dict(regime='madly'), '--regime: invalid choice'),
-    (dict(adv_eps=[]), '--adv-eps: expected at least one argument'),
     (dict(adv_eps='large'), '--adv-eps: invalid float value'),
-    (dict(adv_steps=[1, 2]), 'unknown argument 2'),
+    (dict(adv_steps=[1, 2]), 'adv_steps takes one value, not .1, 2'),
 ])
 def test_wrong_recipe(script, tmp_path, error_line, entries, message):
     assert re.search(message, error_line(script, '-c', write_recipe(tmp_path, **entries)))
@@ -323,6 +323,14 @@ def test_sources_of_a_recipe_are_as_those_of_the_training_program(tmp_path):
     settings, script_argv, _ = _parse(['-c', path, '--lr', '1'])
     assert settings.named == ('pgd eps=2', 'augmix', 'corruption severities=[1,2]')
     assert script_argv == ['-c', path, '--lr', '1']
+
+
+def test_what_another_regime_has_no_use_for_is_passed_over(tmp_path, caplog):
+    path = write_recipe(tmp_path, regime='advprop', adv_eps=2, adv_weight=0.5)
+    with caplog.at_level('INFO'):
+        settings, _, _ = _parse(['-c', path, '--regime', 'madry'])
+    assert (settings.regime, settings.strengths, settings.weight) == ('madry', (2,), RegimeSettings().weight)
+    assert re.search('--adv-weight of .*recipe.yaml: passed over', caplog.text)
 
 
 def test_recipe_that_is_not_yaml(script, tmp_path, error_line):

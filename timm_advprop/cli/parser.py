@@ -2,7 +2,7 @@
 import argparse
 import logging
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
@@ -13,7 +13,8 @@ from ..settings import ProgramSettings, Setting
 from ..version import __version__
 from .recipes import ListRecipes, find_recipe
 
-__all__ = ['ProgramParser', 'entry_text', 'parse_recipe', 'parse_settings', 'read_recipe', 'setup_logging']
+__all__ = ['ProgramParser', 'parse_recipe', 'parse_settings', 'pass_over_unused', 'read_recipe', 'recipe_argv',
+           'setup_logging']
 
 _logger = logging.getLogger(__name__)
 
@@ -178,9 +179,10 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     config = config_parser.parse_known_args(argv)[0].config
     if not config:
         return parser.parse_args(argv)
+    path = find_recipe(config)
     # a flag with one value after the recipe's: a list at its end would take in what stands first on the command line
-    namespace = parser.parse_args([*_recipe_argv(parser, find_recipe(config)), f'--config={config}', *argv])
-    _pass_over_unused(parser, namespace, _names_of_flags(parser, argv))
+    namespace = parser.parse_args([*recipe_argv(parser, read_recipe(path), path), f'--config={config}', *argv])
+    pass_over_unused(parser, namespace, argv, config)
     return namespace
 
 
@@ -200,6 +202,59 @@ def read_recipe(path: str) -> Dict[str, Any]:
     if not isinstance(recipe, dict):
         raise InputError(f'{path} is not a recipe: it needs lines of the form "key: value".')
     return recipe
+
+
+def recipe_argv(parser: argparse.ArgumentParser, recipe: Mapping[str, Any], path: str) -> List[str]:
+    """The entries of a recipe as they stand on a command line.
+
+    Args:
+        parser: The program's parser.
+        recipe: The entries.
+        path: The recipe's path, for messages.
+
+    Raises:
+        InputError: The parser has no such flag, or it takes another kind of value.
+    """
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    argv = []
+    for key, value in recipe.items():
+        action = actions.get(str(key).replace('-', '_'))
+        if action is None:
+            raise InputError(f'{path}: unknown key {key!r}{near_matches(str(key), list(actions))}.')
+        if isinstance(action, _Refused):
+            if value:
+                raise InputError(f'{path}: {key} is not supported: {action.const}. Remove it.')
+        elif value is not None:
+            argv += _flag_argv(action, key, value, path)
+    return argv
+
+
+def pass_over_unused(
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        argv: Sequence[str],
+        recipe: str,
+) -> None:
+    """Give settings of a recipe their defaults where the command line takes another regime or source that has no use
+    for them, and say so.
+
+    Args:
+        parser: The program's parser.
+        namespace: What the recipe and the command line say.
+        argv: The command line: what it says itself stays, for an error.
+        recipe: The recipe's name, for the log.
+    """
+    words = {word.partition('=')[0] for word in argv}
+    typed = {action.dest for action in parser._actions if words.intersection(action.option_strings)}
+    if typed.isdisjoint(('regime', 'adv_source')):
+        return
+    unused = sorted(as_input_error(unused_flags, RegimeSettings.from_values(vars(namespace))) - typed)
+    for name in unused:
+        setattr(namespace, name, parser.get_default(name))
+    if unused:
+        flags = ', '.join(f'--{name.replace("_", "-")}' for name in unused)
+        _logger.info(f'{flags} of {recipe}: passed over, as the command line takes another regime or source that has '
+                     'no use for it.')
 
 
 def _argument(about: Setting) -> Dict[str, Any]:
@@ -228,39 +283,6 @@ def _help(about: Setting) -> str:
     return about.help if default is None or about.help == argparse.SUPPRESS else f'{about.help} (default: {default})'
 
 
-def _names_of_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Set[str]:
-    words = {word.partition('=')[0] for word in argv}
-    return {action.dest for action in parser._actions if words.intersection(action.option_strings)}
-
-
-def _pass_over_unused(parser: argparse.ArgumentParser, namespace: argparse.Namespace, typed: Set[str]) -> None:
-    # What was typed itself stays, for an error.
-    if typed.isdisjoint(('regime', 'adv_source')):
-        return
-    unused = sorted(as_input_error(unused_flags, RegimeSettings.from_values(vars(namespace))) - typed)
-    for name in unused:
-        setattr(namespace, name, parser.get_default(name))
-    if unused:
-        flags = ', '.join(f'--{name.replace("_", "-")}' for name in unused)
-        _logger.info(f'{flags} of {namespace.config}: passed over, as the command line takes another regime or source '
-                     'that has no use for it.')
-
-
-def _recipe_argv(parser: argparse.ArgumentParser, path: str) -> List[str]:
-    actions = {action.dest: action for action in parser._actions if action.option_strings}
-    argv = []
-    for key, value in read_recipe(path).items():
-        action = actions.get(str(key).replace('-', '_'))
-        if action is None:
-            raise InputError(f'{path}: unknown key {key!r}{near_matches(str(key), list(actions))}.')
-        if isinstance(action, _Refused):
-            if value:
-                raise InputError(f'{path}: {key} is not supported: {action.const}. Remove it.')
-        elif value is not None:
-            argv += _flag_argv(action, key, value, path)
-    return argv
-
-
 def _flag_argv(action: argparse.Action, key: str, value: Any, path: str) -> Tuple[str, ...]:
     flag = max(action.option_strings, key=len)
     takes_one = action.nargs in (None, '?')
@@ -275,21 +297,12 @@ def _flag_argv(action: argparse.Action, key: str, value: Any, path: str) -> Tupl
     if isinstance(value, (list, tuple)):
         if takes_one:
             raise InputError(f'{path}: {key} takes one value, not {value!r}.')
-        return (flag, *(entry_text(entry, key, path) for entry in value)) if value else ()
+        return (flag, *(_entry_text(entry, key, path) for entry in value)) if value else ()
     return (f'{flag}={value}',) if takes_one else (flag, str(value))
 
 
-def entry_text(entry: Any, key: str, path: str) -> str:
-    """An entry of a recipe's list as it stands on a command line, `pgd eps=2` for `pgd: {eps: 2}`.
-
-    Args:
-        entry: The entry: a scalar, or one name with its settings.
-        key: The recipe's key, and...
-        path: ...the recipe's path, for messages.
-
-    Raises:
-        InputError: The entry is a mapping of several names, or its settings are no mapping.
-    """
+def _entry_text(entry: Any, key: str, path: str) -> str:
+    # An entry of a list as it stands on a command line, `pgd eps=2` for `pgd: {eps: 2}`.
     if not isinstance(entry, dict):
         return str(entry)
     name, settings = next(iter(entry.items()), (None, None))

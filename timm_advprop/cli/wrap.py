@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import timm.data
 import timm.layers
@@ -29,7 +29,7 @@ from ..errors import InputError, as_input_error, exits_on_input_error, near_matc
 from ..models import split_models
 from ..norms import convert_sync_batchnorm, has_split_norm
 from ..regimes import RegimeSettings, attacks_of, create_task, regime_flags, regime_of, split_for_regime
-from .parser import ProgramParser, entry_text, read_recipe
+from .parser import ProgramParser, pass_over_unused, read_recipe, recipe_argv
 
 __all__ = ['run_script']
 
@@ -190,8 +190,9 @@ def _parse(argv: Sequence[str]) -> Tuple[RegimeSettings, List[str], Dict[str, An
         normalisation_parser.add_argument(f'--{key}', type=float, nargs='+', default=recipe.get(key))
     normalisation = vars(normalisation_parser.parse_known_args(argv)[0])
     parser = _regime_parser(add_help=False)
-    flags = parser.parse_args(_regime_argv(parser, recipe, config))
+    flags = parser.parse_args(recipe_argv(parser, _regime_entries(parser, recipe, config), config))
     flags, script_argv = parser.parse_known_args(argv, flags)
+    pass_over_unused(parser, flags, argv, config)
     return RegimeSettings.from_values(vars(flags)), script_argv, normalisation
 
 
@@ -202,19 +203,15 @@ def _regime_parser(**kwargs: Any) -> ProgramParser:
     return parser
 
 
-def _regime_argv(parser: argparse.ArgumentParser, recipe: Dict[str, Any], path: str) -> List[str]:
-    # The script lets unknown keys and values of any kind through; ours are parsed as if they were flags.
+def _regime_entries(parser: argparse.ArgumentParser, recipe: Mapping[str, Any], path: str) -> Dict[str, Any]:
+    # The script takes no notice of keys that it does not know: ours are known by their beginning.
     known = list(vars(parser.parse_args([])))
-    argv = []
-    for key, value in recipe.items():
-        name = str(key).replace('-', '_')
-        if value is None or value is False or name != 'regime' and not name.startswith('adv_'):
-            continue
+    entries = {key: value for key, value in recipe.items()
+               if (name := str(key).replace('-', '_')) == 'regime' or name.startswith('adv_')}
+    for key in entries:
         if key not in known:
-            raise InputError(f'{path}: unknown key {key!r}{near_matches(name, known)}.')
-        values = [] if value is True else value if isinstance(value, list) else [value]  # a switch has no value
-        argv += [f'--{key.replace("_", "-")}', *(entry_text(entry, key, path) for entry in values)]
-    return argv
+            raise InputError(f'{path}: unknown key {key!r}{near_matches(key.replace("-", "_"), known)}.')
+    return entries
 
 
 @exits_on_input_error
