@@ -20,7 +20,7 @@ from timm_advprop.output import replacing
 
 from .comparison.costs import Costs, kept_costs
 from .comparison.differences import difference, values_of
-from .comparison.job import Job, Result
+from .comparison.job import Result, study_jobs
 from .comparison.program import STUDIES
 from .comparison.report import claims_table, rows_in, summary_table
 from .comparison.study import Study
@@ -32,7 +32,7 @@ __all__ = ['PAGES', 'fill_in', 'main']
 PAGES = ('README.md', 'docs/*.md', 'docs/*/*.md')
 _RESULTS = 'results'
 _TABLES = re.compile(r'(<!-- measured: (.+?) -->\n).*?(<!-- /measured -->)', re.DOTALL)
-_FIGURE = re.compile(r'[+−]?\d+(?:\.(\d+))?( ± [\d.]+)?(<!-- ([\w-]+) / ([^/]+) / (\w+) -->)')
+_FIGURE = re.compile(r'([+−-])?\d+(?:\.(\d+))?( ± [\d.]+)?(<!-- ([\w-]+) / ([^/]+) / (\w+) -->)')
 
 
 @exits_on_input_error
@@ -65,7 +65,9 @@ def fill_in(text: str, page: str) -> str:
         return f'{match[1]}\n{_tables(name, rows.split(" | "), page)}\n\n{match[3]}'
 
     def figure(match: re.Match) -> str:
-        decimals, margin, source, name, row, column = match.groups()
+        sign, decimals, margin, source, name, row, column = match.groups()
+        if sign and not margin:
+            raise InputError(f'{page} has a difference without its interval: {match[0]}')
         return _figure(name, row, column, bool(margin), len(decimals or ''), page) + source
     return _FIGURE.sub(figure, _TABLES.sub(tables, text))
 
@@ -76,12 +78,15 @@ def _tables(name: str, rows: Sequence[str], page: str) -> str:
         return claims_table(study, results)
     other = study.title(study.reference)
     return (f'{study.about}. Points more than {other}, paired by seed, with 95 % confidence intervals; **bold** where '
-            f'that leaves out zero. Cost: relative to {other}.\n\n{summary_table(study, results, costs, rows)}')
+            f'that leaves out zero. Cost: time of all training steps, relative to {other}.\n\n'
+            f'{summary_table(study, results, costs, rows)}')
 
 
 def _figure(name: str, row: str, column: str, is_difference: bool, decimals: int, page: str) -> str:
     study, results, costs = _measured(name, [row], page)
     values = [costs[row]] if column == 'cost' and row in costs else list(values_of(results, row, column).values())
+    if column != 'cost' and 0 < len(values) < len(study.seeds):
+        raise InputError(f'{page} wants {column} of row {row!r} of {name}, which is not finished.')
     found = difference(results, row, study.reference, column) if is_difference else None
     if not values or is_difference and found is None:
         raise InputError(f'{page} wants {column} of row {row!r} of {name}, which was not measured.')
@@ -95,7 +100,7 @@ def _measured(name: str, rows: Sequence[str], page: str) -> Tuple[Study, List[Re
     if name not in STUDIES:
         raise InputError(f'{page} wants measurements of {name}, the studies are {", ".join(STUDIES)}.')
     study, path = STUDIES[name], os.path.join(_RESULTS, STUDIES[name].file_name)
-    results = Table(f'{path}.csv').results([Job(study, row, seed, '') for seed in study.seeds for row in study.rows])
+    results = Table(f'{path}.csv').results(study_jobs(study))
     missing = [row for row in rows if row not in rows_in(study, results)]
     if missing:
         raise InputError(f'{page} wants row {missing[0]!r} of {name}, of which {path}.csv has no results.')

@@ -2,7 +2,7 @@
 import csv
 import os
 import statistics
-from typing import Callable, Dict, List, NamedTuple
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from timm_advprop.engine.run_settings import TrainSettings
 from timm_advprop.engine.training import build_model, build_task, check_settings, schedule_of
 from timm_advprop.output import replacing
 
+from .job import asked_for
 from .kept import digest
 from .study import Study
 
@@ -37,57 +38,63 @@ def kept_costs(path: str, study: Study) -> Costs:
         path: CSV file that `keep_costs` wrote.
         study: The study.
     """
-    if not os.path.isfile(path):
-        return {}
-    with open(path, newline='', encoding='utf-8') as file:
-        return {row['row']: float(row['cost']) for row in csv.DictReader(file)
-                if row['row'] in study.rows and row['settings'] == _settings(study, row['row'])}
+    return {row: float(cost) for row, cost, settings in _read(path)
+            if row in study.rows and settings == _settings(study, row)}
 
 
-def keep_costs(path: str, study: Study, data: str) -> Costs:
-    """The costs of all rows of a study, which are measured where the file does not have them.
+def keep_costs(path: str, study: Study, rows: Sequence[str], data: str) -> None:
+    """Measure costs that the file does not have.
 
     Args:
         path: CSV file to keep them in.
         study: The study.
+        rows: Names of the rows whose costs are wanted.
         data: Folder of the data set.
-
-    Returns:
-        See `measure_costs`.
     """
-    costs = kept_costs(path, study)
-    if costs.keys() != study.rows.keys():
-        costs = measure_costs(study, data, _ROUNDS)
+    kept = kept_costs(path, study)
+    missing = [row for row in rows if row not in kept]
+    if missing:
+        costs = measure_costs(study, missing, data, _ROUNDS)
+        measured = [(row, f'{cost:.3f}', _settings(study, row)) for row, cost in costs.items()]
+        others = [line for line in _read(path) if line[0] not in missing]
         with replacing(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
-            writer = csv.writer(file)
-            writer.writerow(('row', 'cost', 'settings'))
-            writer.writerows((row, f'{cost:.3f}', _settings(study, row)) for row, cost in costs.items())
-    return costs
+            csv.writer(file).writerows([('row', 'cost', 'settings'), *others, *measured])
 
 
-def measure_costs(study: Study, data: str, rounds: int) -> Costs:
+def measure_costs(study: Study, rows: Sequence[str], data: str, rounds: int) -> Costs:
     """What training costs relative to the study's reference.
 
     Args:
         study: The study.
+        rows: Names of the rows to measure.
         data: Folder of the data set.
         rounds: How often each step is timed.
 
     Returns:
-        For each row the time of the whole training, by steps without loading of images.
+        For each of these rows the time of all steps of its training, without loading of images.
     """
     phases = {(row, i): _open_phase(parse_args([*flags, '--data-dir', data]))
-              for row in study.rows for i, flags in enumerate(study.commands(row))}
+              for row in dict.fromkeys([study.reference, *rows]) for i, flags in enumerate(study.commands(row))}
     vanilla = phases[study.reference, 0]
     seconds = time_in_turn({case: phase.step for case, phase in phases.items()}, rounds, vanilla.device)
-    costs: Costs = dict.fromkeys(study.rows, 0.)
-    for (name, i), phase in phases.items():
-        costs[name] += _ratio(seconds[name, i], seconds[study.reference, 0]) * phase.epochs / vanilla.epochs
+    costs: Costs = dict.fromkeys(rows, 0.)
+    for name, i in phases:
+        if name in costs:
+            ratio = _ratio(seconds[name, i], seconds[study.reference, 0])
+            costs[name] += ratio * phases[name, i].epochs / vanilla.epochs
     return costs
 
 
+def _read(path: str) -> List[List[str]]:
+    # Row, cost and settings of each line but the first.
+    if not os.path.isfile(path):
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.reader(file))[1:]
+
+
 def _settings(study: Study, row: str) -> str:
-    return digest([study.recipe, study.commands(row)])[:12]
+    return digest([*map(asked_for, study.commands(row))])[:12]
 
 
 def _ratio(times: List[float], baseline: List[float]) -> float:

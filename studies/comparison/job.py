@@ -21,7 +21,7 @@ from timm_advprop.errors import InputError
 from .kept import digest, keep, read_kept
 from .study import Study
 
-__all__ = ['Job', 'Result']
+__all__ = ['Job', 'Result', 'asked_for', 'study_jobs']
 
 Result = Dict[str, Any]
 
@@ -99,7 +99,7 @@ class Job:
 
     def _training(self) -> str:
         # A name for what the training depends on.
-        parts = [*map(_asked_for, self.study.commands(self.row)), self.seed, self.study.data]
+        parts = [*map(asked_for, self.study.commands(self.row)), self.seed, self.study.data]
         return digest([*parts, self.start._training()] if self.start else parts)
 
     def _train(self) -> Dict[str, Any]:
@@ -137,9 +137,23 @@ class Job:
         return os.path.join(self.output, f'{self._training()[:8]}-{self.row}-seed{self.seed}')
 
 
+def study_jobs(study: Study, output: str = '') -> List[Job]:
+    """All jobs of a study, in the order in which they begin.
+
+    Args:
+        study: The study.
+        output: Folder of all runs, for jobs that are run.
+    """
+    return [Job(study, row, seed, output) for seed in study.seeds for row in study.rows]
+
+
 @lru_cache(maxsize=None)
-def _asked_for(flags: Tuple[str, ...]) -> str:
-    # What a recipe and flags say, where flags overrule; defaults of the program are code.
+def asked_for(flags: Tuple[str, ...]) -> str:
+    """What a recipe and flags of the training program say, where flags overrule; defaults of the program are code.
+
+    Args:
+        flags: The flags, with `--config` and the recipe's path.
+    """
     with open(flags[flags.index('--config') + 1], encoding='utf-8') as file:
         names = {*yaml.safe_load(file), *(flag[2:] for flag in flags if flag.startswith('--') and flag != '--config')}
     given = parse_args(list(flags)).given

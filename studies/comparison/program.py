@@ -1,12 +1,14 @@
 """`python -m studies NAME`: run a study, or go on with it, and write its tables and pictures."""
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Optional, Sequence, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 from timm_advprop.cli.parser import ProgramParser
 from timm_advprop.engine.figures import new_figure
+from timm_advprop.engine.locks import locked
 from timm_advprop.errors import InputError, exits_on_input_error
 from timm_advprop.settings import Settings, setting
 
@@ -14,7 +16,7 @@ from .. import fashion_mnist, solar_cells
 from ..trained import check_root
 from .charts import draw_study
 from .costs import Costs, keep_costs, kept_costs
-from .job import Job, Result
+from .job import study_jobs
 from .report import render_report
 from .runner import run_jobs
 from .study import Study
@@ -48,23 +50,39 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     check_root('a study', 'train.py', *(part.recipe for part in study.with_pretraining))
     new_figure((1, 1))  # says now, not at the end, where matplotlib is missing
     path = os.path.join(settings.results, study.file_name)
-    table, jobs = Table(f'{path}.csv'), [Job(study, row, seed, settings.output) for seed in study.seeds
-                                         for row in study.rows]
-    if settings.report:
-        _report(study, table.results(jobs), kept_costs(f'{path}_costs.csv', study), path)
-        return
-    os.makedirs(settings.output, exist_ok=True)
+    table = Table(f'{path}.csv')
+    if not settings.report:
+        with _alone_in(settings.output):
+            _run(study, settings, table, f'{path}_costs.csv')
+    _report(study, table, kept_costs(f'{path}_costs.csv', study), path)
+
+
+def _run(study: Study, settings: StudySettings, table: Table, costs: str) -> None:
     _write_data(study, settings)
+    chosen = study.only(settings.rows, settings.seeds)
+    jobs = study_jobs(chosen, settings.output)
     try:
         run_jobs(jobs, table, settings.jobs)
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on with what is not finished.', file=sys.stderr)
         sys.exit(130)
-    # after the trainings, as these would disturb the clock
-    _report(study, table.results(jobs), keep_costs(f'{path}_costs.csv', study, jobs[0].data), path)
+    keep_costs(costs, study, list(chosen.rows), jobs[0].data)  # after the trainings, which would disturb the clock
 
 
-def _report(study: Study, results: Sequence[Result], costs: Costs, path: str) -> None:
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    os.makedirs(folder, exist_ok=True)
+    with ExitStack() as until_end:
+        try:
+            until_end.enter_context(locked(os.path.join(folder, '.lock')))
+        except BlockingIOError as error:
+            raise InputError(f'Another study is running in {folder}: wait for its end, or give another --output.'
+                             ) from error
+        yield
+
+
+def _report(study: Study, table: Table, costs: Costs, path: str) -> None:
+    results = table.results(study_jobs(study))
     if not results:
         raise InputError(f'{path}.csv has no results of {study.name}: run it without --report first.')
     text = render_report(study, results, costs)
@@ -95,4 +113,5 @@ def _parse(argv: Optional[Sequence[str]]) -> Tuple[Study, StudySettings]:
     unknown = [row for row in settings.rows if row not in study.rows]
     if unknown:
         raise InputError(f'{study.name} has no row {unknown[0]}: its rows are {", ".join(study.rows)}.')
-    return study.only(settings.rows, settings.seeds), settings
+    # what others have found stays in the tables and pictures
+    return replace(study, seeds=tuple(dict.fromkeys([*study.seeds, *settings.seeds]))), settings

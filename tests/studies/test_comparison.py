@@ -1,5 +1,7 @@
 """Studies: what is kept and done again, what is measured, and what the report says."""
 import csv
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,12 @@ import timm
 import torch
 
 import timm_advprop
+from studies.comparison import costs, program, runner
 from studies.comparison import job as job_module
-from studies.comparison import program, runner
 from studies.comparison.charts import draw_study
 from studies.comparison.corrupted import evenly
 from studies.comparison.costs import keep_costs, kept_costs, measure_costs
-from studies.comparison.job import Job, _last_epoch
+from studies.comparison.job import Job, _last_epoch, asked_for
 from studies.comparison.measures import Measures
 from studies.comparison.program import STUDIES
 from studies.comparison.report import render_report
@@ -182,18 +184,31 @@ def test_costs_are_those_of_whole_trainings_and_kept(data, tmp_path, monkeypatch
             step()
         return {(row, phase): [2. if (row, phase) == ('pretraining', 0) else 1.] for row, phase in cases}
     monkeypatch.setattr('studies.comparison.costs.time_in_turn', time_in_turn)
-    study = STUDY.only(('vanilla', 'vanilla-long', 'pretraining'), ())
     expected = {'vanilla': 1., 'vanilla-long': 107 / 40, 'pretraining': 1.5}
-    assert measure_costs(study, data, rounds=1) == expected
+    assert measure_costs(STUDY, list(expected), data, rounds=1) == expected
     path = str(tmp_path / 'costs.csv')
-    keep_costs(path, study, data)
+    keep_costs(path, STUDY, ['pretraining'], data)
+    assert kept_costs(path, STUDY) == {'pretraining': 1.5}  # relative to a reference that is not among them
+    keep_costs(path, STUDY, list(expected), data)
     monkeypatch.setattr('studies.comparison.costs.measure_costs', None)
-    assert keep_costs(path, study, data) == kept_costs(path, study) == expected
-    changed = replace(study, flags=('--epochs', '3'))
-    assert kept_costs(path, changed) == {} and kept_costs(str(tmp_path / 'none.csv'), study) == {}
+    keep_costs(path, STUDY, ['vanilla-long', 'vanilla'], data)
+    assert kept_costs(path, STUDY) == pytest.approx(expected, abs=1e-3)
+    changed = replace(STUDY, flags=('--epochs', '3'))
+    assert kept_costs(path, changed) == {} and kept_costs(str(tmp_path / 'none.csv'), STUDY) == {}
 
 
-def _leave(folder):
+def test_costs_are_those_of_the_recipe_as_it_was(tmp_path):
+    recipe, path = tmp_path / 'recipe.yaml', tmp_path / 'costs.csv'
+    recipe.write_text('epochs: 2\n')
+    study = replace(STUDY, recipe=str(recipe))
+    path.write_text(f'row,cost,settings\nmadry,2.0,{costs._settings(study, "madry")}\n')
+    assert kept_costs(str(path), study) == {'madry': 2.}
+    recipe.write_text('epochs: 3\n')
+    asked_for.cache_clear()
+    assert kept_costs(str(path), study) == {}
+
+
+def _leave(*anything):
     pass
 
 
@@ -246,6 +261,29 @@ def test_a_study_says_where_it_belongs(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and 'root of the repository' in capsys.readouterr().err
 
 
+def test_a_folder_of_runs_is_for_one_study_at_a_time(tmp_path, capsys):
+    holder = ('import sys, time; from studies.comparison.program import _alone_in\n'
+              'with _alone_in(sys.argv[1]): print(flush=True); time.sleep(60)')
+    with subprocess.Popen([sys.executable, '-c', holder, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit) as stop:
+            program.main(['fashion-mnist', '--output', str(tmp_path), '--results', str(tmp_path / 'results')])
+        other.kill()
+    assert stop.value.code == 2 and 'Another study is running in' in capsys.readouterr().err
+
+
+def test_a_part_of_a_study_leaves_the_rest_of_its_report(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(program, '_run', _leave)
+    table = Table(str(tmp_path / 'fashion_mnist.csv'))
+    for row, seed in (('vanilla', 0), ('madry', 0), ('madry', 9)):
+        results, = _job(tmp_path, row=row, seed=seed).run()[:1]
+        table.add([dict(results, **{column: 70. for column in STUDY.columns})])
+    program.main(['fashion-mnist', '--output', str(tmp_path), '--results', str(tmp_path), '--rows', 'madry', '--seeds',
+                  '9'])
+    text = (tmp_path / 'fashion_mnist.md').read_text()
+    assert '| vanilla |' in text and '| Madry |' in text and '1 to 2 seeds' in text
+
+
 def test_a_report_of_what_is_finished_trains_nothing(tmp_path, calls, monkeypatch, capsys):
     arguments = ['fashion-mnist', '--results', str(tmp_path), '--output', str(tmp_path / 'none'), '--report']
     with pytest.raises(SystemExit) as stop:
@@ -268,11 +306,11 @@ def test_a_study_runs_and_goes_on(data, tmp_path, monkeypatch, capsys):
                     flags=('--epochs', '1', '--warmup-epochs', '0', '--batch-size', '20'))
     monkeypatch.setitem(STUDIES, 'fashion-mnist', study)
     arguments = ['fashion-mnist', '--output', str(tmp_path), '--results', str(tmp_path / 'results'), '--jobs', '2']
-    program.main([*arguments, '--seeds', '0'])
-    assert '0 of 2 trainings' in capsys.readouterr().out
+    program.main([*arguments, '--seeds', '0', '--rows', 'advprop-1'])
+    assert '0 of 1 trainings' in capsys.readouterr().out
     program.main(arguments)
     shown = capsys.readouterr().out
-    assert '2 of 4 trainings are finished already' in shown and '| vanilla' in shown
+    assert '1 of 4 trainings are finished already' in shown and '| vanilla' in shown
     with open(tmp_path / 'results' / 'fashion_mnist.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert {(row['row'], row['seed']) for row in rows if 'blend' not in row['row']} == {

@@ -34,7 +34,7 @@ def test_what_stood_there_before_is_replaced():
     ('vanilla-long', 'clean', '−9.9 ± 9.9', '+0.9 ± 0.3'),
     ('vanilla-long', 'clean', '9 ± 9', '+1 ± 0'),
     ('fast-advprop', 'clean', '0.00 ± 0', '−0.39 ± 0.24'),
-    ('advprop-2', 'clean', '+9.9 ± 9', '0.0 ± 0.3'),
+    ('advprop-2', 'clean', '-9.9 ± 9', '0.0 ± 0.3'),
     ('vanilla', 'clean', '9.9', '86.2'),
     ('fast-advprop', 'cost', '9.99', '1.28'),
     ('advprop-2, blend 0.5', 'clean', '9.9', '86.1'),
@@ -48,6 +48,7 @@ def test_a_figure_in_the_text_is_what_was_measured(row, column, before, after):
     ('1.0<!-- cifar / joint / clean -->', 'page.md wants measurements of cifar, the studies are fashion-mnist,'),
     ('1.0<!-- fashion-mnist / joint-9 / clean -->', "page.md wants row 'joint-9' of fashion-mnist, of which"),
     ('1.0<!-- fashion-mnist / joint / beauty -->', "page.md wants beauty of row 'joint' of fashion-mnist, which"),
+    ('+1.0<!-- fashion-mnist / joint / clean -->', 'page.md has a difference without its interval'),
     ('1.0 ± 1<!-- fashion-mnist / joint / cost -->', "page.md wants cost of row 'joint' of fashion-mnist, which"),
     ('+1.0 ± 1<!-- fashion-mnist / joint / pgd8_aux -->', "page.md wants pgd8_aux of row 'joint' of fashion-mnist"),
 ])
