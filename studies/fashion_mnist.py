@@ -33,7 +33,8 @@ REGIMES: Dict[str, Row] = {
     'vanilla': _row('vanilla', 'vanilla'),
     'vanilla-long': _row('vanilla, for the cost of AdvProp', 'vanilla', '--epochs', str(round(_COST * _EPOCHS))),
     'vanilla-augmented': _row('vanilla, images of fine-grained AdvProp', 'vanilla', *_SPLITS),
-    'madry': _row('Madry', 'madry', *_USUAL),
+    'madry': _row('Madry, eps 2', 'madry', *_USUAL),
+    'madry-4': _row('Madry, eps 4', 'madry', *attack_flags(4)),
     'joint-1': _row('joint, one norm, eps 1', 'joint', *_WEAK),
     'joint': _row('joint, one norm, eps 2', 'joint', *_USUAL),
     'pretraining': Row('adversarial pre-training', (
@@ -56,7 +57,8 @@ REGIMES: Dict[str, Row] = {
 _COLUMNS = {
     'clean': 'clean', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise', 'corruption_blur': 'blur',
     'corruption_weather': 'weather', 'corruption_digital': 'digital', 'pgd4_main': 'PGD, eps 4, main',
-    'pgd8_main': 'PGD, eps 8, main', 'pgd4_aux': 'PGD, eps 4, aux', 'pgd8_aux': 'PGD, eps 8, aux'}
+    'pgd8_main': 'PGD, eps 8, main', 'clean_aux': 'clean, aux', 'pgd4_aux': 'PGD, eps 4, aux',
+    'pgd8_aux': 'PGD, eps 8, aux'}
 _CLAIMS = (
     Claim('AdvProp of eps 1 improves clean accuracy', 'advprop-1', 'vanilla', 'clean'),
     Claim('AdvProp of eps 2 improves clean accuracy', 'advprop-2', 'vanilla', 'clean'),

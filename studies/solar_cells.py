@@ -3,7 +3,8 @@
 The data set and whom to cite: `timm_advprop/engine/solar_cells.py`. Functional and defective cells are 69 and 31 of a
 hundred, so accuracy is balanced over both classes, and the area under the ROC curve is that of the defect's
 probability. Attacks in training are a single step from a random start, as large as the ball, away from the true class:
-of two classes that is also towards the other one.
+of two classes that is also towards the other one. Rates and weight decays are those of the best balanced accuracy on
+held-out images, with seeds of their own (`solar-cells-choice`).
 """
 from dataclasses import replace
 from functools import partial
@@ -20,9 +21,8 @@ from .comparison.study import Claim, Study
 __all__ = ['STUDIES']
 
 _EPOCHS = 40  # as in the recipe
-# Not chosen yet: that is for `solar-cells-choice`.
-_SCRATCH = Rates(one_loss=('0.1', '5e-4'), summed=('0.1', '5e-4'))
-_TUNING = Rates(one_loss=('0.05', '5e-4'), summed=('0.05', '5e-4'))
+_SCRATCH = Rates(one_loss=('0.4', '5e-4'), summed=('0.1', '2e-3'))
+_TUNING = Rates(one_loss=('0.1', '5e-4'), summed=('0.02', '5e-4'))
 _EPS = 2
 _USUAL = attack_flags(_EPS)
 _COST = 8 / 3  # of AdvProp with an attack of one step, in vanilla trainings
@@ -51,8 +51,8 @@ _FINE_TUNED: Dict[str, Row] = {
 _COLUMNS = {
     'clean': 'clean', 'auc': 'AUC', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise',
     'corruption_blur': 'blur', 'corruption_weather': 'weather', 'corruption_digital': 'digital',
-    'pgd2_main': 'PGD, eps 2, main', 'pgd4_main': 'PGD, eps 4, main', 'pgd2_aux': 'PGD, eps 2, aux',
-    'pgd4_aux': 'PGD, eps 4, aux'}
+    'pgd2_main': 'PGD, eps 2, main', 'pgd4_main': 'PGD, eps 4, main', 'clean_aux': 'clean, aux',
+    'pgd2_aux': 'PGD, eps 2, aux', 'pgd4_aux': 'PGD, eps 4, aux'}
 _claim = partial(Claim, margin=1.)  # of a hundred: one is about seven test images
 
 _COMPARED = Study(

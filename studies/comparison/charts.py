@@ -87,8 +87,8 @@ def _draw_strengths(path: str, study: Study, results: Sequence[Result]) -> None:
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, route in zip(axes, ('main', 'aux')):
         for i, row in enumerate(study.curves):
-            columns = {0: 'clean'} if route == 'main' else {}
-            columns.update({eps: pgd_attacked(eps, route) for eps in study.measures.strengths})
+            columns = {0: 'clean' if route == 'main' else 'clean_aux',
+                       **{eps: pgd_attacked(eps, route) for eps in study.measures.strengths}}
             points = {eps: fmean(found.values()) for eps, column in columns.items()
                       if (found := values_of(results, row, column))}
             if points:

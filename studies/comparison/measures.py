@@ -64,7 +64,7 @@ class Measures:
         """What is measured, in sentences."""
         what = dict(top1='Top-1 accuracy', balanced='Balanced accuracy')[self.score]
         images = 'test images' if self.split == 'validation' else 'held-out images'
-        parts = [f'{what} on all {images} through the main norms, expected calibration error (ECE, 15 bins)']
+        parts = [f'{what} on all {images}, expected calibration error (ECE, 15 bins)']
         if self.num_corrupted:
             parts.append(f'15 corruptions × 5 severities of {self.num_corrupted} of them')
         if self.num_attacked:
@@ -84,8 +84,9 @@ class Measures:
 
         Returns:
             By what is added to the row's name: `''` for the model itself, `', blend 0.5'` for a plain model between its
-            routes. Of each `clean`, `ece` and, where there are two classes, `auc`; `corruption` and `corruption_noise`
-            and so on, and for each strength and route what `pgd_attacked` and `autoattacked` name.
+            routes. Of each `clean`, `ece` and, where there are two classes, `auc`; `clean_aux` through the auxiliary
+            norms; `corruption` and `corruption_noise` and so on, and for each strength and route what `pgd_attacked`
+            and `autoattacked` name.
         """
         trained = open_trained(checkpoint)
         routes = dict(main=0, aux=row.aux) if row.aux else dict(main=0)
@@ -110,6 +111,8 @@ class Measures:
             results.update(self._corrupted(trained, model, data, placement))
         for name, route in routes.items():
             with norm_route(model, route) if len(routes) > 1 else nullcontext():
+                if route:
+                    results[f'clean_{name}'] = SCORES[self.score](*_logits(model, images, placement))
                 results.update(self._attacked(trained, model, images, name, placement))
                 if self.num_autoattacked:
                     results.update(self._autoattacked(trained, model, data, name, route, placement))

@@ -21,6 +21,7 @@ from studies.comparison.measures import Measures
 from studies.comparison.program import STUDIES
 from studies.comparison.report import render_report
 from studies.comparison.rows import Row
+from studies.comparison.scores import SCORES
 from studies.comparison.table import Table
 from timm_advprop.cli.train import parse_args
 from timm_advprop.engine.placement import Placement
@@ -151,18 +152,25 @@ def test_accuracy_is_measured_for_each_strength_and_route(data, checkpoint):
     found = measures(checkpoint, data, Row('', ([],), aux=1, blends=(0., 1.)), CPU)
     corruptions = ['corruption', *(f'corruption_{group}' for group in ('noise', 'blur', 'weather', 'digital'))]
     main = {'clean', 'ece', *corruptions, 'pgd2_main', 'pgd8_main'}
-    assert found[''].keys() == main | {'pgd2_aux', 'pgd8_aux'}
+    assert found[''].keys() == main | {'clean_aux', 'pgd2_aux', 'pgd8_aux'}
     assert all(0 <= value <= 100 for value in found[''].values())
     assert found[', blend 0'] == {name: found[''][name] for name in main}  # the plain model of the main norms
     assert found[', blend 1']['pgd8_main'] == found['']['pgd8_aux']
     assert found[', blend 1']['ece'] != found['']['ece']
 
 
+def test_clean_images_are_measured_through_both_routes(data, checkpoint, monkeypatch):
+    monkeypatch.setitem(SCORES, 'top1', lambda logits, labels: logits.softmax(1).amax(1).mean().item())
+    measures = Measures(num_corrupted=0, num_attacked=0)
+    found = measures(checkpoint, data, Row('', ([],), aux=1, blends=(1.,)), CPU)
+    assert found['']['clean_aux'] == pytest.approx(found[', blend 1']['clean']) != found['']['clean']
+
+
 @pytest.mark.slow
 def test_autoattack_is_measured_through_both_routes(data, checkpoint):
     measures = Measures(num_corrupted=0, num_attacked=0, num_autoattacked=4)
     found = measures(checkpoint, data, Row('', ([],), aux=1), CPU)['']
-    assert found.keys() == {'clean', 'ece', 'autoattack_main', 'autoattack_aux'}
+    assert found.keys() == {'clean', 'ece', 'clean_aux', 'autoattack_main', 'autoattack_aux'}
 
 
 @pytest.mark.parametrize('num_images, num_chosen, expected', [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]),
@@ -281,7 +289,7 @@ def test_a_part_of_a_study_leaves_the_rest_of_its_report(tmp_path, calls, monkey
     program.main(['fashion-mnist', '--output', str(tmp_path), '--results', str(tmp_path), '--rows', 'madry', '--seeds',
                   '9'])
     text = (tmp_path / 'fashion_mnist.md').read_text()
-    assert '| vanilla |' in text and '| Madry |' in text and '1 to 2 seeds' in text
+    assert '| vanilla |' in text and '| Madry, eps 2 |' in text and '1 to 2 seeds' in text
 
 
 def test_a_report_of_what_is_finished_trains_nothing(tmp_path, calls, monkeypatch, capsys):
