@@ -28,7 +28,7 @@ from timm_advprop.regimes import Attack
 
 from .trained import Trained, check_root, open_trained
 
-__all__ = ['Measured', 'main', 'read_measured', 'render_table']
+__all__ = ['Measured', 'main', 'render_table']
 
 WEIGHTS = (0., 0.25, 0.5, 0.75, 1.)  # of the auxiliary norms
 STRENGTHS, STEPS = (4, 8), 10
@@ -75,17 +75,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     _draw(picture, measured)
     print(render_table(measured))
     print(f'\nWritten: {table}, {picture}')
-
-
-def read_measured(path: str) -> List[Measured]:
-    """Read what the study wrote.
-
-    Args:
-        path: Its CSV file.
-    """
-    with open(path, newline='', encoding='utf-8') as file:
-        return [Measured(**{**row, 'weight': float(row['weight']), 'top1': float(row['top1'])})
-                for row in csv.DictReader(file)]
 
 
 def render_table(measured: Sequence[Measured]) -> str:

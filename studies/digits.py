@@ -111,10 +111,9 @@ def _draw(checkpoint: str, data: str, path: str) -> None:
     trained = open_trained(checkpoint)
     samples = list(trained.images(data, normalise=False))
     images, target = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(trained.config))
     attack = Attack(eps_px=EPS, alpha_px=ALPHA, steps=STEPS, target='none', random_start=1.).normalised_by(
         *channel_normalisation(trained.config))
-    clean = (images - mean) / std
+    clean = attack.from_pixels(images)
     adversarial, _ = attack(trained.model, clean, target)
     with torch.inference_mode():
         before, after = (trained.model(batch).argmax(dim=1) for batch in (clean, adversarial))
@@ -122,7 +121,7 @@ def _draw(checkpoint: str, data: str, path: str) -> None:
     fooled = fooled if len(fooled) else torch.arange(NUM_PICTURES)
     chosen = fooled[torch.linspace(0, len(fooled) - 1, min(NUM_PICTURES, len(fooled))).long()]
     titles = [f'{before[i]} → {after[i]}' for i in chosen]
-    draw_attack(path, images[chosen], adversarial[chosen] * std + mean, titles, amplification=64 / EPS)
+    draw_attack(path, images[chosen], attack.in_pixels(adversarial[chosen]), titles, amplification=64 / EPS)
 
 
 if __name__ == '__main__':

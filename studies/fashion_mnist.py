@@ -178,6 +178,8 @@ _ABLATIONS = replace(
     },
     seeds=tuple(range(200, 205)),
     measures=Measures(split='holdout', num_attacked=500),
+    panels=('clean', 'corruption', 'pgd8_main', 'pgd8_aux'),
+    curves=(),
     reference='advprop-2',
     claims=(),
 )

@@ -124,7 +124,8 @@ class Settings:
         for name, about in self.declared().items():
             value = getattr(self, name)
             if isinstance(value, (list, dict)):  # several values, as argparse and YAML deliver them
-                object.__setattr__(self, name, _read_only(value))
+                read_only = tuple(value) if isinstance(value, list) else MappingProxyType(dict(value))
+                object.__setattr__(self, name, read_only)
             problem = about.problem(value)
             if problem:
                 raise ValueError(f'{name} {problem}, got {value!r}.')
@@ -179,12 +180,6 @@ class ProgramSettings:
     @classmethod
     def _groups(cls) -> List[Any]:
         return [entry for entry in fields(cls) if entry.init]
-
-
-def _read_only(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    return MappingProxyType(dict(value)) if isinstance(value, dict) else value
 
 
 def _kind(annotation: Any) -> Any:

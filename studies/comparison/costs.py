@@ -6,7 +6,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 
-from timm_advprop.cli.benchmark import time_in_turn
+from timm_advprop.cli.timing import time_in_turn
 from timm_advprop.cli.train import parse_args
 from timm_advprop.engine.datasets import resolve_image_config
 from timm_advprop.engine.optimization import build_optimizer, learning_rate

@@ -1,6 +1,5 @@
 """What is measured of a trained model: clean accuracy, accuracy under corruptions, and under attack by route."""
 import statistics
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
@@ -12,7 +11,7 @@ from timm_advprop.corruptions import GROUPS
 from timm_advprop.engine.datasets import channel_normalisation
 from timm_advprop.engine.evaluation import evaluate
 from timm_advprop.engine.placement import Placement
-from timm_advprop.norms import blend_routes, norm_route
+from timm_advprop.norms import blend_routes, one_route
 from timm_advprop.regimes import Attack
 from timm_advprop.robustness import autoattack, routed
 
@@ -110,7 +109,7 @@ class Measures:
         if self.num_corrupted:
             results.update(self._corrupted(trained, model, data, placement))
         for name, route in routes.items():
-            with norm_route(model, route) if len(routes) > 1 else nullcontext():
+            with one_route(model, route):
                 if route:
                     results[f'clean_{name}'] = SCORES[self.score](*_logits(model, images, placement))
                 results.update(self._attacked(trained, model, images, name, placement))

@@ -136,6 +136,16 @@ def test_a_file_of_names_is_validated_without_what_fails(validated, tmp_path, ca
     assert 'broken left out: No such thing.' in caplog.text
 
 
+def test_where_each_model_fails_the_results_stay(validated, tmp_path, capsys):
+    (tmp_path / 'names').write_text('broken\nbroken\n')
+    (tmp_path / 'results.csv').write_text('of before\n')
+    with pytest.raises(SystemExit) as stop:
+        main(['--model', str(tmp_path / 'names'), '--results-file', str(tmp_path / 'results.csv')])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and 'each model was left out' in captured.err and '--result' not in captured.out
+    assert (tmp_path / 'results.csv').read_text() == 'of before\n'
+
+
 @pytest.mark.parametrize('names, words', [
     ('one\ntwo\n', 'error: The checkpoint x.pth is not one for each of 2 models (--model): give one model, or as many'),
     ('\n', 'is a file without names.')], ids=str)

@@ -16,7 +16,7 @@ SAID = dict(model='test_resnet_ap', num_classes=10, gp='max', model_kwargs=dict(
 
 
 def checkpoint(**args):
-    return Checkpoint('last.pth.tar', {}, averaged=False, args=args, epoch=None, metric=None, raw={})
+    return Checkpoint('last.pth.tar', {}, averaged=False, args=args, epoch=None, raw={})
 
 
 def settings(**values):

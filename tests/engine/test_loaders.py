@@ -330,6 +330,13 @@ def test_wrong_settings_are_one_line(few_digits, values, words):
         build_loaders(train_settings(data_dir=few_digits, **values), CONFIG, values.get('num_classes', 10), CPU)
 
 
+def test_a_stream_has_no_splits_of_augmentation(few_digits, monkeypatch):
+    stream = IterableImageDataset('', reader=ReaderOfDigits(few_digits))
+    monkeypatch.setattr('timm_advprop.engine.loaders._open_splits', lambda *args: (stream, None))
+    with pytest.raises(InputError, match='--aug-splits needs a data set whose images have numbers'):
+        loaders_of(few_digits, aug_splits=2)
+
+
 def test_one_folder_is_not_both_splits(few_digits):
     with pytest.raises(InputError, match='Both splits are .*: give a folder with both'):
         loaders_of(f'{few_digits}/train', train_split='train', val_split='validation')

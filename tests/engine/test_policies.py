@@ -19,7 +19,7 @@ def test_timms_policies_are_right(name):
 @pytest.mark.parametrize('name, part', [
     ('rand-m', "'m'"), ('rand-m-9', "'m'"), ('rand-mstdinf', "'mstdinf'"), ('rand-m9-p1.5', "'p1.5'"),
     ('rand-tx', "'tx'"), ('rand--m9', "''"), ('rand-m9x', "'m9x'"), ('rand-m9.5', "'9.5'"),
-    ('rand-k3', 'Unknown RandAugment'),
+    ('rand-k3', 'Unknown RandAugment'), ('rand-m9-prob0.5', 'Unknown RandAugment'), ('augmix-pos5', 'Unknown AugMix'),
     ('original-m3', 'Unknown AutoAugment'), ('augmix-n3', 'Unknown AugMix'), ('v1', 'Unknown AA policy v1'),
 ])
 def test_a_name_that_is_half_understood_is_refused(name, part):

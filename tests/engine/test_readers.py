@@ -11,7 +11,7 @@ from timm.data.readers.reader import Reader
 
 from tests.engine.runs import eval_settings, load, read_summary, run
 from timm_advprop.engine import datasets
-from timm_advprop.engine.datasets import has_split_folder
+from timm_advprop.engine.datasets import dataset_name, has_split_folder
 from timm_advprop.engine.run_settings import DataSettings
 from timm_advprop.engine.validation import validate
 from timm_advprop.errors import InputError
@@ -157,6 +157,12 @@ def test_a_tar_file_that_is_damaged_is_one_line(tmp_path):
 def test_a_folder_of_torchvisions_has_the_split_that_is_asked_for(digits_folder, tmp_path):
     with pytest.raises(InputError, match="No split 'test' in"):
         run(str(digits_folder), tmp_path, dataset='torch/image_folder', val_split='test')
+
+
+@pytest.mark.parametrize('dataset, name', [
+    ('', 'cells'), ('torch/image_folder', 'cells'), ('torch/cifar10', 'cifar10'), ('hfds/user/set', 'user/set')])
+def test_a_data_set_has_the_name_of_its_folder_or_of_itself(dataset, name):
+    assert dataset_name(DataSettings(data_dir='/data/cells', dataset=dataset)) == name
 
 
 class Stream(Reader):

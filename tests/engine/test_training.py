@@ -56,6 +56,15 @@ def test_head_settings_change_the_head_alone():
     torch.testing.assert_close(scaled['fc.bias'], .5 * plain['fc.bias'])
 
 
+@pytest.mark.parametrize('values, words', [
+    (dict(model='levit_128s', head_init_scale=.1), '--head-init-scale and --head-init-bias need a model with one'),
+    (dict(model='dla46x_c', grad_checkpointing=True), 'gradient checkpointing not supported'),
+], ids=str)
+def test_what_a_model_does_not_have_is_one_line(values, words):
+    with pytest.raises(InputError, match=words):
+        model_of(**values)
+
+
 @pytest.mark.parametrize('values, rate', [
     (dict(drop_path=.2), .2), (dict(drop_connect=.2), .2), (dict(drop_path=.1, drop_connect=.3), .1),
     (dict(drop_path=0., drop_connect=.3), 0.), (dict(), 0.),

@@ -288,6 +288,12 @@ def test_labels_that_cannot_be_read_are_one_line(run, tmp_path, flag):
             run(**{flag: str(tmp_path / file)})
 
 
+def test_real_labels_need_the_names_of_images(run, few_digits, tmp_path):
+    (tmp_path / 'real.json').write_text('[[0]]')
+    with pytest.raises(InputError, match='--real-labels needs the names of images'):
+        run(real_labels=str(tmp_path / 'real.json'), dataset='torch/image_folder')
+
+
 @pytest.mark.parametrize('labels', ['', '0\n10\n', '-1\n3\n'])
 def test_valid_labels_are_classes_of_the_model(run, tmp_path, labels):
     (tmp_path / 'labels').write_text(labels)

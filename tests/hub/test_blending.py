@@ -61,7 +61,7 @@ def test_the_card_of_one_of_the_norms(hub, split_model, route, words, others):
     push_to_hub(split_model, REPO, route=route, recipe=dict(RECIPE, adv_eps=[4., 2.]))
     card = card_of(hub)
     assert f'Its norms are {words}' in card and others not in card
-    assert ('| PGD | 2/255' in card) == (route == '2')
+    assert ('| 2 | adversarial images | PGD | 2/255' in card) == (route == '2')
 
 
 def test_metrics_of_the_main_norms_are_not_those_of_a_blend(hub, checkpoint):

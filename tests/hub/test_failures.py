@@ -123,6 +123,8 @@ def test_repository_that_holds_something_else(hub, tmp_path, capsys):
     hub.add_repo('user/lost', {'config.json': announcing, 'model.safetensors': weights})
     for repo_id, entries in (
             ('user/many', dict(timm_advprop=dict(num_aux=10 ** 9))),
+            ('user/negative', dict(model_args=dict(num_aux=-1))),
+            ('user/worded', dict(model_args=dict(num_aux='two'))),
             ('user/evil', dict(model_args=dict(cache_dir=str(tmp_path / 'evil')))),
     ):
         text = json.dumps({**json.loads(config), **entries})
@@ -133,6 +135,8 @@ def test_repository_that_holds_something_else(hub, tmp_path, capsys):
             ('user/empty', 'user/empty does not hold a timm model'),
             ('user/text', 'config.json of user/text is damaged'),
             ('user/many', 'config.json of user/many is damaged'),
+            ('user/negative', 'config.json of user/negative is damaged'),
+            ('user/worded', 'config.json of user/worded is damaged'),
             ('user/evil', 'config.json of user/evil@.* has the model argument cache_dir, which is not one'),
             ('user/lost', 'has no aux.safetensors'),
     ):

@@ -80,6 +80,16 @@ def test_a_checkpoint_has_no_code_run_or_fetched_for_it(checkpoint, digits, tmp_
     assert not opened[0].dataset_download and not opened[0].dataset_trust_remote_code
 
 
+@pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
+def test_pictures_name_classes_whatever_reads_the_images(checkpoint, digits, dataset):
+    path, _ = checkpoint()
+    content = torch.load(path, weights_only=False)
+    vars(content['args']).update(data_dir=digits, dataset=dataset)
+    torch.save(content, path)
+    images, names = card_pictures._validation_images(open_release(path))
+    assert len(images) == len(names) == 8 and len(set(names)) > 4 and set(names) <= set('0123456789')
+
+
 def test_checkpoint_of_the_version_before_is_published(checkpoint):
     """That version's runs wrote what they found out into their arguments."""
     path, model = checkpoint()

@@ -33,9 +33,15 @@ class LayerNormOfAUser(nn.LayerNorm):
         return 2 * super().forward(x)
 
 
+class LayerNormWithAKeyword(nn.LayerNorm):
+    def forward(self, x, *, scale=2.):
+        return scale * super().forward(x)
+
+
 LAYERS = [
     pytest.param(lambda: nn.LayerNorm(8), TOKENS, SplitLayerNorm, id='LayerNorm'),
     pytest.param(lambda: layers.LayerNorm(8), TOKENS, SplitLayerNorm, id='timm-LayerNorm'),
+    pytest.param(lambda: LayerNormWithAKeyword(8), TOKENS, SplitLayerNorm, id='LayerNorm-keyword'),
     pytest.param(lambda: nn.LayerNorm(8, bias=False), TOKENS, SplitLayerNorm, id='LayerNorm-no-bias'),
     pytest.param(lambda: layers.LayerNorm2d(8), MAPS, SplitLayerNorm2d, id='LayerNorm2d'),
     pytest.param(lambda: layers.LayerNormAct2d(8), MAPS, SplitLayerNorm, id='LayerNormAct2d'),

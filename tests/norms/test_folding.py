@@ -145,9 +145,29 @@ def test_a_checkpointed_block_computes_what_it_did(use_reentrant):
     assert folded_convolutions(model, images) == (set() if use_reentrant else {'0.conv'})
 
 
-def test_what_comes_between_convolution_and_norm_is_seen():
-    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)))
-    assert folded_convolutions(model, images_of()) == set()
+class PreActivation(nn.Module):
+    """A block whose sum is made in place, before the norm of the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv1(x)
+        y += x
+        return self.conv2(self.norm(y)).flatten(1)
+
+
+@pytest.mark.parametrize('model', [
+    nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+    nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4)), PreActivation()],
+    ids=['activation', 'in place', 'sum in place'])
+def test_what_comes_between_convolution_and_norm_is_seen(model):
+    model, images = randomised(model), images_of()
+    plain = output_and_gradient(model, images)
+    assert folded_convolutions(model, images) == set()
+    with folded(model, images, MANY):
+        assert all(torch.equal(*pair) for pair in zip(output_and_gradient(model, images), plain))
 
 
 @pytest.mark.parametrize('model, passes, expected', [

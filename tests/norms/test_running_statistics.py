@@ -61,6 +61,19 @@ def test_a_batch_of_one_image_is_passed_over(net):
         recalibrate(net, batches[1:])
 
 
+def test_statistics_stay_where_there_are_no_images(net):
+    before = snapshot(net)
+
+    def broken():
+        raise OSError('no disk')
+        yield
+
+    for batches, error in ((batches_of(1), ValueError), (broken(), OSError)):
+        with pytest.raises(error):
+            recalibrate(net, batches)
+        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
 @pytest.mark.parametrize('fails', [False, True])
 def test_modes_momenta_and_parameters_stay(net, fails):
     net[1].momentum, net[4].momentum = None, .3

@@ -167,6 +167,12 @@ def test_all_kinds_of_sources_together_have_a_norm_each_in_their_order():
         assert result[f'{name}_top1'].item() == pytest.approx(sum(top1[i] for i in members) / len(members))
 
 
+def test_images_of_several_views_are_equal_parts():
+    task = AdvPropTask(split_model(num_aux=1), sources=[AugmentedView()], verbose=False, **HALF)
+    with pytest.raises(ValueError, match='7 images are no 2 equal parts'):
+        task(*make_batch(7))
+
+
 def test_each_norm_sees_its_part_of_the_batch():
     model, (images, target) = split_model(num_aux=3).train(), make_batch(4)
     views = torch.cat([images, images * 0.5])

@@ -1,6 +1,7 @@
 """From pixels to the units of normalised images, and whose normalisation it is."""
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -35,6 +36,16 @@ def test_a_source_keeps_its_own_normalisation_and_its_settings(source):
 def test_a_wrong_normalisation_is_named(mean, std):
     with pytest.raises(ValueError, match='mean and std need one value for each channel, std above 0'):
         Attack().normalised_by(mean, std)
+
+
+@pytest.mark.parametrize('kind', [list, np.array, torch.tensor])
+def test_a_normalisation_may_be_of_any_kind_of_sequence(kind):
+    given = [(0.5, 0.25, 0.125), (0.5, 0.25, 0.25)]
+    attack = Attack(mean=kind(given[0]), std=kind(given[1]))
+    assert attack == Attack(mean=given[0], std=given[1]) and hash(attack)
+    assert Attack().normalised_by(*map(kind, given)) == attack
+    task = AdvPropTask(split_model(), mean=kind(given[0]), std=kind(given[1]), verbose=False)
+    assert (task.sources[0].mean, task.sources[0].std) == tuple(given)
 
 
 def test_a_model_says_how_its_inputs_are_normalised():

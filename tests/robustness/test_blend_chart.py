@@ -54,6 +54,12 @@ def test_a_route_without_clean_images_or_others_has_no_point():
     assert [blend.route for blend in blends_in(rows)['m', '']] == ['main', '0.5', 'aux']
 
 
+def test_points_that_share_no_images_but_clean_ones_are_no_curve():
+    rows = [each for route, eps in (('main', '8.0'), ('0.5', '4.0'), ('aux', '8.0')) for each in (
+        row('clean', route=route), row('attacks', 'pgd', eps, route=route))]
+    assert not blends_in(rows)
+
+
 def test_the_table_has_a_row_for_each_point():
     rows = rows_of_blends(blends_in(rows_of_a_curve(('main', '0.5', 'aux'))))
     assert [each['route'] for each in rows] == ['main', '0.5', 'aux']
@@ -80,6 +86,12 @@ def test_the_picture_has_a_panel_for_each_kind_and_a_line_for_each_strength(axes
     assert lines == {'PGD 2/255': [[90, 30], [85, 50], [80, 60]], 'PGD 8/255': [[90, 15], [85, 25], [80, 30]]}
     assert [line.get_xydata().tolist() for line in corruptions.get_lines()] == [[[90, 45], [85, 42.5], [80, 40]]]
     assert [text.get_text() for text in corruptions.texts] == ['main', '0.5', 'aux']
+
+
+def test_a_model_without_a_kind_of_images_has_an_empty_place(axes_of):
+    other = [each for each in rows_of_a_curve(('main', '0.5', 'aux'), model='other') if each['suite'] != 'corruptions']
+    axes = axes_of([*rows_of_a_curve(('main', '0.5', 'aux')), *other])
+    assert [axis.axison for axis in axes] == [True, True, True, False]
 
 
 def test_points_that_lie_on_each_other_share_a_label(axes_of):

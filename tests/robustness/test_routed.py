@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 import timm_advprop
 from timm_advprop import Attack, InputError, norm_route, routed
+from timm_advprop.attacks.values import _on_device as per_channel_on_device
 from timm_advprop.norms import split_norms
 
 MEAN, STD = (.5, .4, .3), (.2, .3, .25)
@@ -55,6 +56,14 @@ def test_images_are_normalised_and_pass_the_route(model, images, route):
     with norm_route(model, route):
         expected = model(normalised(images))
     assert torch.equal(routed(model, route)(images), expected)
+
+
+def test_a_pass_in_inference_mode_leaves_gradients_possible(model, images):
+    per_channel_on_device.cache_clear()
+    pixels = routed(model)
+    with torch.inference_mode():
+        pixels(images)
+    assert fgsm(pixels, images, LABELS, 8 / 255).ne(images).any()
 
 
 def test_routes_differ(model, images):

@@ -31,6 +31,13 @@ def test_the_mean_is_over_15_corruptions_and_5_severities():
     assert all('mce' not in each and not each['cell'] and each['severity'] == '' for each in found.values())
 
 
+def test_scores_of_classes_are_averaged_as_well():
+    rows = corrupted()
+    for number, each in enumerate(rows):
+        each['macro_f1_score'] = float(number % 2)
+    assert summaries(rows)['main', 'mean']['macro_f1_score'] == pytest.approx(0.5, abs=0.01)
+
+
 def test_numbers_may_be_text_as_in_a_file():
     rows = [{name: str(value) for name, value in each.items()} for each in corrupted()]
     assert summaries(rows)['main', 'mean']['top1_err'] == 30.

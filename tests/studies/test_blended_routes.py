@@ -1,13 +1,20 @@
 """The study of blends: its table, and that the page says what the committed file says."""
+import csv
 from pathlib import Path
 
 import pytest
 
 from studies import blended_routes
-from studies.blended_routes import Measured, main, read_measured, render_table
+from studies.blended_routes import Measured, main, render_table
 from timm_advprop.cli.train import main as train
 
 ROOT = Path(__file__).parents[2]
+
+
+def read_measured(path):
+    with open(path, newline='', encoding='utf-8') as file:
+        return [Measured(**{**row, 'weight': float(row['weight']), 'top1': float(row['top1'])})
+                for row in csv.DictReader(file)]
 
 
 def test_the_page_has_the_table_of_the_committed_file():

@@ -236,7 +236,7 @@ def test_checkpoint_of_a_run_is_read_once(use_ema, run_checkpoint, trained, monk
     assert all(torch.equal(value, expected[key]) for key, value in checkpoint.state_dict.items())
     assert checkpoint.averaged == use_ema
     assert checkpoint.args == dict(model='test_resnet_ap', regime='advprop', eps=(1., 2.))
-    assert (checkpoint.path, checkpoint.epoch, checkpoint.metric) == (path, 4, 76.5)
+    assert (checkpoint.path, checkpoint.epoch) == (path, 4)
     assert checkpoint.raw['optimizer']['param_groups'][0]['lr'] == .1
     for kind, weights in (('state_dict', trained.state_dict()), ('state_dict_ema', average)):
         assert torch.equal(checkpoint.raw[kind]['bn1.weight'], weights['bn1.weight'])
@@ -247,7 +247,7 @@ def test_checkpoint_without_averaged_weights_has_its_own(trained, tmp_path):
     torch.save(dict(state_dict=trained.state_dict(), state_dict_ema=None, epoch=3), path)
     checkpoint = open_checkpoint(path)
     assert not checkpoint.averaged
-    assert (checkpoint.args, checkpoint.epoch, checkpoint.metric) == ({}, None, None)  # not of a timm run
+    assert (checkpoint.args, checkpoint.epoch) == ({}, None)  # not of a timm run
     assert torch.equal(checkpoint.state_dict['bn1.weight'], trained.bn1.weight)
 
 

@@ -6,9 +6,9 @@ parameter's `.grad` is written.
 from .objective import LOSS_SCALE, Forward, Gradient, Loss, cross_entropy, input_gradient, random_target
 from .pgd import ATTACKS, NORMS, gd, ifgsm, pgd
 from .pyramid import pyramid
-from .values import Scale, per_channel
+from .values import limits, per_channel, widened
 
 __all__ = [
-    'ATTACKS', 'Forward', 'Gradient', 'LOSS_SCALE', 'Loss', 'NORMS', 'Scale', 'cross_entropy', 'gd', 'ifgsm',
-    'input_gradient', 'per_channel', 'pgd', 'pyramid', 'random_target',
+    'ATTACKS', 'Forward', 'Gradient', 'LOSS_SCALE', 'Loss', 'NORMS', 'cross_entropy', 'gd', 'ifgsm', 'input_gradient',
+    'limits', 'per_channel', 'pgd', 'pyramid', 'random_target', 'widened',
 ]

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
+from .values import widened
 
 __all__ = ['Forward', 'Gradient', 'LOSS_SCALE', 'Loss', 'cross_entropy', 'input_gradient', 'random_target']
 
@@ -31,9 +32,7 @@ def input_gradient(forward: Forward, images: torch.Tensor, target: torch.Tensor,
     """
     images = images.detach().requires_grad_()
     output = forward(images)
-    if output.dtype in (torch.float16, torch.bfloat16):
-        output = output.float()
-    objective = loss(output, target).sum() * LOSS_SCALE
+    objective = loss(widened(output), target).sum() * LOSS_SCALE
     return torch.autograd.grad(objective, images)[0].nan_to_num()
 
 

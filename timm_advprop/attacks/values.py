@@ -78,4 +78,5 @@ def _as_tuple(value: Any) -> Any:
 @lru_cache(maxsize=256)
 def _on_device(value: Union[float, Tuple[float, ...]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     # Kept: a copy from the host in every step would make the device wait.
-    return torch.tensor(value, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # autograd takes no tensors made in inference mode
+        return torch.tensor(value, dtype=dtype, device=device)

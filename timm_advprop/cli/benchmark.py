@@ -34,7 +34,7 @@ from .step_memory import StepMemory, print_memory, step_memory
 from .timing import Case, device_name, time_in_turn
 from .training_step import TrainingStep
 
-__all__ = ['main', 'time_in_turn']
+__all__ = ['main']
 
 _NONE, _SHOWN_OPERATIONS = (0., 0.), 14
 _EVAL_PASSES = 5  # a pass alone is short for a clock on a busy machine

@@ -1,5 +1,4 @@
 """Prints the zoo: `python -m timm_advprop.models [PATTERN …]`."""
-import os
 import sys
 from fnmatch import fnmatch
 from typing import Iterable, Mapping, Optional, Sequence
@@ -24,10 +23,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = _create_parser().parse_args(argv)
     models = left_out_models() if args.left_out else split_models()
     chosen = _choose(models, args.patterns)
-    try:
-        (_print_reasons if args.left_out else _print_models)(chosen)
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    (_print_reasons if args.left_out else _print_models)(chosen)
 
 
 def _create_parser() -> ProgramParser:

@@ -62,6 +62,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         return _evaluate_suites(settings, runs, several)
     if several:
         results: Any = sorted(_run_each(_validate_one, runs), key=lambda result: result['top1'], reverse=True)
+        if not results:
+            raise InputError('Nothing was validated: each model was left out.')
     else:
         results = _run(validate, runs[0])
     print(f'--result\n{json.dumps(results, indent=4)}')

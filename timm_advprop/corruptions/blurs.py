@@ -30,9 +30,9 @@ def gaussian(x: np.ndarray, sigma: float, truncate: float = 4., border: int = cv
     return cv2.GaussianBlur(x, (2 * radius + 1, 2 * radius + 1), sigma, borderType=border).reshape(x.shape)
 
 
-def std_after_gaussian(sigma: float, truncate: float = 4.) -> float:
+def std_after_gaussian(sigma: float) -> float:
     """Standard deviation of independent noise, 1 before, after the filter."""
-    kernel = cv2.getGaussianKernel(2 * int(truncate * sigma + .5) + 1, max(sigma, 1e-3))
+    kernel = cv2.getGaussianKernel(2 * int(4 * sigma + .5) + 1, max(sigma, 1e-3))
     return float(np.square(kernel).sum())
 
 

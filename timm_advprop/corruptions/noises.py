@@ -27,7 +27,7 @@ def shot_noise(x: np.ndarray, rng: np.random.Generator, scale: float, photons: f
 def impulse_noise(x: np.ndarray, rng: np.random.Generator, scale: float, amount: float) -> np.ndarray:
     """Salt and pepper: a part `amount` of all values become 0 or 1, as many of each."""
     chance = rng.random(x.shape, dtype=np.float32)
-    return np.where(chance < amount, np.float32(0) + (chance < amount / 2), x)
+    return np.where(chance < amount, chance < amount / 2, x)
 
 
 def _normal(rng: np.random.Generator, shape, std: float) -> np.ndarray:

@@ -155,7 +155,7 @@ def make_loader(
 
 def dataset_name(data: DataSettings) -> str:
     """What people call a data set: `cifar10` for `torch/cifar10`, and the name of a folder, never where it lies."""
-    if data.dataset:
+    if data.dataset and data.dataset.lower() not in _TORCH_FOLDERS:
         name = without_folders(data.dataset)
         return name.partition('/')[2] or name
     return os.path.basename(os.path.normpath(data.data_dir)) if data.data_dir else ''

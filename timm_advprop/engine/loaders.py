@@ -15,7 +15,7 @@ from .splits import place_of
 
 __all__ = ['Loaders', 'TrainLoader', 'build_loaders']
 
-# Settings that timm's create_loader takes under another name.
+# Settings that timm's create_loader takes, and its names for them.
 _AUGMENTATION_NAMES = dict(
     no_aug='no_aug', train_crop_mode='train_crop_mode', scale='scale', ratio='ratio', hflip='hflip', vflip='vflip',
     color_jitter='color_jitter', color_jitter_prob='color_jitter_prob', grayscale_prob='grayscale_prob',
@@ -115,6 +115,9 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
         raise InputError('--aug-repeats needs several processes, among which timm divides repeated images: give '
                          '--aug-repeats 0.')
     images, eval_set = _open_splits(settings, config, num_classes, loader.batch_size * placement.world_size)
+    if augmentation.aug_splits and isinstance(images, IterableDataset):
+        raise InputError('--aug-splits needs a data set whose images have numbers, such as a folder; this one is a '
+                         'stream.')
     train_set = AugMixDataset(images, num_splits=augmentation.aug_splits) if augmentation.aug_splits else images
     mixup = _mixup_arguments(augmentation, num_classes)
     if mixup is not None:

@@ -100,7 +100,7 @@ def open_placement(
     """
     if settings.amp and settings.model_dtype not in (None, 'float32'):
         raise InputError('--amp needs --model-dtype float32.')
-    for module in modules or ():
+    for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:

@@ -1,19 +1,18 @@
 """The plan of a training run, before it begins: what its parts say of themselves."""
-from typing import Any, Dict, Iterable, List, Optional, Sized
+from typing import Any, Dict, List, Optional, Sized
 
 import torch
-import torch.nn as nn
 from timm.scheduler import PlateauLRScheduler
 
-from ..norms import num_aux_norms, split_norms
+from ..norms import norm_parameters, num_aux_norms, split_norms
 from ..output import counted
 from .datasets import DataConfig, class_names
 from .optimization import learning_rate, lr_scaling, mean_lr
 from .run_folder import output_folder
 from .run_settings import TrainSettings
-from .training import Parts, prepare, told_share
+from .training import Parts, images_per_update, prepare, told_share
 
-__all__ = ['describe_plan', 'plan_run']
+__all__ = ['plan_run']
 
 _EPOCHS_SHOWN = 6
 
@@ -68,13 +67,9 @@ def describe_plan(parts: Parts, config: DataConfig) -> Dict[str, str]:
 
 def _model(parts: Parts) -> str:
     model = parts.task.get_trainable_module()
-    number = _number_of_parameters([model])
-    of_aux = _number_of_parameters(norm.aux_bn for norm in split_norms(model))
+    number, of_aux = (sum(parameter.numel() for parameter in parameters)
+                      for parameters in (model.parameters(), norm_parameters(model)[1]))
     return f'{parts.settings.model.model}, {number:,} parameters, {of_aux:,} of them of auxiliary norms'
-
-
-def _number_of_parameters(modules: Iterable[nn.Module]) -> int:
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _norms(parts: Parts) -> str:
@@ -109,11 +104,6 @@ def _images(config: DataConfig) -> str:
     return f'{size}, mean {mean}, std {std}'
 
 
-def _images_per_update(parts: Parts) -> int:
-    loader = parts.settings.loader
-    return loader.batch_size * parts.placement.world_size * loader.grad_accum_steps
-
-
 def _batch(parts: Parts) -> str:
     loader, processes = parts.settings.loader, parts.placement.world_size
     factors = [counted(loader.batch_size, 'image')]
@@ -121,12 +111,13 @@ def _batch(parts: Parts) -> str:
         factors.append(f'{processes} processes')
     if loader.grad_accum_steps > 1:
         factors.append(f'{loader.grad_accum_steps} accumulated batches')
-    return f'{counted(_images_per_update(parts), "image")} for an update: {" × ".join(factors)}'
+    number = counted(images_per_update(parts.settings, parts.placement), 'image')
+    return f'{number} for an update: {" × ".join(factors)}'
 
 
 def _rate(parts: Parts) -> str:
     optimizer = parts.settings.optimizer
-    rate = learning_rate(optimizer, _images_per_update(parts), verbose=False)
+    rate = learning_rate(optimizer, images_per_update(parts.settings, parts.placement), verbose=False)
     if optimizer.lr is not None:
         return f'{rate:g}, as --lr says, whatever the batch'
     return (f'{rate:g}, from --lr-base {optimizer.lr_base:g} for {optimizer.lr_base_size} images by '

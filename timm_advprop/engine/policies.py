@@ -28,7 +28,7 @@ def policy_problem(name: str) -> Optional[str]:
         return None
     kind, *options = name.split('-')
     for option in options:
-        if not _PART.fullmatch(option) or option[0] == 'p' and float(option[1:]) > 1:
+        if not _PART.fullmatch(option) or re.fullmatch(r'p\d.*', option) and float(option[1:]) > 1:
             return f'must be a policy such as {_POLICIES} ({option!r} is no option of one)'
     make = dict(rand=rand_augment_transform, augmix=augment_and_mix_transform).get(kind, auto_augment_transform)
     try:

@@ -189,7 +189,8 @@ class ScheduleSettings(Settings):
     sched: str = setting('cosine', 'scheduler, by timm\'s names', metavar='SCHEDULER')
     sched_on_updates: bool = setting(False, 'step the scheduler on updates, not on epochs')
     lr_noise: Optional[Tuple[float, ...]] = setting(
-        None, 'learning-rate noise on/off epochs', low=0, ordered=True, nargs='+', metavar='PCT')
+        None, 'noise of the learning rate: shares of the schedule where it begins and ends', low=0, ordered=True,
+        nargs='+', metavar='PCT')
     lr_noise_pct: float = setting(0.67, 'limit of the noise', low=0, metavar='PCT')
     lr_noise_std: float = setting(1.0, 'deviation of the noise', low=0, metavar='STD')
     lr_cycle_mul: float = setting(1.0, 'factor on each cycle\'s length', above=0, metavar='M')

@@ -14,7 +14,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.utils import distribute_bn
 
 from ..errors import InputError, RunError, as_input_error, one_line
-from ..models import split_models
+from ..models import split_models, variant_of
 from ..norms import configure_batch_norm, norm_distances, share_of
 from ..output import counted
 from ..regimes import RegimeTask, attacks_of, create_task, lacks_regime, regime_of
@@ -212,7 +212,7 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
         _logger.info(f'The architecture of {model_settings.model}, untrained: --pretrained loads its weights.')
     _init_head(model, model_settings.head_init_scale, model_settings.head_init_bias)
     if model_settings.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)  # pyright: ignore[reportCallIssue]
+        as_input_error(model.set_grad_checkpointing, enable=True)  # pyright: ignore[reportArgumentType]
     norm = settings.norm
     synchronise = norm.sync_bn and placement.distributed
     return placement.place(configure_batch_norm(model, norm.bn_momentum, norm.bn_eps, synchronise=synchronise))
@@ -221,7 +221,7 @@ def build_model(settings: TrainSettings, placement: Placement) -> nn.Module:
 def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, placement: Placement) -> RegimeTask:
     """The training task of the regime."""
     name = base_name(settings.model.model)
-    variant = next((variant for variant, base in split_models().items() if base == name), None)
+    variant = variant_of(name)
     if variant and lacks_regime(settings.regime, model):
         raise InputError(f'{name} has no split norms: say which regime the attack is for (--regime), or take --model '
                          f'{variant}.')
@@ -229,6 +229,11 @@ def build_task(settings: TrainSettings, model: nn.Module, config: DataConfig, pl
     return as_input_error(
         create_task, settings.regime, model, build_criterion(settings.augmentation).to(placement.device), mean=mean,
         std=std, device=placement.device, dtype=placement.dtype, verbose=placement.primary)
+
+
+def images_per_update(settings: TrainSettings, placement: Placement) -> int:
+    """Clean images in an update, over all processes."""
+    return settings.loader.batch_size * placement.world_size * settings.loader.grad_accum_steps
 
 
 def schedule_of(settings: TrainSettings, task: RegimeTask, verbose: bool = False) -> ScheduleSettings:
@@ -252,8 +257,7 @@ def _assemble(
 ) -> Parts:
     schedule = schedule_of(settings, task, verbose=placement.primary)
     loader = settings.loader
-    lr = learning_rate(
-        settings.optimizer, loader.batch_size * placement.world_size * loader.grad_accum_steps, placement.primary)
+    lr = learning_rate(settings.optimizer, images_per_update(settings, placement), placement.primary)
     optimizer = build_optimizer(settings.optimizer, task.get_trainable_module(), lr)
     trainer = Trainer(
         task=task, loader=loaders.train, optimizer=optimizer, placement=placement, loss_scaler=placement.loss_scaler(),
@@ -480,6 +484,9 @@ def _init_head(model: Any, scale: Optional[float], bias: Optional[float]) -> Non
         return
     with torch.no_grad():
         classifier = model.get_classifier()
+        if getattr(classifier, 'weight', None) is None or getattr(classifier, 'bias', None) is None:
+            raise InputError('--head-init-scale and --head-init-bias need a model with one classifier, of weights and '
+                             'biases: leave them out.')
         if scale is not None:
             classifier.weight.mul_(scale)
             classifier.bias.mul_(scale)

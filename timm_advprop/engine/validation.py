@@ -210,9 +210,10 @@ def read_valid_labels(settings: EvalDataSettings, num_classes: int) -> Optional[
         raise InputError(f'--valid-labels {path} is not a file with one class index a line: {error}.') from error
 
 
-def _read_real_labels(path: str, dataset: Any) -> Optional[RealLabelsImagenet]:
-    if not path:
-        return None
+def _read_real_labels(path: str, dataset: Any) -> RealLabelsImagenet:
+    if not hasattr(dataset, 'filenames'):
+        raise InputError('--real-labels needs the names of images, which this data set does not say: give the folder '
+                         'with --data-dir.')
     names = dataset.filenames(basename=True)
     try:
         with open(path, encoding='utf-8') as file:

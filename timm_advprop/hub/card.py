@@ -106,7 +106,7 @@ def render_card(release: Release, repo_id: str, files: Sequence[str]) -> str:
         f'{_WITH_AUX_NORMS if release.aux_norms else ""}.',
         _blend(release.blend) if release.blend else '',
         _details(release),
-        _aux_norms(release.aux_norms) if any(release.aux_norms) else '',
+        _aux_norms(dict(enumerate(release.aux_norms, 1))) if any(release.aux_norms) else '',
         _measured(release.results) if release.results else '',
         _USE_OF_PLAIN_MODEL.format(repo_id=repo_id),
         _USE_IN_TRANSFORMERS.format(repo_id=repo_id) if release.data_config['input_size'][0] == 3 else '',
@@ -181,14 +181,14 @@ def _blend(blend: Blend) -> str:
     if blend.recalibrated:
         text += f'; running statistics were then taken again from {blend.recalibrated}'
     text += '. It is a plain model of timm, without auxiliary norms.'
-    used = [norm for number, norm in enumerate(blend.aux_norms, 1) if blend.uses_aux(number) and norm]
+    used = {number: norm for number, norm in enumerate(blend.aux_norms, 1) if blend.uses_aux(number) and norm}
     return f'{text} Auxiliary norms of that run:\n\n{_aux_norms(used)}' if used else text
 
 
-def _aux_norms(norms: Sequence[Mapping[str, Any]]) -> str:
+def _aux_norms(norms: Mapping[int, Mapping[str, Any]]) -> str:
     rows: List[Sequence[Any]] = [
         ('aux norm', 'trained on', 'attack', 'eps', 'step size', 'steps', 'target', 'random start')]
-    for i, norm in enumerate(norms, 1):
+    for i, norm in norms.items():
         pixels = [f'{norm[key]:g}/255' if key in norm else '–' for key in ('eps_px', 'alpha_px')]
         others = [norm.get(key, '–') for key in ('steps', 'target', 'random_start')]
         rows.append([i, _images_of(norm), norm.get('attack', '–').upper(), *pixels, *others])

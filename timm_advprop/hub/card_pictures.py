@@ -7,7 +7,7 @@ from typing import Any, List, Tuple
 import torch
 import torch.nn as nn
 
-from ..engine.datasets import channel_normalisation, image_transform, open_split
+from ..engine.datasets import channel_normalisation, image_transform, label_names, open_split
 from ..engine.example_images import spread_samples
 from ..engine.figures import draw_attack, new_figure
 from ..engine.run_settings import TrainDataSettings
@@ -64,14 +64,12 @@ def draw_adversarial_images(release: Release, route: int, path: str) -> None:
     mean, std = channel_normalisation(release.data_config)
     # the same picture each time
     attack = Attack.from_facts(release.aux_norms[route - 1], target='none', random_start=0., mean=mean, std=std)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    model = release.model.eval()
-    clean = (images - mean) / std
+    model, clean = release.model.eval(), attack.from_pixels(images)
     with norm_route(model, 'main'), torch.inference_mode():
         target = model(clean).argmax(dim=1)
     with norm_route(model, route):
         adversarial, _ = attack(model, clean, target.clone())
-    draw_attack(path, images, adversarial * std + mean, names, amplification=64 / max(attack.eps_px, 1))
+    draw_attack(path, images, attack.in_pixels(adversarial), names, amplification=64 / max(attack.eps_px, 1))
 
 
 def draw_norms(model: nn.Module, path: str) -> None:
@@ -127,5 +125,5 @@ def _validation_images(release: Release) -> Tuple[torch.Tensor, List[str]]:
         batch_size=NUM_IMAGES)
     dataset.transform = image_transform(release.data_config, normalise=False)
     samples = spread_samples(dataset, NUM_IMAGES)
-    names = {index: name for name, index in (getattr(dataset.reader, 'class_to_idx', None) or {}).items()}
-    return torch.stack([image for image, _ in samples]), [str(names.get(label, label)) for _, label in samples]
+    names = label_names(dataset, release.model.num_classes)  # pyright: ignore[reportArgumentType]
+    return torch.stack([image for image, _ in samples]), [names[label] if names else str(label) for _, label in samples]

@@ -305,12 +305,12 @@ def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
 
 
 def _check_row(release: Release, weights: Mapping[str, Set[str]], row: Mapping[str, Any]) -> None:
+    if not (row.get('model') and row.get('weights')):
+        raise InputError('The results do not say which model and weights they are of: validate with the program of '
+                         'this version.')
     name = str(row['model'])
     if ':' not in name and base_of(base_name(name)) != release.architecture:
         raise InputError(f'The results are of {name}, the published model is {release.architecture}.')
-    if not row.get('weights'):
-        raise InputError(f'The results of {name} do not say which weights they are of: validate with the program of '
-                         'this version.')
     if row['weights'] not in weights[row.get('route') or 'main']:
         also = ' The averaged weights are published: validate with --use-ema.' if release.averaged else ''
         raise InputError(f'The results of {name} are of other weights than those that are published.{also}')

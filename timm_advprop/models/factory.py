@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..norms import split_state_dict
 from ..weights import Publication, check_kinds, open_publication
 from .builder import build_split_model
-from .zoo import base_of, split_models
+from .zoo import base_of, variant_of
 
 __all__ = ['create_model']
 
@@ -56,7 +56,7 @@ def create_model(
         return _create_plain(base, publication, **kwargs)
     kwargs.update(
         num_aux=num_aux or publication.num_aux or 1, share=share or publication.share, publication=publication)
-    variant = next((variant for variant, other in split_models().items() if other == base), None)
+    variant = variant_of(base)
     if variant is None:  # not in the zoo, but its norms can be split all the same
         return build_split_model(base, base, **kwargs)
     model = create_timm_model(variant, **kwargs)

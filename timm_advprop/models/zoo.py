@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from fnmatch import fnmatch
 from types import ModuleType
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 from timm.models import (
     get_arch_pretrained_cfgs,
@@ -23,7 +23,7 @@ from timm.models._pretrained import DefaultCfg, PretrainedCfg
 
 from .builder import entry_point
 
-__all__ = ['FAMILIES', 'Family', 'base_of', 'left_out_models', 'split_models']
+__all__ = ['FAMILIES', 'base_of', 'left_out_models', 'split_models', 'variant_of']
 
 
 class Family(NamedTuple):
@@ -71,6 +71,11 @@ def split_models() -> Dict[str, str]:
 def base_of(name: str) -> str:
     """The timm architecture that a registered `*_ap` model is built on. Any other name is returned as it is."""
     return _BASES.get(name, name)
+
+
+def variant_of(base: str) -> Optional[str]:
+    """The `*_ap` model that is built on a timm architecture, None where there is none."""
+    return next((variant for variant, other in _BASES.items() if other == base), None)
 
 
 def left_out_models() -> Dict[str, str]:

@@ -40,7 +40,7 @@ def _forward_of(plain: Type[nn.Module]) -> Callable[..., torch.Tensor]:
     source = plain.forward
     function = FunctionType(
         source.__code__, source.__globals__, '_normalize', source.__defaults__, source.__closure__)
-    function.__annotations__ = source.__annotations__
+    function.__annotations__, function.__kwdefaults__ = source.__annotations__, source.__kwdefaults__
     return function
 
 

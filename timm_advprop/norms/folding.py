@@ -146,13 +146,13 @@ def _pairs_of(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[
 
 
 def _find(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[_Pair]:
-    made: Dict[str, List[torch.Tensor]] = {}
+    made: Dict[str, List[Any]] = {}  # nodes of the graph: an operation in place makes a new one of the same tensor
     taken: Dict[str, List[torch.Tensor]] = {}
     hooks = []
     for name, module in modules.items():
         if type(module) in _CONVOLUTIONS:
             hooks.append(module.register_forward_hook(
-                lambda _, __, output, name=name: made.setdefault(name, []).append(output)))  # pyright: ignore[reportArgumentType]
+                lambda _, __, output, name=name: made.setdefault(name, []).append(output.grad_fn)))  # pyright: ignore[reportArgumentType]
         elif _is_norm(module):
             hooks.append(module.register_forward_pre_hook(
                 lambda _, inputs, name=name: taken.setdefault(name, []).append(inputs[0])))  # pyright: ignore[reportArgumentType]
@@ -169,9 +169,10 @@ def _find(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[_Pai
 
 def _pairs(num_takers, made, taken, num_images) -> List[_Pair]:
     # Convolutions and norms that run once, where nothing but the norm takes what the convolution makes.
-    makers = {id(outputs[0]): name for name, outputs in made.items() if len(outputs) == 1}
-    return [_Pair(makers[id(inputs[0])], norm, inputs[0].numel() / num_images) for norm, inputs in taken.items()
-            if len(inputs) == 1 and id(inputs[0]) in makers and num_takers.get(inputs[0].grad_fn) == 1]
+    makers = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1}
+    single = {norm: inputs[0] for norm, inputs in taken.items() if len(inputs) == 1}
+    return [_Pair(makers[x.grad_fn], norm, x.numel() / num_images) for norm, x in single.items()
+            if x.grad_fn in makers and num_takers.get(x.grad_fn) == 1]
 
 
 def _num_takers(root: Any) -> Dict[Any, int]:

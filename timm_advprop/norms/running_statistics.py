@@ -55,14 +55,15 @@ def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> nn.Module:
 def _average(model: nn.Module, norms: List[_BatchNorm], batches: Iterable[torch.Tensor]) -> None:
     for norm in norms:
         norm.training = True
-        norm.reset_running_stats()
     num_images = 0
-    for images in batches:
-        if len(images) > 1:
-            num_images += len(images)
+    for images in (batch for batch in batches if len(batch) > 1):
+        if not num_images:  # where there are none, statistics stay
             for norm in norms:
-                norm.momentum = len(images) / num_images  # a running mean over images, not a decaying one
-            model(images)
+                norm.reset_running_stats()
+        num_images += len(images)
+        for norm in norms:
+            norm.momentum = len(images) / num_images  # a running mean over images, not a decaying one
+        model(images)
     if not num_images:
         raise ValueError('There are no images to recalibrate with: give at least 2.')
 

@@ -117,7 +117,12 @@ class AdvPropTask(RegimeTask):
             `'loss'` (weighted sum), `'output'` (clean logits), and for each kind of images, `clean`, `adv`, `aug`, its
             `…_loss` (detached, the sum of several sources) and `…_top1` (percent, their mean). With a pairing,
             `'pairing_loss'`, too.
+
+        Raises:
+            ValueError: The images do not divide into equal parts.
         """
+        if len(input) % self.num_views:
+            raise ValueError(f'{len(input)} images are no {self.num_views} equal parts of clean and augmented ones.')
         views = list(zip(input.chunk(self.num_views), target.chunk(self.num_views)))
         parts = [views[0]]
         for route, source in enumerate(self.sources, 1):

@@ -23,7 +23,7 @@ _MOST_WASTE = 1.5  # of arithmetic, where the kernel is no multiple of the strid
 def cheap_image_gradient(model: nn.Module) -> Iterator[None]:
     """Inside of a `with` block, let strided convolutions of images compute their gradients in the cheaper way.
 
-    It pays on a CPU, for kernels of at least 4 × 4 pixels such as those of ResNets and of patches.
+    It pays on a CPU, where a kernel is larger than its stride or equal to it, as those of ResNets and of patches.
 
     Args:
         model: A model, not wrapped in DDP; one that is compiled is left as it is.

@@ -15,16 +15,12 @@ from .pairing import PairingLoss, pairing_of
 from .pixels import normalisation_of, warn_of_pixels
 from .regime_settings import RegimeSettings
 from .source import Images, Source, as_source
-from .task import RegimeTask, check_weight, one_source, part_metrics, top1, use_main_norms
+from .task import NO_AUX_NORMS, RegimeTask, check_weight, one_source, part_metrics, top1, use_main_norms
 
 __all__ = ['JointTask', 'MadryTask']
 
 _OF_TWO_KINDS = dict.fromkeys(
     ('adv_pairing', 'adv_pairing_weight', 'adv_match_masks'), 'it trains on adversarial images alone')
-_OF_AUX_NORMS = {
-    **dict.fromkeys(('adv_bn_momentum', 'adv_share'), 'it has no auxiliary norms'),
-    'split_bn': 'its images share one norm',
-}
 
 AnySource = Union[Source, Callable[..., Images]]
 
@@ -72,7 +68,7 @@ class MadryTask(_OneNormTask):
     """
     name = 'madry'
     default_attack = Attack(target='none', random_start=1.)
-    no_use_for = {'adv_weight': '', **_OF_TWO_KINDS, **_OF_AUX_NORMS}
+    no_use_for = {'adv_weight': '', **_OF_TWO_KINDS, **NO_AUX_NORMS}
 
     def describe(self) -> str:
         return f'{self.name}, {self.attack.describe()}'
@@ -121,7 +117,7 @@ class JointTask(_OneNormTask):
         ValueError: An argument is out of range.
     """
     name = 'joint'
-    no_use_for = _OF_AUX_NORMS
+    no_use_for = NO_AUX_NORMS
 
     def __init__(
             self,

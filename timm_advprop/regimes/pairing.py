@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Unio
 import torch
 import torch.nn.functional as F
 
+from ..attacks import widened
 from ..errors import InputError
 from .attack_loss import attack_loss_of
 from .source import Source
@@ -142,7 +143,7 @@ class Pairing:
 
 
 def _wide(logits: torch.Tensor, *_: Any) -> torch.Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return widened(logits)
 
 
 def pairing_of(

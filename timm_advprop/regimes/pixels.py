@@ -6,7 +6,7 @@ from typing import Any, Mapping, Optional, Sequence, Tuple, TypeVar
 import torch
 import torch.nn as nn
 
-from ..attacks import per_channel
+from ..attacks import limits, per_channel, widened
 from ..settings import Settings
 from .source import Source
 
@@ -30,6 +30,9 @@ class PixelSource(Settings, Source):
     std: Optional[Sequence[float]] = None
 
     def __post_init__(self) -> None:
+        for name in ('mean', 'std'):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_channels(getattr(self, name)))
         super().__post_init__()
         _check_normalisation(self.mean, self.std)
 
@@ -57,7 +60,7 @@ class PixelSource(Settings, Source):
 
     def in_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images [N, C, H, W] as pixels in 0–1, of 32 bits or more; values out of the range are clamped."""
-        images = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        images = widened(images)
         mean, std = (per_channel(values, images) for values in self._normalisation)
         return (images * std + mean).clamp(0, 1)
 
@@ -75,8 +78,7 @@ class PixelSource(Settings, Source):
             images: Images [N, C, H, W], normalised.
             made: Images [N, C, H, W], normalised.
         """
-        low, high = (per_channel(values, images) for values in self.bounds)
-        return made.to(images.dtype).clamp(torch.minimum(low, images), torch.maximum(high, images))
+        return made.to(images.dtype).clamp(*limits(images, self.bounds))
 
 
 def normalisation_of(
@@ -100,8 +102,14 @@ def normalisation_of(
     std = std if std is not None else _for_channels(cfg.get('std'), channels)
     if mean is None or std is None:
         raise ValueError(f'{type(model).__name__} does not say how its inputs are normalised: pass mean and std.')
+    mean, std = _as_channels(mean), _as_channels(std)
     _check_normalisation(mean, std)
-    return tuple(mean), tuple(std)
+    return mean, std
+
+
+def _as_channels(values: Sequence[float]) -> Channels:
+    # of a list, an array or a tensor
+    return tuple(map(float, values))
 
 
 def _check_normalisation(mean: Optional[Sequence[float]], std: Optional[Sequence[float]]) -> None:

@@ -15,12 +15,16 @@ from .regime_settings import RegimeSettings
 from .source import Source
 
 __all__ = [
-    'MadeImages', 'RegimeTask', 'check_weight', 'one_attack', 'one_source', 'part_metrics', 'top1', 'use_main_norms',
-    'use_split_norms',
+    'MadeImages', 'NO_AUX_NORMS', 'RegimeTask', 'check_weight', 'one_attack', 'one_source', 'part_metrics', 'top1',
+    'use_main_norms', 'use_split_norms',
 ]
 
 _logger = logging.getLogger(__name__)
 
+NO_AUX_NORMS = {  # what a regime of one norm has no use for
+    **dict.fromkeys(('adv_bn_momentum', 'adv_share'), 'it has no auxiliary norms'),
+    'split_bn': 'its images share one norm',
+}
 # Graphs of one kind of pass: for the first size of a batch, for any size, and on a CPU for fewer than 16 images, for
 # which torch chooses other convolutions.
 _GRAPHS_OF_A_PASS = 3

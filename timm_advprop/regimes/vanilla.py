@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 from .regime_settings import RegimeSettings
-from .task import RegimeTask, top1, use_main_norms
+from .task import NO_AUX_NORMS, RegimeTask, top1, use_main_norms
 
 __all__ = ['VanillaTask']
 
@@ -22,10 +22,7 @@ class VanillaTask(RegimeTask):
     """
     name = 'vanilla'
     takes_scripted = True
-    no_use_for = {  # settings of an attack may stand in a recipe that is shared
-        **dict.fromkeys(('adv_bn_momentum', 'adv_share'), 'it has no auxiliary norms'),
-        'split_bn': 'its images share one norm',
-    }
+    no_use_for = NO_AUX_NORMS  # settings of an attack may stand in a recipe that is shared
 
     def __init__(
             self,

@@ -58,13 +58,14 @@ def _measure_attack(tested: TestedModel, attack: Attack) -> Measured:
 
 
 def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
-    mean, std = channel_normalisation(tested.config)
+    attack = attack.normalised_by(*channel_normalisation(tested.config))
     classes = read_valid_labels(tested.settings.data, tested.num_classes)
     model = routed(
-        tested.model, tested.route, mean, std,
+        tested.model, tested.route, attack.mean, attack.std,
         output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
-        model, _pixel_batches(tested), eps=attack.eps_px / 255, norm=attack.norm, seed=tested.settings.loader.seed)
+        model, _pixel_batches(tested, attack), eps=attack.eps_px / 255, norm=attack.norm,
+        seed=tested.settings.loader.seed)
     data = tested.settings.data
     of_set = dict(
         adv_attack=f'AutoAttack, {attack.norm}, eps {attack.eps_px:g}/255', num_images=found['images'],
@@ -75,10 +76,9 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
             for condition, name in _AFTER.items()]
 
 
-def _pixel_batches(tested: TestedModel) -> Iterator[Batch]:
+def _pixel_batches(tested: TestedModel, attack: Attack) -> Iterator[Batch]:
     # Images of the split in 0–1, as the loader delivers them but not normalised.
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in channel_normalisation(tested.config))
     _, loader = open_test_images(tested, tested.settings.data)
     with explained_data_loss():
         for images, target in loader:
-            yield (images.float().cpu() * std + mean).clamp(0, 1), target
+            yield attack.in_pixels(images.cpu()), target

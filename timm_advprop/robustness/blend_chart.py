@@ -32,7 +32,8 @@ Curves = Mapping[Tuple[str, str], Sequence[Blend]]
 
 
 def blends_in(rows: Sequence[Results]) -> Curves:
-    """The curve of each model that was evaluated on blends of its norms: three routes or more, one of them a blend.
+    """The curve of each model that was evaluated on blends of its norms: three routes or more, one of them a blend, all
+    on the same kinds of images beside clean ones.
 
     Args:
         rows: Rows of the results file, summaries among them.
@@ -49,7 +50,7 @@ def blends_in(rows: Sequence[Results]) -> Curves:
         if _CLEAN in of_route and len(of_route) > 1:
             curves[model, checkpoint].append(Blend(route_share(route), route, of_route))  # pyright: ignore[reportArgumentType]
     return {key: sorted(curve) for key, curve in curves.items()
-            if len(curve) > 2 and any(0 < blend.weight < 1 for blend in curve)}
+            if len(curve) > 2 and any(0 < blend.weight < 1 for blend in curve) and _others(curve)}
 
 
 def rows_of_blends(curves: Curves) -> List[Results]:
@@ -76,7 +77,11 @@ def draw_blends(path: str, curves: Curves, names: Mapping[Tuple[str, ...], str])
     grid = figure.subplots(len(curves), len(panels), squeeze=False)
     for axes, (key, curve) in zip(grid, curves.items()):
         for axis, panel in zip(axes, panels):
-            _draw_panel(axis, curve, [images for images in _others(curve) if _panel_of(images) == panel])
+            kinds = [images for images in _others(curve) if _panel_of(images) == panel]
+            if not kinds:  # another model has them
+                axis.set_axis_off()
+                continue
+            _draw_panel(axis, curve, kinds)
             axis.set_title(f'{panel}: {names[(*key, "main")]}' if (*key, 'main') in names else panel, fontsize=_SIZE)
     figure.savefig(path)
 

@@ -12,9 +12,8 @@ __all__ = ['QUIET_BATCHES', 'Cell', 'Measured', 'cell_name', 'complete_rows']
 
 QUIET_BATCHES = 50  # a cell of more shows its progress, others are a line each
 
-# Settings that say how fast a run is, what it prints, and which cell it is: its figures are the same without them.
-_WITHOUT_EFFECT = ('batch_size', 'workers', 'pin_mem', 'no_prefetcher', 'log_freq', 'results_file', 'results_format',
-                   'retry', 'device', 'num_gpu', 'suite')
+# Settings that say how fast a run is: its figures are the same without them.
+_WITHOUT_EFFECT = ('batch_size', 'workers', 'pin_mem', 'no_prefetcher', 'device', 'num_gpu')
 Measured = List[Results]
 
 

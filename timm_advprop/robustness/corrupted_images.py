@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ..corruptions import check_corruption, check_libraries, corrupt
+from ..corruptions import check_corruption, corrupt
 from ..engine.seeding import seed_at
 from ..errors import InputError
 
-__all__ = ['Corruption', 'check_libraries']
+__all__ = ['Corruption']
 
 _MODES = ('L', 'RGB')
 

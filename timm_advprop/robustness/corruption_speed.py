@@ -17,11 +17,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 
-from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
+from ..corruptions import ALL_CORRUPTIONS, SEVERITIES, check_libraries
 from ..engine.datasets import insert_before_tensor
 from ..errors import InputError, exits_on_input_error
 from ..output import markdown_table
-from .corrupted_images import Corruption, check_libraries
+from .corrupted_images import Corruption
 
 __all__ = ['main']
 

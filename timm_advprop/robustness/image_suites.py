@@ -6,14 +6,14 @@ from functools import lru_cache, partial
 from importlib.resources import as_file, files
 from typing import List
 
-from ..corruptions import ALL_CORRUPTIONS, SEVERITIES
+from ..corruptions import ALL_CORRUPTIONS, SEVERITIES, check_libraries
 from ..engine.datasets import check_dataset_root, class_names, open_split
 from ..engine.eval_settings import EvalDataSettings, EvalSettings
 from ..engine.results_file import Results
 from ..engine.tested_model import TestedModel
 from ..engine.validation import measure
 from .cells import QUIET_BATCHES, Cell, Measured
-from .corrupted_images import Corruption, check_libraries
+from .corrupted_images import Corruption
 from .published_sets import IMAGENET_C, NUM_CLASSES, PUBLISHED_SETS, corruption_folders, missing_corruptions
 
 __all__ = ['clean_cells', 'corruption_cells', 'imagenet_c_cells', 'published_cells', 'real_cells']

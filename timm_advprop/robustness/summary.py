@@ -76,11 +76,15 @@ def _mean_row(rows: Sequence[Results], condition: str, names: Sequence[str]) -> 
     if len(of_names) < len(names) * len(SEVERITIES):
         return None
     row: Dict[str, Any] = {**of_names[0], 'condition': condition, 'severity': '', 'cell': ''}
-    for column in ('top1', 'top1_err', 'top5', 'top5_err'):
+    for column in filter(_is_averaged, of_names[0]):
         row[column] = round(fmean(number(each, column) for each in of_names), 4)
     if condition == _MEAN and row.get('imagenet_classes') in (True, 'True'):
         row['mce'] = round(fmean(_relative_error(of_names, name) for name in names), 4)
     return row
+
+
+def _is_averaged(column: str) -> bool:
+    return column in ('top1', 'top1_err', 'top5', 'top5_err') or column.endswith(('_precision', '_recall', '_f1_score'))
 
 
 def _relative_error(rows: Sequence[Results], name: str) -> float:

@@ -54,7 +54,6 @@ class Checkpoint:
         averaged: The weights are an exponential moving average.
         args: Arguments of the timm run that wrote it; empty for any other file.
         epoch: Epoch of that run, from 0.
-        metric: Best metric of that run until then.
         raw: All of a training checkpoint, with the optimizer and both kinds of weights; empty for weights alone.
     """
     path: str
@@ -62,7 +61,6 @@ class Checkpoint:
     averaged: bool
     args: Dict[str, Any]
     epoch: Optional[int]
-    metric: Optional[float]
     raw: Mapping[str, Any]
 
     @property
@@ -124,8 +122,7 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
     model = unwrap(state_dict, use_ema, of_lightning=_OF_LIGHTNING in content)
     return Checkpoint(
         path=path, state_dict=_under_our_names(model, path), averaged=key in _AVERAGED or model.averaged,
-        args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), metric=run.get('metric'),
-        raw=content if key else {})
+        args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), raw=content if key else {})
 
 
 def load_read_checkpoint(

@@ -235,12 +235,14 @@ def _file_in(folder: str, filename: str, force: bool = False) -> Optional[str]:
 def _is_well_formed(config: Any) -> bool:
     if not isinstance(config, dict):
         return False
-    details = config.get(CONFIG_KEY, {})
-    shares = [part.get('share') for part in (details, config.get('model_args', {})) if isinstance(part, dict)]
+    arguments, _, details = parts = [config.get(entry, {}) for entry in ('model_args', 'pretrained_cfg', CONFIG_KEY)]
     return (
-        all(isinstance(config.get(entry, {}), dict) for entry in ('model_args', 'pretrained_cfg', CONFIG_KEY))
+        all(isinstance(part, dict) for part in parts)
         and isinstance(details.get('sha256', {}), dict)
-        and type(details.get('num_aux', 0)) is int
-        and 0 <= details.get('num_aux', 0) <= _MOST_AUX
-        and all(share in (None, *SHARES) for share in shares)
+        and all(_is_number_of_norms(part.get('num_aux')) and part.get('share') in (None, *SHARES)
+                for part in (arguments, details))
     )
+
+
+def _is_number_of_norms(value: Any) -> bool:
+    return value is None or type(value) is int and 0 <= value <= _MOST_AUX
