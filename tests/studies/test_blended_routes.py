@@ -35,6 +35,7 @@ def test_means_and_standard_errors_are_over_runs_and_differences_in_pairs():
 def test_the_study_measures_each_blend_of_each_run(few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(blended_routes, 'WEIGHTS', (0., .5, 1.))
     monkeypatch.setattr(blended_routes, 'NUM_RECALIBRATION', 50)
+    monkeypatch.setattr(blended_routes, 'SPLIT', 'train')
     train(['--data-dir', few_digits, '--model', 'test_resnet_ap', '--num-classes', '10', '--img-size', '32',
            '--workers', '0', '--device', 'cpu', '--batch-size', '16', '--epochs', '1', '--warmup-epochs', '0',
            '--output', str(tmp_path), '--experiment', 'run'])
