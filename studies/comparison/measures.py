@@ -63,7 +63,8 @@ class Measures:
         """What is measured, in sentences."""
         what = dict(top1='Top-1 accuracy', balanced='Balanced accuracy')[self.score]
         images = 'test images' if self.split == 'validation' else 'held-out images'
-        parts = [f'{what} on all {images}, expected calibration error (ECE, 15 bins)']
+        parts = [f'{what} on all {images}, through the main norms where a column does not say aux; expected '
+                 'calibration error (ECE, 15 bins)']
         if self.num_corrupted:
             parts.append(f'15 corruptions × 5 severities of {self.num_corrupted} of them')
         if self.num_attacked:

@@ -10,6 +10,7 @@ from timm_advprop.cli.parser import ProgramParser
 from timm_advprop.engine.figures import new_figure
 from timm_advprop.engine.locks import locked
 from timm_advprop.errors import InputError, exits_on_input_error
+from timm_advprop.output import replacing
 from timm_advprop.settings import Settings, setting
 
 from .. import fashion_mnist, solar_cells
@@ -86,7 +87,7 @@ def _report(study: Study, table: Table, costs: Costs, path: str) -> None:
     if not results:
         raise InputError(f'{path}.csv has no results of {study.name}: run it without --report first.')
     text = render_report(study, results, costs)
-    with open(f'{path}.md', 'w', encoding='utf-8') as file:
+    with replacing(f'{path}.md') as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.write(text)
     print(text)
     for picture in draw_study(path, study, results):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ..attacks import widened
 from ..corruptions import ALL_CORRUPTIONS, CORRUPTIONS, SEVERITIES, check_libraries, corrupt
 from ..settings import setting
 from .pixels import PixelSource
@@ -51,7 +50,8 @@ class CorruptedImages(PixelSource):
             corrupt(image, self.names[name], severity, np.random.default_rng(seed))
             for image, (name, severity, seed) in zip(pixels, draws)])
         made = torch.from_numpy(corrupted).permute(0, 3, 1, 2).to(images.device)
-        return source.in_range_of(images, source.from_pixels(made.to(widened(images).dtype) / 255)), target
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        return source.in_range_of(images, source.from_pixels(made.to(dtype) / 255)), target
 
     def normalised_by(self, mean: Sequence[float], std: Sequence[float]) -> 'CorruptedImages':
         check_libraries()  # when a task is built, not where a model card tells of its images
