@@ -93,6 +93,7 @@ def test_a_model_of_one_size_is_built_for_the_images(capsys, monkeypatch, model,
     (['--regime', 'nosuch'], 'nosuch'),
     (['--devise', 'cpu'], '--device'),
     (['--memory', '--eval', *SMALL], 'leave out --eval'), (['--memory', '--attack', *SMALL], '--attack'),
+    (['--attack', '--regime', 'joint', 'madry', *SMALL], '--regime joint madry has none of'),
     ([*SMALL, '--model', 'test_convnext', '--img-size', '2'], 'does not take images of 3x2x2 (--img-size'),
     (['--grad-checkpointing', '--model', 'dla34'], 'checkpointing not supported'),
 ])

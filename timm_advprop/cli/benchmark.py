@@ -198,6 +198,9 @@ def _training_cases(settings: MeasuredSettings, placement: Placement) -> Dict[st
             for source in getattr(task, 'sources', ()) if settings.attack else ():
                 attack = partial(_attack, task, source, batch, placement)
                 cases[f'attack {name}'] = Case(attack, source.relative_cost())
+    if settings.attack and not any(name.startswith('attack') for name in cases):
+        raise InputError('--attack measures the attacks of auxiliary norms, which --regime '
+                         f'{" ".join(settings.regime)} has none of: leave it out, or ask for --regime advprop.')
     return cases
 
 
