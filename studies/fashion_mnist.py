@@ -26,33 +26,35 @@ _HALF = ['--epochs', str(_EPOCHS // 2)]
 _SPLITS = ['--aug-splits', '2', '--aa', 'rand-m5-inc1']
 _TRADES = ['--adv-eps', str(_EPS), '--adv-alpha', '1', '--adv-steps', '2']  # the KL is lowest at the image itself
 _PYRAMID = 'pyramid eps=0.5 alpha=0.5 steps=1 scales=[14,4,1] weights=[1,1,2] target=none'  # eps 2 where scales agree
+_SETTING = ('Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, {}, 40 epochs. Attacks in '
+            'training are one step from a random start, away from the true class where a row does not say otherwise')
 _COST = 8 / 3  # of AdvProp with an attack of one step, in vanilla trainings
 _row, _advprop = _RATES.row, _RATES.advprop
 
 REGIMES: Dict[str, Row] = {
     'vanilla': _row('vanilla', 'vanilla'),
     'vanilla-long': _row('vanilla, for the cost of AdvProp', 'vanilla', '--epochs', str(round(_COST * _EPOCHS))),
-    'vanilla-augmented': _row('vanilla, images of fine-grained AdvProp', 'vanilla', *_SPLITS),
+    'vanilla-augmented': _row('vanilla, clean and RandAugment images', 'vanilla', *_SPLITS),
     'madry': _row('Madry, eps 2', 'madry', *_USUAL),
     'madry-4': _row('Madry, eps 4', 'madry', *attack_flags(4)),
-    'joint-1': _row('joint, one norm, eps 1', 'joint', *_WEAK),
+    'joint-1': _row('joint, one norm, eps 1, random class', 'joint', *_WEAK),
     'joint': _row('joint, one norm, eps 2', 'joint', *_USUAL),
-    'pretraining': Row('adversarial pre-training', (
+    'pretraining': Row('adversarial pre-training, Madry of eps 2', (
         _RATES.flags('madry', *_USUAL, *_HALF), _RATES.flags('vanilla', *_HALF))),
-    'advprop-1': _advprop('AdvProp, eps 1', *_WEAK),
+    'advprop-1': _advprop('AdvProp, eps 1, random class', *_WEAK),
     'advprop-2': _advprop('AdvProp, eps 2', *_USUAL, blends=(0.25, 0.5, 0.75)),
     'advprop-4': _advprop('AdvProp, eps 4', *attack_flags(4)),
     'advprop-1-4': _advprop('AdvProp, eps 1 and 4', '--adv-eps', '1', '4', '--adv-steps', '1', '--adv-target', 'none',
                             '--adv-random-start', '1', aux=2),
-    'fine-grained': _advprop('AdvProp, eps 2, fine-grained', *_USUAL, *_SPLITS, '--split-bn', aux=2),
+    'fine-grained': _advprop('AdvProp, eps 2, fine-grained (RandAugment)', *_USUAL, *_SPLITS, '--split-bn', aux=2),
     'fast-advprop': _row('Fast AdvProp, eps 2', 'fast-advprop', '--adv-eps', str(_EPS), '--adv-alpha', str(_EPS),
                          '--adv-random-start', '1', aux=1),
     'shared-statistics': _advprop('AdvProp, eps 2, shared statistics', *_USUAL, '--adv-share', 'statistics'),
-    'trades': _row('TRADES, one norm, eps 2', 'trades', *_TRADES),
-    'noise': _advprop('Gaussian noise for the attack', '--adv-source', f'gaussian-noise eps={2 * _EPS}'),
+    'trades': _row('TRADES, one norm, eps 2, 2 steps', 'trades', *_TRADES),
+    'noise': _advprop('Gaussian noise of 4 for the attack', '--adv-source', f'gaussian-noise eps={2 * _EPS}'),
     'augmix': _advprop('AugMix for the attack', '--adv-source', 'augmix'),
-    'augmax': _advprop('AugMax for the attack', '--adv-source', 'augmax steps=2'),
-    'pyramid': _advprop('PyramidAT for the attack', '--adv-source', _PYRAMID),
+    'augmax': _advprop('AugMax of 2 steps for the attack', '--adv-source', 'augmax steps=2'),
+    'pyramid': _advprop('PyramidAT of 1 step for the attack', '--adv-source', _PYRAMID),
 }
 _COLUMNS = {
     'clean': 'clean', 'ece': 'ECE', 'corruption': 'corruptions', 'corruption_noise': 'noise', 'corruption_blur': 'blur',
@@ -87,7 +89,7 @@ _CLAIMS = (
 
 _COMPARED = Study(
     name='fashion-mnist',
-    about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, test_resnet, 40 epochs',
+    about=_SETTING.format('test_resnet'),
     recipe='hparams/test_resnet_fashion_mnist.yaml',
     write_data=partial(write_fashion_mnist, num_train=2000, num_holdout=2000, padding=2),
     data='fashion-mnist-2000',
@@ -118,7 +120,7 @@ _LARGER_ROWS = dict.fromkeys(('vanilla', 'joint', 'advprop-1', 'advprop-2', 'fin
 _LARGER = replace(
     _COMPARED,
     name='fashion-mnist-resnet18',
-    about='Fashion-MNIST, 2,000 training images, shifted by up to 2 pixels and flipped, resnet18, 40 epochs',
+    about=_SETTING.format('resnet18'),
     rows={row: REGIMES[row] for row in _LARGER_ROWS},
     claims=tuple(claim for claim in _CLAIMS if {claim.row, claim.other} <= _LARGER_ROWS.keys()),
     curves=tuple(row for row in _COMPARED.curves if row in _LARGER_ROWS),
@@ -135,10 +137,11 @@ _BEYOND = replace(
             'shared statistics, of clean images', *_USUAL, '--adv-share', 'statistics-of-main'),
         **{f'pairing-{pairing}': _advprop(f'logits paired by {title}', *_USUAL, '--adv-pairing', pairing)
            for pairing, title in (('alp', 'ALP'), ('kl', 'KL'), ('js', 'Jensen–Shannon'))},
-        'trades-split': _row('TRADES, split norms, eps 2', 'trades', *_TRADES, '--model', 'test_resnet_ap', aux=1),
+        'trades-split': _row(
+            'TRADES, split norms, eps 2, 2 steps', 'trades', *_TRADES, '--model', 'test_resnet_ap', aux=1),
         'corruption': _advprop('corruptions of the test for the attack', '--adv-source', 'corruption'),
         'amplitude-mix': _advprop('amplitude mix for the attack', '--adv-source', 'amplitude-mix'),
-        'joint-pyramid': _row('PyramidAT, one norm', 'joint', '--adv-source', _PYRAMID),
+        'joint-pyramid': _row('PyramidAT of 1 step, one norm', 'joint', '--adv-source', _PYRAMID),
     },
     seeds=tuple(range(5)),
     panels=('clean', 'corruption', 'pgd4_main'),

@@ -77,8 +77,9 @@ def _tables(name: str, rows: Sequence[str], page: str) -> str:
     if rows == ['claims']:
         return claims_table(study, results)
     other = study.title(study.reference)
-    return (f'{study.about}. Points more than {other}, paired by seed, with 95 % confidence intervals; **bold** where '
-            f'that leaves out zero. Cost: time of all training steps, relative to {other}.\n\n'
+    attack = f' {study.measures.describe_pgd()} images.' if study.measures.num_attacked else ''
+    return (f'{study.about}.{attack} Points more than {other}, paired by seed, with 95 % confidence intervals; '
+            f'**bold** where that leaves out zero. Cost: time of all training steps, relative to {other}.\n\n'
             f'{summary_table(study, results, costs, rows)}')
 
 

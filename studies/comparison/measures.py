@@ -68,10 +68,14 @@ class Measures:
         if self.num_corrupted:
             parts.append(f'15 corruptions × 5 severities of {self.num_corrupted} of them')
         if self.num_attacked:
-            parts.append(f'PGD-{self.steps} (untargeted, random start, step eps/8) on {self.num_attacked}')
+            parts.append(self.describe_pgd())
         if self.num_autoattacked:
             parts.append(f'AutoAttack (standard, eps {self.autoattack_eps:g}/255) on {self.num_autoattacked}')
         return '; '.join(parts) + '.'
+
+    def describe_pgd(self) -> str:
+        """The attack by PGD, and on how many images."""
+        return f'PGD-{self.steps} (untargeted, random start, step eps/8) on {self.num_attacked}'
 
     def __call__(self, checkpoint: str, data: str, row: Row, placement: Placement) -> Dict[str, Measured]:
         """Measure a model and its blends.

@@ -36,7 +36,7 @@ def render_report(study: Study, results: Sequence[Result], costs: Costs) -> str:
     commits = ', '.join(sorted({result['commit'] for result in results}))
     reference = study.title(study.reference)
     return '\n\n'.join([
-        f'{study.about}; {number} seeds. {study.measures.describe()} Trained at {commits} on {_machines(results)}.',
+        f'{study.about}. {number} seeds. {study.measures.describe()} Trained at {commits} on {_machines(results)}.',
         *([f'Cost: time of all training steps relative to {reference}, without loading of images.'] if costs else ()),
         f'Difference to {reference} in percentage points, paired by seed, with its 95 % confidence interval; **bold** '
         f'where that leaves out zero. {_by_chance(study, results)}',

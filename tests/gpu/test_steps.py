@@ -16,7 +16,7 @@ from timm_advprop.regimes import REGIMES, SOURCES
 
 CPU = torch.device('cpu')
 CLASSES = 5
-ON_HOST = {'corruption', 'augmix', 'augmax'}  # they make their images there
+ON_HOST = {'corruption', 'augmix', 'augmax'}  # they make their images there, or draw random numbers
 ALL_CASES = {**CASES, 'amplitude-mix': lambda model: task_of('advprop', model, adv_source=['amplitude-mix'])}
 PRECISIONS = [None, torch.bfloat16]
 
