@@ -207,6 +207,7 @@ def test_costs_are_those_of_whole_trainings_and_kept(data, tmp_path, monkeypatch
     keep_costs(path, STUDY, ['vanilla-long', 'vanilla'], data)
     assert kept_costs(path, STUDY) == pytest.approx(expected, abs=1e-3)
     changed = replace(STUDY, flags=('--epochs', '3'))
+    assert kept_costs(path, replace(STUDY, reference='vanilla-long')) == {}  # they are multiples of the reference's
     assert kept_costs(path, changed) == {} and kept_costs(str(tmp_path / 'none.csv'), STUDY) == {}
 
 
