@@ -1,4 +1,6 @@
 """Loaders of a training run: what each flag does to the batches."""
+import pickle
+
 import pytest
 import torch
 from timm.data import IterableImageDataset, Mixup
@@ -317,6 +319,18 @@ def test_samplers_and_data_sets_are_told_the_epoch(few_digits):
 
     TrainLoader(Loader(), Loader.dataset, (0, 0)).start_epoch(7)
     assert epochs == [7, 7]
+
+
+@pytest.mark.parametrize('index_of, num_classes', [
+    (lambda digit: digit // 2, 5), (lambda digit: 3 * digit, 28)], ids=['merged classes', 'gaps'])
+def test_a_class_map_may_merge_classes_and_leave_gaps(few_digits, tmp_path, index_of, num_classes):
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({str(digit): index_of(digit) for digit in range(10)}))
+    settings = train_settings(data_dir=few_digits, class_map=str(tmp_path / 'map.pkl'))
+    loaders = build_loaders(settings, CONFIG, num_classes, CPU)
+    assert {label for _, target in loaders.eval for label in target.tolist()} == set(map(index_of, range(10)))
+    assert loaders.label_names is None
+    with pytest.raises(InputError, match=f"split 'train' has {num_classes} classes, the model 10: give --num-classes"):
+        build_loaders(settings, CONFIG, 10, CPU)
 
 
 # wrong input
