@@ -1,5 +1,7 @@
 """Loaders of a training run: what each flag does to the batches."""
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -354,6 +356,19 @@ def test_a_stream_has_no_splits_of_augmentation(few_digits, monkeypatch):
 def test_one_folder_is_not_both_splits(few_digits):
     with pytest.raises(InputError, match='Both splits are .*: give a folder with both'):
         loaders_of(f'{few_digits}/train', train_split='train', val_split='validation')
+
+
+def test_both_splits_are_of_the_same_classes(few_digits, tmp_path):
+    data = Path(shutil.copytree(few_digits, tmp_path / 'digits'))
+    (data / 'validation' / '3').rename(data / 'validation' / '95')  # and 4 becomes label 3
+    with pytest.raises(InputError, match="Class '3' is label 3 of split 'train', none of 'validation': give both"):
+        loaders_of(data)
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({**{str(digit): digit for digit in range(10)}, '95': 3}))
+    loaders = loaders_of(data, class_map=str(tmp_path / 'map.pkl'))
+    assert torch.cat([target for _, target in loaders.eval]).bincount().tolist() == [4] * 10
+    (data / 'train' / '0').rename(data / 'train' / '95')
+    with pytest.raises(InputError, match="Class '1' is label 0 of split 'train', label 1 of 'validation'"):
+        loaders_of(data)
 
 
 def test_a_batch_of_all_processes_must_fit(few_digits):
