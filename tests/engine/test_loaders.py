@@ -1,4 +1,8 @@
 """Loaders of a training run: what each flag does to the batches."""
+import pickle
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from timm.data import IterableImageDataset, Mixup
@@ -320,6 +324,18 @@ def test_samplers_and_data_sets_are_told_the_epoch(few_digits):
     assert epochs == [7, 7]
 
 
+@pytest.mark.parametrize('index_of, num_classes', [
+    (lambda digit: digit // 2, 5), (lambda digit: 3 * digit, 28)], ids=['merged classes', 'gaps'])
+def test_a_class_map_may_merge_classes_and_leave_gaps(few_digits, tmp_path, index_of, num_classes):
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({str(digit): index_of(digit) for digit in range(10)}))
+    settings = train_settings(data_dir=few_digits, class_map=str(tmp_path / 'map.pkl'))
+    loaders = build_loaders(settings, CONFIG, num_classes, CPU)
+    assert {label for _, target in loaders.eval for label in target.tolist()} == set(map(index_of, range(10)))
+    assert loaders.label_names is None
+    with pytest.raises(InputError, match=f"split 'train' has {num_classes} classes, the model 10: give --num-classes"):
+        build_loaders(settings, CONFIG, 10, CPU)
+
+
 # wrong input
 
 @pytest.mark.parametrize('values, words', [
@@ -341,6 +357,19 @@ def test_a_stream_has_no_splits_of_augmentation(few_digits, monkeypatch):
 def test_one_folder_is_not_both_splits(few_digits):
     with pytest.raises(InputError, match='Both splits are .*: give a folder with both'):
         loaders_of(f'{few_digits}/train', train_split='train', val_split='validation')
+
+
+def test_both_splits_are_of_the_same_classes(few_digits, tmp_path):
+    data = Path(shutil.copytree(few_digits, tmp_path / 'digits'))
+    (data / 'validation' / '3').rename(data / 'validation' / '95')  # and 4 becomes label 3
+    with pytest.raises(InputError, match="Class '3' is label 3 of split 'train', none of 'validation': give both"):
+        loaders_of(data)
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({**{str(digit): digit for digit in range(10)}, '95': 3}))
+    loaders = loaders_of(data, class_map=str(tmp_path / 'map.pkl'))
+    assert torch.cat([target for _, target in loaders.eval]).bincount().tolist() == [4] * 10
+    (data / 'train' / '0').rename(data / 'train' / '95')
+    with pytest.raises(InputError, match="Class '1' is label 0 of split 'train', label 1 of 'validation'"):
+        loaders_of(data)
 
 
 def test_a_batch_of_all_processes_must_fit(few_digits):

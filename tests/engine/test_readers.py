@@ -5,6 +5,7 @@ import sys
 import tarfile
 
 import pytest
+import torch
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset
 from timm.data.readers.reader import Reader
@@ -51,6 +52,14 @@ def as_torch_folder(folder, to):
     return ((str(folder), dict(dataset='torch/image_folder')),) * 2
 
 
+def as_imagenet(folder, to):
+    # as torchvision unpacks it: each class has one folder and several names
+    shutil.copytree(folder / 'train', to / 'train')
+    shutil.copytree(folder / 'validation', to / 'val')
+    torch.save(({str(digit): (f'digit {digit}', f'number {digit}') for digit in range(10)}, []), to / 'meta.bin')
+    return ((str(to), dict(dataset='torch/imagenet')),) * 2
+
+
 def as_shards(folder, to):
     # both splits in one folder, as the tools of webdataset write them
     pytest.importorskip('webdataset')
@@ -85,8 +94,8 @@ def digits_folder(few_digits, tmp_path):
 
 
 @pytest.mark.parametrize('write', [
-    as_tar, as_tars_in_a_folder, as_one_tar, as_tars_in_a_tar, as_torch_folder, as_shards, as_hugging_face_dataset,
-    as_hugging_face_stream])
+    as_tar, as_tars_in_a_folder, as_one_tar, as_tars_in_a_tar, as_torch_folder, as_imagenet, as_shards,
+    as_hugging_face_dataset, as_hugging_face_stream])
 def test_a_reader_delivers_the_same_images_to_both_programs(digits_folder, tmp_path, write):
     (tmp_path / 'written').mkdir()
     (train_dir, training), (eval_dir, validation) = write(digits_folder, tmp_path / 'written')
@@ -112,6 +121,7 @@ def test_one_part_is_not_both_splits(digits_folder, tmp_path, write):
     (as_one_tar, dict(val_split='test'), r"No split 'test' in .*digits\.tar, it has train, validation"),
     (as_one_tar, dict(val_split='train'), r'Both splits are .*digits\.tar, folder train: give a folder with both'),
     (as_tar, dict(val_split='validation'), r'Both splits are .*train\.tar: give a folder with both as --data-dir'),
+    (as_imagenet, dict(val_split='train'), r'Both splits are .*written/train: give a folder with both'),
     (as_tar, dict(num_classes=11), "split 'train' has 10 classes, the model 11"),
 ], ids=lambda value: getattr(value, '__name__', str(value)))
 def test_a_split_that_is_not_there_is_one_line(digits_folder, tmp_path, write, values, words):

@@ -1,5 +1,6 @@
 """A validation run: every flag's result, compared with a model that is evaluated by hand on the same images."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from timm.layers import apply_test_time_pool
 
 import timm_advprop
 from tests.engine.runs import equal_states, eval_settings
-from timm_advprop.engine.validation import validate
+from timm_advprop.engine.tested_model import open_tested_model
+from timm_advprop.engine.validation import open_test_images, read_valid_labels, validate
 from timm_advprop.errors import InputError
 from timm_advprop.norms import strip_aux
 from timm_advprop.weights import weights_digest
@@ -299,6 +301,43 @@ def test_valid_labels_are_classes_of_the_model(run, tmp_path, labels):
     (tmp_path / 'labels').write_text(labels)
     with pytest.raises(InputError, match='--valid-labels .*labels is not .*: the model has the classes 0 to 9'):
         run(valid_labels=str(tmp_path / 'labels'))
+
+
+@pytest.mark.parametrize('labels', [[0, 1, 2], [0] * 11], ids=['too few', 'too many'])
+def test_valid_labels_are_as_many_as_the_classes_of_the_data_set(run, tmp_path, labels):
+    (tmp_path / 'labels').write_text('\n'.join(map(str, labels)))
+    with pytest.raises(InputError, match=f"split 'validation' has 10 classes, --valid-labels .* has {len(labels)}: "):
+        run(valid_labels=str(tmp_path / 'labels'))
+
+
+DIGITS = tuple(map(str, range(10)))
+SWAPPED = ('0', '2', '1', *DIGITS[3:])
+
+
+@pytest.mark.parametrize('names, values, refused', [
+    ((), {}, False),
+    (DIGITS, {}, False),
+    (SWAPPED, {}, True),
+    (('zero', '2', 'one', *DIGITS[3:]), {}, True),  # which has some of the names
+    (tuple('abcdefghij'), {}, False),  # names of another kind
+    (SWAPPED, dict(class_map=DIGITS), False),  # somebody says what they are
+    (SWAPPED, dict(valid_labels=SWAPPED), False),
+    (DIGITS, dict(valid_labels=SWAPPED), True),
+    (SWAPPED, dict(real_labels='file'), False),
+], ids=str)
+def test_a_class_that_model_and_data_set_know_by_one_name_is_one_class(
+        few_digits, checkpoint, tmp_path, names, values, refused):
+    for flag in {'class_map', 'valid_labels'} & values.keys():
+        (tmp_path / f'{flag}.txt').write_text('\n'.join(values[flag]))
+        values = {flag: str(tmp_path / f'{flag}.txt')}
+    settings = eval_settings(data_dir=few_digits, checkpoint=checkpoint, **values)
+    tested = replace(open_tested_model(settings), label_names=names)
+    classes = read_valid_labels(settings.data, 10)
+    if not refused:
+        assert open_test_images(tested, settings.data, classes=classes)
+        return
+    with pytest.raises(InputError, match=r"Class '\d' of the split 'validation' is class \d of the model, by the"):
+        open_test_images(tested, settings.data, classes=classes)
 
 
 # routes, attacks, surgery

@@ -13,7 +13,7 @@ from tests.stock_timm import REMEMBERS
 from timm_advprop import InputError, create_model, push_to_hub
 from timm_advprop.cli.hub import main as hub_main
 from timm_advprop.cli.train import main as train
-from timm_advprop.engine.datasets import label_names
+from timm_advprop.engine.datasets import class_count, label_names
 from timm_advprop.hub.label_names import names_of_labels
 from timm_advprop.hub.layout import write_publication
 from timm_advprop.hub.release import release_model
@@ -28,17 +28,18 @@ class DataSet:
         vars(self).update(attributes)
 
 
-@pytest.mark.parametrize('dataset, expected', [
-    (DataSet(reader=DataSet(class_to_idx=dict(plum=2, pear=0, apple=1))), FRUIT),
-    (DataSet(classes=FRUIT), FRUIT),
-    (DataSet(reader=DataSet(class_to_idx={0: 0, 1: 1, 2: 2})), ['0', '1', '2']),
-    (DataSet(), None),
-    (DataSet(classes=FRUIT[:2]), None),
-    (DataSet(class_to_idx=dict(pear=0, apple=1, plum=3)), None),  # a class map with a gap
-    (DataSet(class_to_idx=dict(pear=0, apple=1, plum=2, prune=2)), None),  # two names of one class
+@pytest.mark.parametrize('dataset, expected, count', [
+    (DataSet(reader=DataSet(class_to_idx=dict(plum=2, pear=0, apple=1))), FRUIT, 3),
+    (DataSet(classes=FRUIT), FRUIT, 3),
+    (DataSet(reader=DataSet(class_to_idx={0: 0, 1: 1, 2: 2})), ['0', '1', '2'], 3),
+    (DataSet(), None, None),
+    (DataSet(classes=FRUIT[:2]), None, 2),
+    (DataSet(class_to_idx=dict(pear=0, apple=1, plum=3)), None, 4),  # a class map with a gap
+    (DataSet(class_to_idx=dict(pear=0, apple=1, plum=2, prune=2)), None, 3),  # two names of one class
 ], ids=['folder', 'list', 'numbers', 'unknown', 'too few', 'gap', 'synonyms'])
-def test_names_in_the_order_of_labels(dataset, expected):
+def test_names_in_the_order_of_labels(dataset, expected, count):
     assert label_names(dataset, 3) == expected
+    assert class_count(dataset) == count
 
 
 def config_of(hub):

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from .datasets import label_names
 
-__all__ = ['class_labels']
+__all__ = ['class_labels', 'names_by_label']
 
 _IMAGENET_CLASSES = 1000
 
@@ -28,15 +28,24 @@ def class_labels(model: nn.Module, dataset: Optional[Dataset] = None) -> Tuple[s
     return next((names for names in known if len(names) == count), tuple(map(str, range(count))))
 
 
-def _published(cfg: Mapping[str, Any], count: int) -> Tuple[str, ...]:
-    names, descriptions = cfg.get('label_names'), cfg.get('label_descriptions')
-    if isinstance(names, dict):  # by the number of the class, as JSON writes it: a text
+def names_by_label(names: Any, count: int) -> Tuple[str, ...]:
+    """The names of classes in the order of labels, as a checkpoint or published weights say them; none where they do
+    not.
+
+    Args:
+        names: A list, or a mapping from labels, which JSON writes as texts.
+        count: Number of classes that a mapping is read for.
+    """
+    if isinstance(names, dict):
         by_number = {str(number): name for number, name in names.items()}
         names = [by_number.get(str(number), number) for number in range(count)]
-    if not isinstance(names, (list, tuple)):
-        return ()
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+
+
+def _published(cfg: Mapping[str, Any], count: int) -> Tuple[str, ...]:
+    descriptions = cfg.get('label_descriptions')
     descriptions = descriptions if isinstance(descriptions, dict) else {}
-    return tuple(str(descriptions.get(str(name), name)) for name in names)
+    return tuple(str(descriptions.get(name, name)) for name in names_by_label(cfg.get('label_names'), count))
 
 
 def _of_dataset(dataset: Optional[Dataset], count: int) -> Tuple[str, ...]:

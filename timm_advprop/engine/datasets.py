@@ -1,7 +1,7 @@
 """Opens data sets and makes timm's loaders for them, for every program the same way. Failures are one line."""
 import copy
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -23,8 +23,8 @@ from .splits import check_split, has_split, keep_split, root_of_split
 
 __all__ = [
     'READERS_WITHOUT_FOLDER', 'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
-    'class_names', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor', 'label_names',
-    'make_loader', 'open_split', 'resolve_image_config',
+    'class_count', 'class_indices', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor',
+    'label_names', 'make_loader', 'open_split', 'resolve_image_config',
 ]
 
 DataConfig = Dict[str, Any]
@@ -187,10 +187,10 @@ def check_class_count(dataset: Dataset, num_classes: int, what: str) -> None:
     Raises:
         InputError: They differ.
     """
-    classes = class_names(dataset)
-    if classes is not None and len(classes) != num_classes:
-        raise InputError(f'The {what} has {len(classes)} classes, the model {num_classes}: '
-                         f'give --num-classes {len(classes)}, or another data set.')
+    count = class_count(dataset)
+    if count not in (None, num_classes):
+        raise InputError(f'The {what} has {count} classes, the model {num_classes}: give --num-classes {count}, or '
+                         'another data set.')
 
 
 def _image_mode(data: DataSettings, channels: int) -> str:
@@ -208,19 +208,27 @@ def _reader(data: DataSettings) -> str:
 
 def label_names(dataset: Dataset, num_classes: int) -> Optional[List[str]]:
     """The name of each label of a data set, in their order; None where it has not one for each of `num_classes`."""
-    classes: Any = class_names(dataset)
-    if not hasattr(classes, 'items'):
-        names = {} if classes is None else dict(enumerate(classes))
-    else:
-        names = {label: name for name, label in classes.items()}
-    complete = names.keys() == set(range(num_classes)) and len(names) == len(classes)  # pyright: ignore[reportArgumentType]
-    return [str(names[label]) for label in range(num_classes)] if complete else None
+    indices = class_indices(dataset) or {}
+    names = {index: str(name) for name, index in indices.items()}
+    complete = names.keys() == set(range(num_classes)) and len(names) == len(indices)
+    return [names[index] for index in range(num_classes)] if complete else None
 
 
-def class_names(dataset: Dataset) -> Optional[Sequence[str]]:
-    """Names of the classes of a data set, None where it does not say."""
+def class_count(dataset: Dataset) -> Optional[int]:
+    """How many classes a model of the labels of a data set has, None where it does not say.
+
+    Several names may have one label, and labels may have gaps: a class map says so, or a data set with synonyms.
+    """
+    indices = class_indices(dataset)
+    return None if indices is None else max(indices.values()) + 1
+
+
+def class_indices(dataset: Dataset) -> Optional[Dict[str, int]]:
+    """The label of each name of a class of a data set, None where it does not say."""
     for owner in (getattr(dataset, 'reader', None), dataset):
-        for name in ('class_to_idx', 'class_name_to_idx', 'classes'):
-            if getattr(owner, name, None):
-                return getattr(owner, name)
+        # the first is torchvision's for ImageNet, whose class_to_idx has an entry for each synonym
+        for attribute in ('wnid_to_idx', 'class_to_idx', 'class_name_to_idx', 'classes'):
+            found = getattr(owner, attribute, None)
+            if found:
+                return dict(found) if hasattr(found, 'items') else {name: label for label, name in enumerate(found)}
     return None

@@ -7,9 +7,9 @@ from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from .datasets import DataConfig, check_class_count, label_names, make_loader, open_split
+from .datasets import DataConfig, check_class_count, class_indices, label_names, make_loader, open_split
 from .placement import Placement
-from .run_settings import AugmentationSettings, TrainSettings
+from .run_settings import AugmentationSettings, TrainDataSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
 from .splits import place_of
 
@@ -141,26 +141,40 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
 def _open_splits(settings: TrainSettings, config: DataConfig, num_classes: int, batch_size: int):
     data = settings.data
     train_set = _open_split(
-        settings, data.train_split, config, num_classes, is_training=True, num_samples=data.train_num_samples,
+        settings, data.train_split, config, is_training=True, num_samples=data.train_num_samples,
         seed=settings.loader.seed, repeats=settings.loader.epoch_repeats)
+    check_class_count(train_set, num_classes, f'split {data.train_split!r}')
     eval_set = None
     if data.val_split:
         eval_set = _open_split(
-            settings, data.val_split, config, num_classes, is_training=False, num_samples=data.val_num_samples)
+            settings, data.val_split, config, is_training=False, num_samples=data.val_num_samples)
         place = place_of(train_set)
         if place is not None and place == place_of(eval_set):
             raise InputError(f'Both splits are {place}: give a folder with both as --data-dir, as sub-folders or tar '
                              f'files {data.train_split} and {data.val_split}, or --val-split "".')
+        _check_same_classes(data, train_set, eval_set)
+        check_class_count(eval_set, num_classes, f'split {data.val_split!r}')
     if hasattr(train_set, '__len__') and len(train_set) < batch_size:
         raise InputError(f'The training split has {len(train_set)} images, fewer than one batch of {batch_size}: give '
                          'a smaller --batch-size.')
     return train_set, eval_set
 
 
-def _open_split(settings: TrainSettings, split: str, config: DataConfig, num_classes: int, **kwargs: Any) -> Any:
-    dataset = open_split(settings.data, split, config, batch_size=settings.loader.batch_size, **kwargs)
-    check_class_count(dataset, num_classes, f'split {split!r}')
-    return dataset
+def _open_split(settings: TrainSettings, split: str, config: DataConfig, **kwargs: Any) -> Any:
+    return open_split(settings.data, split, config, batch_size=settings.loader.batch_size, **kwargs)
+
+
+def _check_same_classes(data: TrainDataSettings, train_set: Any, eval_set: Any) -> None:
+    # where both know names
+    train, evaluation = class_indices(train_set), class_indices(eval_set)
+    if train is None or evaluation is None:
+        return
+    differing = next((name for name in (*train, *evaluation) if train.get(name) != evaluation.get(name)), None)
+    if differing is not None:
+        labels = [f'label {indices[differing]}' if differing in indices else 'none' for indices in (train, evaluation)]
+        raise InputError(
+            f'Class {differing!r} is {labels[0]} of split {data.train_split!r}, {labels[1]} of {data.val_split!r}: '
+            'give both splits the same class folders, or the label of each with --class-map.')
 
 
 def _mixup_arguments(settings: AugmentationSettings, num_classes: int) -> Optional[Dict[str, Any]]:

@@ -6,7 +6,7 @@ from timm.scheduler import PlateauLRScheduler
 
 from ..norms import norm_parameters, num_aux_norms, split_norms
 from ..output import counted
-from .datasets import DataConfig, class_names
+from .datasets import DataConfig, class_count
 from .optimization import learning_rate, lr_scaling, mean_lr
 from .run_folder import output_folder
 from .run_settings import TrainSettings
@@ -93,9 +93,9 @@ def _size(dataset: Any) -> str:
     images_alone = dataset
     while hasattr(images_alone, 'dataset'):  # below what wraps it
         images_alone = images_alone.dataset
-    classes = class_names(images_alone)
+    classes = class_count(images_alone)
     images = counted(len(dataset), 'image') if isinstance(dataset, Sized) else 'as many images as it has'
-    return images if classes is None else f'{images} of {len(classes):,} classes'
+    return images if classes is None else f'{images} of {classes:,} classes'
 
 
 def _images(config: DataConfig) -> str:

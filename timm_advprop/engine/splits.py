@@ -75,7 +75,9 @@ def place_of(dataset: Any) -> Optional[str]:
     reader = getattr(dataset, 'reader', dataset)
     if isinstance(reader, ReaderImageInTar) and hasattr(reader, 'split'):
         return f'{reader.root}, folder {reader.split}'  # pyright: ignore[reportAttributeAccessIssue]
-    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar, ImageFolder)) else None  # pyright: ignore[reportReturnType]
+    if isinstance(reader, ImageFolder):
+        return getattr(reader, 'split_folder', reader.root)  # pyright: ignore[reportReturnType]
+    return reader.root if isinstance(reader, (ReaderImageFolder, ReaderImageInTar)) else None
 
 
 def _check_among(root: str, split: str, present: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
 """The model of a validation run: opened, checked, on its device and its route."""
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, Optional, Tuple
 
@@ -11,6 +12,7 @@ from ..errors import InputError, as_input_error
 from ..norms import Route, has_split_norm, num_aux_in, set_norm_route, strip_aux
 from ..weights import Checkpoint, open_checkpoint, weights_digest
 from .checkpoint_settings import with_settings_of
+from .class_labels import names_by_label
 from .datasets import DataConfig, resolve_image_config
 from .eval_settings import EvalModelSettings, EvalSettings
 from .open_model import open_model, try_images
@@ -19,6 +21,8 @@ from .recalibration import Recalibration
 from .route_names import is_blend, plain_model_of
 
 __all__ = ['TestedModel', 'open_tested_model']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class TestedModel:
         weights: Name of its weights, see `weights_digest`.
         param_count: Number of its parameters, in millions.
         recalibrated: The images that its statistics were taken from, '' where they are those of training.
+        label_names: Names of its classes in their order, as they are kept with its weights; empty where they are not.
     """
     settings: EvalSettings
     model: nn.Module
@@ -43,6 +48,7 @@ class TestedModel:
     weights: str
     param_count: float
     recalibrated: str = ''
+    label_names: Tuple[str, ...] = ()
     __test__ = False  # no test of pytest's
 
     @property
@@ -65,11 +71,11 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
     placement = open_placement(
         settings.device, settings.loader.seed, attack_dtypes=[attack.amp_dtype for attack in settings.attack.strengths])
     recalibration = _recalibration(settings)
-    checkpoint = None
-    if settings.model.checkpoint:
-        checkpoint = open_checkpoint(settings.model.checkpoint, settings.model.use_ema)
+    checkpoint = _open_checkpoint(settings.model)
+    if checkpoint is not None:
         settings = with_settings_of(checkpoint, settings)
     model = _open(settings, checkpoint)
+    label_names = _label_names(model, checkpoint)
     weights = weights_digest(model.state_dict(), settings.model.route)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     config = resolve_image_config(
@@ -82,7 +88,7 @@ def open_tested_model(settings: EvalSettings, attacked: Optional[bool] = None) -
     model, config = _prepare(model, settings, config, placement)
     return TestedModel(
         settings, model, config, placement, num_classes, weights, round(param_count / 1e6, 2),
-        recalibration.describe() if recalibration is not None else '')
+        recalibration.describe() if recalibration is not None else '', label_names)
 
 
 def _check_settings(settings: EvalSettings, attacked: bool) -> None:
@@ -112,6 +118,24 @@ def _recalibration(settings: EvalSettings) -> Optional[Recalibration]:
         crop_border_pixels=settings.image.crop_border_pixels)
     recalibration.check_split(settings.data.split)
     return recalibration
+
+
+def _open_checkpoint(model: EvalModelSettings) -> Optional[Checkpoint]:
+    if not model.checkpoint:
+        return None
+    checkpoint = open_checkpoint(model.checkpoint, model.use_ema)
+    if model.use_ema and not checkpoint.averaged:
+        raise InputError(f'--use-ema: {model.checkpoint} has no averaged weights, leave it out.')
+    if not model.use_ema and checkpoint.has_average:
+        _logger.info(f'{model.checkpoint} has averaged weights too: --use-ema takes them.')
+    return checkpoint
+
+
+def _label_names(model: nn.Module, checkpoint: Optional[Checkpoint]) -> Tuple[str, ...]:
+    count: Any = model.num_classes
+    kept = (getattr(model, 'pretrained_cfg', None) or {}) if checkpoint is None else checkpoint.raw
+    names = names_by_label(kept.get('label_names'), count)
+    return names if len(names) == count else ()
 
 
 def _open(settings: EvalSettings, checkpoint: Optional[Checkpoint]) -> nn.Module:

@@ -19,6 +19,8 @@ from .datasets import (
     channel_normalisation,
     check_class_count,
     check_dataset_root,
+    class_count,
+    class_indices,
     dataset_name,
     insert_before_tensor,
     make_loader,
@@ -85,8 +87,9 @@ def measure(
     settings, placement = tested.settings, tested.placement
     config = tested.config if crop_pct is None else {**tested.config, 'crop_pct': crop_pct}
     attack = _normalised_attack(attack, settings, config, tested.num_classes)
+    classes = read_valid_labels(data, tested.num_classes) or classes
     dataset, loader = open_test_images(tested, data, config, classes, on_pixels)
-    labels = _Labels(data, dataset, tested.num_classes, classes, placement.device)
+    labels = _Labels(data, dataset, classes, placement.device)
     seed_generators(seed_at(settings.loader.seed, placement.rank), placement.device)
     with explained_data_loss():
         metrics = evaluate(
@@ -117,11 +120,11 @@ def open_test_images(
         classes: Optional[Sequence[int]] = None,
         on_pixels: Optional[Callable[[Image.Image], Image.Image]] = None,
 ) -> Tuple[Any, Any]:
-    """The data set and timm's loader of it, for a model. See `measure`."""
+    """The data set and timm's loader of it, for a model. See `measure`; `--valid-labels` are among `classes`."""
     config, settings = config or tested.config, tested.settings
     dataset: Any = open_split(data, data.split, config, num_samples=data.num_samples, seed=settings.loader.seed)
-    if not data.valid_labels and not data.real_labels:
-        check_class_count(dataset, len(classes or ()) or tested.num_classes, f'split {data.split!r}')
+    if not data.real_labels:
+        _check_classes(tested, data, dataset, classes)
     if data.num_samples and not isinstance(dataset, IterableDataset) and data.num_samples < len(dataset):
         dataset = SampledImages(dataset, data.num_samples)
     loader = make_loader(
@@ -131,6 +134,30 @@ def open_test_images(
     if on_pixels is not None:
         dataset.transform = insert_before_tensor(dataset.transform, on_pixels)  # pyright: ignore[reportAttributeAccessIssue]
     return dataset, loader
+
+
+def _check_classes(
+        tested: TestedModel,
+        data: EvalDataSettings,
+        dataset: Any,
+        classes: Optional[Sequence[int]],
+) -> None:
+    # As far as both tell: their number, and that a name that both have is that of the same class.
+    count, what = class_count(dataset), f'split {data.split!r}'
+    if classes is None:
+        check_class_count(dataset, tested.num_classes, what)
+    elif count not in (None, len(classes)):
+        raise InputError(f'The {what} has {count} classes, --valid-labels {data.valid_labels} has {len(classes)}: give '
+                         'one class index a line for each.')
+    if data.class_map:
+        return  # by whoever knows better
+    for name, label in (class_indices(dataset) or {}).items():
+        index = label if classes is None else classes[label]
+        if str(name) in tested.label_names and tested.label_names[index] != str(name):
+            raise InputError(
+                f'Class {str(name)!r} of the {what} is class {tested.label_names.index(str(name))} of the model, by '
+                f'the names that are kept with its weights, and would be taken for class {index}, '
+                f'{tested.label_names[index]!r}: say with --class-map which class each is.')
 
 
 def _normalised_attack(
@@ -153,12 +180,10 @@ class _Labels:
             self,
             settings: EvalDataSettings,
             dataset: Any,
-            num_classes: int,
             classes: Optional[Sequence[int]],
             device: torch.device,
     ):
         self.average = settings.metrics_avg
-        classes = read_valid_labels(settings, num_classes) or classes
         self.valid = None if classes is None else torch.tensor(classes, device=device)
         # one count for clean images and one for adversarial ones
         self.real: Dict[str, Any] = {kind: _read_real_labels(settings.real_labels, dataset)

@@ -1,7 +1,7 @@
 """Suites of attacks on the validation split, through the route that is evaluated."""
 from dataclasses import replace
 from functools import partial
-from typing import Iterator, List
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 
@@ -64,7 +64,7 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
         tested.model, tested.route, attack.mean, attack.std,
         output_indices=None if classes is None else torch.tensor(classes, device=tested.placement.device))
     found = autoattack(
-        model, _pixel_batches(tested, attack), eps=attack.eps_px / 255, norm=attack.norm,
+        model, _pixel_batches(tested, attack, classes), eps=attack.eps_px / 255, norm=attack.norm,
         seed=tested.settings.loader.seed)
     data = tested.settings.data
     of_set = dict(
@@ -76,9 +76,9 @@ def _measure_autoattack(tested: TestedModel, attack: Attack) -> Measured:
             for condition, name in _AFTER.items()]
 
 
-def _pixel_batches(tested: TestedModel, attack: Attack) -> Iterator[Batch]:
+def _pixel_batches(tested: TestedModel, attack: Attack, classes: Optional[Sequence[int]]) -> Iterator[Batch]:
     # Images of the split in 0–1, as the loader delivers them but not normalised.
-    _, loader = open_test_images(tested, tested.settings.data)
+    _, loader = open_test_images(tested, tested.settings.data, classes=classes)
     with explained_data_loss():
         for images, target in loader:
             yield attack.in_pixels(images.cpu()), target

@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from typing import List
 
 from ..corruptions import ALL_CORRUPTIONS, SEVERITIES, check_libraries
-from ..engine.datasets import check_dataset_root, class_names, open_split
+from ..engine.datasets import check_dataset_root, class_indices, open_split
 from ..engine.eval_settings import EvalDataSettings, EvalSettings
 from ..engine.results_file import Results
 from ..engine.tested_model import TestedModel
@@ -74,7 +74,7 @@ def _measure_corruption(tested: TestedModel, corruption: Corruption) -> Measured
 def _has_imagenet_classes(data: EvalDataSettings, channels: int) -> bool:
     # whether errors may be compared with those of AlexNet
     dataset = open_split(data, data.split, dict(input_size=(channels, 1, 1)))
-    return set(class_names(dataset) or ()) == set(IMAGENET_C.class_folders())
+    return set(class_indices(dataset) or ()) == set(IMAGENET_C.class_folders())
 
 
 def _measure_folder(tested: TestedModel, name: str, root: str, **kwargs) -> Measured:

@@ -30,7 +30,7 @@ from ..norms import (
     split_state_dict,
 )
 from .misfits import explain_misfit
-from .other_names import Unwrapped, rename_efficientnet, unwrap
+from .other_names import Unwrapped, has_averaged_task, rename_efficientnet, unwrap
 
 __all__ = ['Checkpoint', 'allow_numpy_scalars', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
            'read_checkpoint', 'weights_digest']
@@ -55,6 +55,7 @@ class Checkpoint:
         args: Arguments of the timm run that wrote it; empty for any other file.
         epoch: Epoch of that run, from 0.
         raw: All of a training checkpoint, with the optimizer and both kinds of weights; empty for weights alone.
+        has_average: The file has averaged weights, be they those in `state_dict` or not.
     """
     path: str
     state_dict: Dict[str, torch.Tensor]
@@ -62,6 +63,7 @@ class Checkpoint:
     args: Dict[str, Any]
     epoch: Optional[int]
     raw: Mapping[str, Any]
+    has_average: bool = False
 
     @property
     def share(self) -> Optional[str]:
@@ -122,7 +124,8 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
     model = unwrap(state_dict, use_ema, of_lightning=_OF_LIGHTNING in content)
     return Checkpoint(
         path=path, state_dict=_under_our_names(model, path), averaged=key in _AVERAGED or model.averaged,
-        args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), raw=content if key else {})
+        args=dict(vars(run['args'])) if run else {}, epoch=run.get('epoch'), raw=content if key else {},
+        has_average=any(content.get(name) is not None for name in _AVERAGED) or has_averaged_task(state_dict))
 
 
 def load_read_checkpoint(

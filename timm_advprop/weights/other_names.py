@@ -5,7 +5,7 @@ from typing import Dict, List, Mapping, NamedTuple
 import torch
 from timm.models import clean_state_dict
 
-__all__ = ['Unwrapped', 'rename_efficientnet', 'unwrap']
+__all__ = ['Unwrapped', 'has_averaged_task', 'rename_efficientnet', 'unwrap']
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -55,6 +55,11 @@ def unwrap(state_dict: StateDict, use_ema: bool = True, of_lightning: bool = Fal
         if prefix and (wrapper is not _MODEL or of_lightning or not left_out):
             return Unwrapped(clean_state_dict(inside), prefix, left_out, wrapper is _AVERAGED_TASK)
     return Unwrapped(dict(state_dict))
+
+
+def has_averaged_task(state_dict: StateDict) -> bool:
+    """Whether a state dict is that of a task with averaged weights, or of a module that holds one."""
+    return any(map(_AVERAGED_TASK.match, state_dict))
 
 
 def rename_efficientnet(state_dict: StateDict) -> Dict[str, torch.Tensor]:
