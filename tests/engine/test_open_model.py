@@ -1,4 +1,6 @@
 """What is a user's mistake when a model is opened, and what is a program's; and models that take no such images."""
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from timm_advprop.engine import open_model as module
 from timm_advprop.engine.open_model import open_architecture, open_model, try_images
 from timm_advprop.engine.run_settings import ImageSettings, ModelSettings
 from timm_advprop.errors import InputError
+from timm_advprop.weights import open_checkpoint
 
 
 @pytest.mark.parametrize('error', [AttributeError, KeyError, TypeError])
@@ -72,3 +75,12 @@ def test_weights_in_a_file_may_be_of_a_wrapped_model(name, tmp_path):
     assert model.num_classes == 7 and torch.equal(model.bn1.weight, plain.bn1.weight)
     assert torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
     assert not model.pretrained_cfg.get('state_dict')
+
+
+@pytest.mark.parametrize('regime, source', [('vanilla', 'bn1'), ('advprop', 'bn1.aux_bn.0'), (None, 'bn1.aux_bn.0')])
+def test_auxiliary_norms_that_the_run_of_a_file_did_not_train_are_copies(regime, source, tmp_path, randomize_norms):
+    model = randomize_norms(timm.create_model('test_resnet_ap'))
+    torch.save(dict(state_dict=model.state_dict(), args=Namespace(regime=regime)), tmp_path / 'last.pth.tar')
+    opened = open_model(
+        ModelSettings(model='test_resnet_ap'), ImageSettings(), open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    assert torch.equal(opened.bn1.aux_bn[0].running_mean, model.get_submodule(source).running_mean)

@@ -18,6 +18,7 @@ from timm_advprop import (
     split_state_dict,
 )
 from timm_advprop.errors import InputError
+from timm_advprop.norms import norm_parameters
 from timm_advprop.weights import load_read_checkpoint, open_checkpoint, read_checkpoint, weights_digest
 
 
@@ -205,6 +206,37 @@ def test_auxiliary_norms_that_a_regime_did_not_train_are_taken_for_copies_of_the
     torch.save(model.state_dict(), tmp_path / 'trained.pth')
     load_checkpoint(loaded, str(tmp_path / 'trained.pth'))
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('test_vit_ap', {}), ('test_convnext_ap', {}), ('test_resnet_ap', dict(share='statistics'))], ids=str)
+def test_untrained_norms_without_statistics_are_known_by_their_values(name, kwargs, tmp_path, caplog):
+    torch.manual_seed(0)
+    model, path = timm.create_model(name, **kwargs), str(tmp_path / 'vanilla.pth')
+    main, aux = norm_parameters(model)
+    with torch.no_grad():
+        for parameter in main:
+            parameter.add_(torch.randn_like(parameter))
+    torch.save(model.state_dict(), path)
+    loaded = timm.create_model(name, **kwargs)
+    with caplog.at_level('INFO'):
+        load_checkpoint(loaded, path)
+    assert 'were not trained' in caplog.text
+    assert all(torch.equal(*pair) for pair in zip(*norm_parameters(loaded)))
+    with torch.no_grad():
+        aux[0][0] += 1  # one channel is enough
+    torch.save(model.state_dict(), path)
+    load_checkpoint(loaded, path)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('aux_trained', [False, True])
+def test_a_run_may_say_whether_it_trained_the_auxiliary_norms(aux_trained, trained):
+    loaded, state_dict = timm.create_model('test_resnet_ap'), trained.state_dict()
+    load_read_checkpoint(loaded, state_dict, 'file', aux_trained=aux_trained)
+    kept = state_dict['bn1.aux_bn.0.weight' if aux_trained else 'bn1.weight']
+    assert torch.equal(loaded.bn1.aux_bn[0].weight, kept)
+    assert not torch.equal(state_dict['bn1.aux_bn.0.weight'], state_dict['bn1.weight'])
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ def load_read_checkpoint(
         path: str,
         convert: bool = False,
         share: Optional[str] = None,
+        aux_trained: Optional[bool] = None,
 ) -> None:
     """Load what `read_checkpoint` returned, see `load_checkpoint`.
 
@@ -143,6 +144,8 @@ def load_read_checkpoint(
         path: The file it came from.
         convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
         share: What these share, see `convert_split_norm`; by default what the keys say.
+        aux_trained: Whether the run that wrote it trained the auxiliary norms; by default what their values say. Those
+            that were not trained become copies of the main norms.
     """
     name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     num_aux = num_aux_in(state_dict)
@@ -155,7 +158,7 @@ def load_read_checkpoint(
         raise InputError(f'{path} has {num_aux} auxiliary norm(s) for each norm, {name} has {num_aux_norms(model)}: '
                          f'{advice}.')
     try:
-        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path))
+        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path, aux_trained))
     except RuntimeError as error:
         raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
     _tell_copied_norms(split_state_dict(model.state_dict())[1], state_dict, path)
@@ -224,19 +227,34 @@ def _index_aux_keys(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str,
     return indexed
 
 
-def _with_main_for_untrained_aux(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
-    # Auxiliary norms that a regime without them left at their first values, beside main norms that were trained. A norm
-    # that has seen no batch would normalise by mean 0 and variance 1.
+def _with_main_for_untrained_aux(
+        state_dict: Dict[str, torch.Tensor],
+        path: str,
+        aux_trained: Optional[bool],
+) -> Dict[str, torch.Tensor]:
+    # Auxiliary norms that a regime without them left as they were, beside main norms that were trained, do not fit the
+    # layers between them.
     main, aux = split_state_dict(state_dict)
-    trained = [any(value.any() for value in _batch_counts(part)) for part in (main, aux)]
-    if not _batch_counts(aux) or trained != [True, False]:
+    of_main = {key: main[main_key(key)] for key in aux if main_key(key) in main}
+    if not aux or (_look_trained(of_main, aux) if aux_trained is None else aux_trained):
         return state_dict
     _logger.info(f'The auxiliary norms in {path} were not trained: they are taken for copies of the main ones.')
-    return {key: main[main_key(key)].clone() if key in aux else value for key, value in state_dict.items()}
+    return {**state_dict, **{key: value.clone() for key, value in of_main.items()}}
 
 
-def _batch_counts(state_dict: Dict[str, torch.Tensor]) -> List[torch.Tensor]:
-    return [value for key, value in state_dict.items() if key.endswith('num_batches_tracked')]
+def _look_trained(main: Dict[str, torch.Tensor], aux: Dict[str, torch.Tensor]) -> bool:
+    # Batch norms count what they saw. Norms without statistics of their own begin with the same value in all channels.
+    if _batch_counts(aux):
+        return any(_batch_counts(aux)) or not any(_batch_counts(main))
+    return not _are_constant(aux) or _are_constant(main)
+
+
+def _are_constant(state_dict: Dict[str, torch.Tensor]) -> bool:
+    return all((value == value.flatten()[:1]).all() for value in state_dict.values())
+
+
+def _batch_counts(state_dict: Dict[str, torch.Tensor]) -> List[int]:
+    return [int(value) for key, value in state_dict.items() if key.endswith('num_batches_tracked')]
 
 
 def _tell_copied_norms(expected: Mapping[str, Any], state_dict: Mapping[str, Any], path: str) -> None:
