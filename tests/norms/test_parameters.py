@@ -1,11 +1,21 @@
 """The parameters that only some routes use."""
+from functools import partial
+
 import pytest
 import torch.nn as nn
 from timm.layers import GroupNormAct
 
 import timm_advprop
 from tests.norms.norm_models import main_key, make_batch, named_grads, norm_index, train_step
-from timm_advprop.norms import convert_split_norm, norm_parameters, split_norms, train_aux
+from timm_advprop.norms import (
+    blend_routes,
+    convert_split_norm,
+    freeze_norms,
+    norm_parameters,
+    split_norms,
+    strip_aux,
+    train_aux,
+)
 
 
 def test_train_aux_takes_auxiliary_norms_alone_out_of_training_and_back(plain):
@@ -46,3 +56,16 @@ def test_parameters_of_an_activation_in_a_norm_are_the_norms():
     main, aux = norm_parameters(timm_advprop.convert_split_norm(nn.Sequential(norm)))
     assert {id(parameter) for parameter in main} == {id(value) for value in (norm.weight, norm.bias, norm.act.weight)}
     assert len(aux) == 3 and not {id(parameter) for parameter in aux} & {id(parameter) for parameter in main}
+
+
+@pytest.mark.parametrize('plain_copy', [strip_aux, partial(blend_routes, weights=.3)], ids=['strip', 'blend'])
+@pytest.mark.parametrize('main', [False, True])
+def test_frozen_norms_train_again_in_a_plain_copy(plain_copy, main, resnet):
+    split = convert_split_norm(resnet).train()
+    freeze_norms(split, main=main)
+    split.layer1[0].bn1.weight.requires_grad_(False)  # frozen in another way where main norms are not
+    copy = plain_copy(split)
+    assert all(module.training for module in copy.modules())
+    assert [name for name, value in copy.named_parameters() if not value.requires_grad] == (
+        [] if main else ['layer1.0.bn1.weight'])
+    assert split.bn1.training == split.bn1.bias.requires_grad == (not main)

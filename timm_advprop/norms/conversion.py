@@ -7,6 +7,7 @@ from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 
 from .affine_norm import split_affine_norm_type
 from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
+from .parameters import freeze_norms
 from .shared_statistics import SharingNorm, check_share, share_of
 from .split_norm import AuxNorms, SplitNorm, has_split_norm, num_aux_norms, split_norms
 
@@ -84,7 +85,8 @@ def convert_sync_batchnorm(model: nn.Module, process_group: Optional[Any] = None
 def strip_aux(model: nn.Module) -> nn.Module:
     """Copy a model without its auxiliary norms: plain norms again, the model that stock timm knows.
 
-    Whatever else changed its class in place for the training, as matched masks do, is plain again, too.
+    Whatever else changed its class in place for the training, as matched masks do, is plain again, too. Norms that
+    `freeze_norms` froze train again.
 
     Args:
         model: A model with or without split norms. It is left as it is.
@@ -94,6 +96,9 @@ def strip_aux(model: nn.Module) -> nn.Module:
     """
     plain = deepcopy(model)
     for norm in list(split_norms(plain)):
+        if norm.frozen[0]:  # a plain norm could not keep its statistics
+            freeze_norms(norm, main=False)
+            norm.train(plain.training)
         del norm.aux_bn
     for module in plain.modules():
         for name in getattr(module, 'own_state', ()):
