@@ -8,6 +8,7 @@ from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 from .affine_norm import split_affine_norm_type
 from .batch_norm import is_batch_norm, split_batch_norm_type, synchronise
 from .parameters import freeze_norms
+from .reparameterization import allow_reparameterization, refuse_reparameterization
 from .shared_statistics import SharingNorm, check_share, share_of
 from .split_norm import AuxNorms, SplitNorm, has_split_norm, num_aux_norms, split_norms
 
@@ -57,6 +58,7 @@ def convert_split_norm(model: nn.Module, num_aux: Optional[int] = None, share: O
         # is copied that could be forgotten.
         norm.__class__ = split
         norm.add_aux_norms(num_aux, share)
+    refuse_reparameterization(model)
     return model
 
 
@@ -104,6 +106,7 @@ def strip_aux(model: nn.Module) -> nn.Module:
         for name in getattr(module, 'own_state', ()):
             module.__dict__.pop(name, None)
         module.__class__ = getattr(module, 'plain_type', type(module))
+        allow_reparameterization(module)
     return plain
 
 
