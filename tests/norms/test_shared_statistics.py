@@ -383,6 +383,20 @@ def test_momentum_of_auxiliary_statistics_alone(share):
 # Precision, memory formats, compilers
 
 
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_statistics_of_images_in_half_precision_are_not_rounded(dtype, affine, share):
+    norm = convert_split_norm(nn.BatchNorm2d(8, affine=affine), share=share).train()
+    set_norm_route(norm, 'split')
+    images = (torch.randn(8, 8, 16, 16) + torch.linspace(1, 33, 8).view(8, 1, 1)).to(dtype)
+    output = norm(images)
+    mean, var, _ = statistics(images.double())
+    expected = (images.double() - mean.view(8, 1, 1)) / (var.view(8, 1, 1) + norm.eps).sqrt()
+    assert output.dtype == dtype
+    # rounding of the single values is gone in the mean of a channel, a rounded mean of the images is not
+    assert (output.double() - expected).mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize('route', ['main', 'aux', 'split'])
 def test_channels_last_stays_channels_last_and_autocast_keeps_parameters_precise(route, share, randomize_norms):
     norm = randomize_norms(convert_split_norm(nn.BatchNorm2d(8), 1, share)).train()

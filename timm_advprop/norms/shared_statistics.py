@@ -10,7 +10,7 @@ no statistics of their own, separate affine parameters are enough. What the rout
 
 A norm that keeps no statistics, such as a layer norm, has nothing to share.
 """
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -62,7 +62,8 @@ class SharingNorm(SplitNorm):
         if self.share == NONE:
             return super()._normalize_parts(x)
         parts = x.split(self._part_sizes(x.shape[0]))
-        output = self._normalize_with(x, None, None, self.track_running_stats and self.share == STATISTICS)
+        track = self.track_running_stats and self.share == STATISTICS
+        output = self._normalize_with(x, *self._identity_for(x), track)
         if self.share == STATISTICS_OF_MAIN and self.training and self.track_running_stats:
             with torch.no_grad():
                 self._normalize_with(parts[0], None, None, True)
@@ -70,6 +71,14 @@ class SharingNorm(SplitNorm):
             return output
         parts = output.split([len(part) for part in parts])
         return torch.cat([_scale_and_shift(norm, part) for norm, part in zip((self, *self.aux_bn), parts)])
+
+    def _identity_for(self, x: torch.Tensor) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+        # Weight and bias that change nothing. On a CPU torch rounds the statistics of images in half precision where it
+        # is given nothing wider; elsewhere, and in float32, it has no use for them.
+        like: Any = self.running_mean if self.weight is None else self.weight
+        if like is None or x.device.type != 'cpu' or x.dtype not in (torch.bfloat16, torch.float16):
+            return None, None
+        return torch.ones_like(like), torch.zeros_like(like)
 
     def _normalize_for_aux(self, aux: Any, x: torch.Tensor) -> torch.Tensor:
         # A pass of auxiliary images alone.
