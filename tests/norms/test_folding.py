@@ -3,6 +3,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -64,7 +65,7 @@ def output_and_gradient(model, images):
 
 def folded_convolutions(model, images, num_passes=MANY):
     """Names of the convolutions that have other weights inside of the block."""
-    before = dict(model.named_parameters())
+    before = dict(model.named_parameters(remove_duplicate=False))
     with folded(model, images, num_passes):
         return {name.rpartition('.')[0] for name, module in model.named_modules()
                 for name, value in module.named_parameters(prefix=name, recurse=False) if value is not before.get(name)}
@@ -255,6 +256,62 @@ def test_under_autocast_weights_are_rounded_once():
         assert weights == {torch.bfloat16} and 'forward' in vars(norm)
         rounded = model(images)
     torch.testing.assert_close(rounded.float(), model(images), rtol=0.1, atol=0.1)
+
+
+class Island(nn.Module):
+    """Two pairs, the second of which computes in full precision under autocast, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.other, self.last = (
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        with torch.autocast('cpu', enabled=False):
+            return self.last(self.other(x.float())).flatten(1)
+
+
+@pytest.mark.parametrize('first', [False, True])
+def test_where_a_model_turns_autocast_off_weights_keep_their_precision(first):
+    model, images = randomised(Island()).float(), images_of().float()
+    with torch.autocast('cpu', torch.bfloat16, enabled=first):
+        assert folded_convolutions(model, images) == {'conv', 'other'}
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = model(images)
+        with folded(model, images, MANY):
+            assert [model.conv.weight.dtype, model.other.weight.dtype] == [torch.bfloat16, torch.float32]
+            torch.testing.assert_close(model(images), expected, rtol=.05, atol=.05)
+
+
+class Tied(nn.Module):
+    """A weight or a bias that something beside the convolution reads; or another convolution that has the same."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3)
+        self.other.weight, self.reads = self.conv.weight, reads
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return self.reads(self, y, x).flatten(1)
+
+
+@pytest.mark.parametrize('reads, expected', [
+    (lambda model, y, x: F.conv_transpose2d(y, model.conv.weight), set()),
+    (lambda model, y, x: y.relu() @ model.conv.weight.sum().expand(y.shape[-1:]), set()),
+    (lambda model, y, x: y * model.conv.bias.view(-1, 1, 1), set()),
+    (lambda model, y, x: y + model.other(x), {'conv'}),
+], ids=['transposed', 'sum', 'bias', 'module'])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_weights_that_something_else_reads_are_left(reads, expected, autocast):
+    model, images = randomised(Tied(reads)).float(), images_of().float()
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        assert folded_convolutions(model, images) == expected
+        plain = model(images)
+        with folded(model, images, MANY):
+            torch.testing.assert_close(model(images), plain, **dict(rtol=.1, atol=.1) if autocast else {})
+    assert model.other.weight is model.conv.weight and not model.conv.weight.requires_grad
 
 
 def test_an_attack_on_a_folded_model_is_the_same_attack():

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn as nn
 from timm.layers import BatchNormAct2d, Conv2dSame, SyncBatchNormAct
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.conv import _ConvNd
 
 from .batch_norm import SplitBatchNorm, fixed_factor_and_shift
@@ -27,6 +28,7 @@ class _Pair(NamedTuple):
     conv: str
     norm: str
     num_values: float  # of the convolution's output, for each image
+    casts: bool  # autocast rounds the convolution's weights
 
 
 class _Found(NamedTuple):
@@ -34,7 +36,7 @@ class _Found(NamedTuple):
     pairs: List[_Pair]
 
 
-_found: 'WeakKeyDictionary[nn.Module, _Found]' = WeakKeyDictionary()
+_found: 'WeakKeyDictionary[nn.Module, Dict[Optional[torch.dtype], _Found]]' = WeakKeyDictionary()  # by autocast
 
 
 @contextmanager
@@ -45,8 +47,8 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
     A convolution with more weights than it makes values inside of the block is left: folding would cost more than it
     saves. Left as it is, too, is a model with hooks, which would see something else, and one that is compiled, whose
     graphs are of its modules as they are. After the block parameters are the same objects as before, also after an
-    exception. The first block of a model takes a forward pass more, which shows the norms that follow a convolution
-    alone.
+    exception. The first block of a model, in each precision of autocast, takes a forward pass more, which shows the
+    norms that follow a convolution alone, and weights that nothing but their convolution reads.
 
     Args:
         model: A model, not wrapped in DDP, in eval mode.
@@ -61,9 +63,9 @@ def folded(model: nn.Module, images: torch.Tensor, num_passes: int) -> Iterator[
     pairs = [] if unchanged else _pairs_of(model, modules, images)
     num_images = len(images) * num_passes
     with ExitStack() as stack:
-        for conv, norm in ((modules[pair.conv], modules[pair.norm]) for pair in pairs
-                           if modules[pair.conv].weight.numel() <= pair.num_values * num_images):
-            stack.enter_context(_one_folded(conv, norm))
+        for pair in pairs:
+            if modules[pair.conv].weight.numel() <= pair.num_values * num_images:
+                stack.enter_context(_one_folded(modules[pair.conv], modules[pair.norm], pair.casts))
         yield
 
 
@@ -79,14 +81,14 @@ def is_compiled(modules: Iterable[nn.Module]) -> bool:
 
 
 @contextmanager
-def _one_folded(conv: _ConvNd, norm: nn.Module) -> Iterator[None]:
+def _one_folded(conv: _ConvNd, norm: nn.Module, casts: bool) -> Iterator[None]:
     constants = fixed_factor_and_shift(norm)
     if constants is None or type(conv.weight) is not nn.Parameter:
         yield
         return
     kept = dict(conv._parameters)
     try:
-        conv._parameters.update(zip(('weight', 'bias'), _fold(conv, *constants)))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        conv._parameters.update(zip(('weight', 'bias'), _fold(conv, *constants, casts)))  # pyright: ignore[reportCallIssue, reportArgumentType]
         norm.forward = _rest_of(norm)
         yield
     finally:
@@ -96,11 +98,17 @@ def _one_folded(conv: _ConvNd, norm: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode(False)  # autograd takes no tensors made in inference mode
 @torch.no_grad()
-def _fold(conv: _ConvNd, factor: torch.Tensor, shift: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    # In the precision of autocast at once, which would round the weights in each pass.
+def _fold(
+        conv: _ConvNd,
+        factor: torch.Tensor,
+        shift: torch.Tensor,
+        casts: bool,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    # In the precision of autocast at once, which would round the weights in each pass: but not where a model turns it
+    # off.
     weight = conv.weight * factor.view(-1, *(1,) * (conv.weight.ndim - 1))
     bias = shift if conv.bias is None else torch.addcmul(shift, conv.bias, factor)
-    dtype = _dtype_of_autocast(weight.device.type) or conv.weight.dtype
+    dtype = casts and _dtype_of_autocast(weight.device.type) or conv.weight.dtype
     return weight.to(dtype), bias.to(dtype)
 
 
@@ -139,49 +147,71 @@ def _pairs_of(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[
     if not any(type(module) in _CONVOLUTIONS for module in modules.values()) or not any(
             fixed_factor_and_shift(norm) for norm in filter(_is_norm, modules.values())):
         return []
-    kinds, found = tuple((name, type(module)) for name, module in modules.items()), _found.get(model)
-    if found is None or found.kinds != kinds:
-        _found[model] = found = _Found(kinds, _find(model, modules, images))
-    return found.pairs
+    kinds = tuple((name, type(module)) for name, module in modules.items())
+    found, dtype = _found.setdefault(model, {}), _dtype_of_autocast(images.device.type)
+    if dtype not in found or found[dtype].kinds != kinds:
+        found[dtype] = _Found(kinds, _find(model, modules, images))
+    return found[dtype].pairs
 
 
 def _find(model: nn.Module, modules: Modules, images: torch.Tensor) -> List[_Pair]:
     made: Dict[str, List[Any]] = {}  # nodes of the graph: an operation in place makes a new one of the same tensor
     taken: Dict[str, List[torch.Tensor]] = {}
-    hooks = []
-    for name, module in modules.items():
-        if type(module) in _CONVOLUTIONS:
-            hooks.append(module.register_forward_hook(
-                lambda _, __, output, name=name: made.setdefault(name, []).append(output.grad_fn)))  # pyright: ignore[reportArgumentType]
-        elif _is_norm(module):
-            hooks.append(module.register_forward_pre_hook(
-                lambda _, inputs, name=name: taken.setdefault(name, []).append(inputs[0])))  # pyright: ignore[reportArgumentType]
-    try:
+    convs = {name: module for name, module in modules.items()
+             if type(module) in _CONVOLUTIONS and type(module.weight) is nn.Parameter}
+    with ExitStack() as stack:
+        for name, conv in convs.items():
+            stack.callback(conv.register_forward_hook(
+                lambda _, __, output, name=name: made.setdefault(name, []).append(output.grad_fn)).remove)  # pyright: ignore[reportArgumentType]
+        for name, norm in modules.items():
+            if _is_norm(norm):
+                stack.callback(norm.register_forward_pre_hook(
+                    lambda _, inputs, name=name: taken.setdefault(name, []).append(inputs[0])).remove)  # pyright: ignore[reportArgumentType]
+        leaves = {name: stack.enter_context(_leaves_of(conv)) for name, conv in convs.items()}
         with torch.inference_mode(False), torch.enable_grad():
             output = model(images.detach().clone().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not made or not isinstance(output, torch.Tensor) or output.grad_fn is None:
         return []
-    return _pairs(_num_takers(output.grad_fn), made, taken, len(images))
-
-
-def _pairs(num_takers, made, taken, num_images) -> List[_Pair]:
+    takers = _takers(output.grad_fn)
     # Convolutions and norms that run once, where nothing but the norm takes what the convolution makes.
-    makers = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1}
+    makers = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1
+              and all(_takes_alone(nodes[0], leaf, takers) for leaf in leaves[name])}
     single = {norm: inputs[0] for norm, inputs in taken.items() if len(inputs) == 1}
-    return [_Pair(makers[x.grad_fn], norm, x.numel() / num_images) for norm, x in single.items()
-            if x.grad_fn in makers and num_takers.get(x.grad_fn) == 1]
+    return [_Pair(makers[x.grad_fn], norm, x.numel() / len(images), x.dtype != convs[makers[x.grad_fn]].weight.dtype)
+            for norm, x in single.items() if x.grad_fn in makers and len(takers.get(x.grad_fn, ())) == 1]
 
 
-def _num_takers(root: Any) -> Dict[Any, int]:
-    # For each node of a graph how many others take its output.
-    num_takers: Dict[Any, int] = {}
+@contextmanager
+def _leaves_of(conv: _ConvNd) -> Iterator[List[Any]]:
+    # Nodes that stand for the parameters of a convolution in a graph. Whoever else has them, as another module, keeps
+    # his own.
+    kept = dict(conv._parameters)
+    with torch.inference_mode(False), torch.enable_grad():
+        stand_ins = {name: nn.Parameter(value.detach()) for name, value in kept.items() if value is not None}
+        conv._parameters.update(stand_ins)
+        try:
+            yield [get_gradient_edge(value).node for value in stand_ins.values()]
+        finally:
+            conv._parameters.update(kept)
+
+
+def _takes_alone(taker: Any, node: Any, takers: Dict[Any, List[Any]]) -> bool:
+    # Whether a node, past casts, has one taker.
+    while node is not taker:
+        if len(takers.get(node, ())) != 1:
+            return False
+        node, = takers[node]
+    return True
+
+
+def _takers(root: Any) -> Dict[Any, List[Any]]:
+    # For each node of a graph those that take its output.
+    takers: Dict[Any, List[Any]] = {}
     nodes = [root]
     while nodes:
-        for node in (node for node, _ in nodes.pop().next_functions if node is not None):
-            if node not in num_takers:
+        taker = nodes.pop()
+        for node in (node for node, _ in taker.next_functions if node is not None):
+            if node not in takers:
                 nodes.append(node)
-            num_takers[node] = num_takers.get(node, 0) + 1
-    return num_takers
+            takers.setdefault(node, []).append(taker)
+    return takers
