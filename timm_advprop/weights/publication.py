@@ -38,6 +38,8 @@ _NOT_OF_MODELS = {
     'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict', 'scriptable',
     'variant',
 }
+# Entries of a pretrained cfg that say where weights are and how to read them: for a publication, its own files alone.
+_OF_WEIGHTS = {'custom_load', 'file', 'hf_hub_filename', 'hf_hub_id', 'source', 'state_dict', 'url'}
 _MOST_AUX = 100  # more would be a mistake, or an attempt to exhaust the memory
 
 _logger = logging.getLogger(__name__)
@@ -118,10 +120,11 @@ class Publication:
 
     @property
     def pretrained_cfg(self) -> Dict[str, Any]:
-        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know."""
-        known = {field.name for field in fields(PretrainedCfg)}
-        cfg = _parse_model_cfg(deepcopy(self.config), dict(self.origin))[0]
-        return {name: value for name, value in cfg.items() if name in known}
+        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know, and with
+        those of `origin` alone that say where weights are."""
+        known = {field.name for field in fields(PretrainedCfg)} - _OF_WEIGHTS
+        cfg = _parse_model_cfg(deepcopy(self.config), {})[0]
+        return {**{name: value for name, value in cfg.items() if name in known}, **self.origin}
 
     @property
     def model_args(self) -> Dict[str, Any]:
