@@ -109,6 +109,17 @@ def test_checkpoint_of_the_version_before_is_published(checkpoint):
     assert not left_out & release.published_recipe.keys() and release.published_recipe['lr'] == 0.00625
 
 
+def test_weights_from_within_an_epoch_have_no_accuracy_of_its_end(checkpoint):
+    path, _ = checkpoint()
+    assert '- Epoch: 4 of 1\n' in render_card(open_release(path), 'user/name', [])
+    content = torch.load(path, weights_only=False)
+    torch.save(dict(content, position=dict(epoch=3, update=1), shares=[]), path.with_name('recovery-3-0.pth.tar'))
+    release = open_release(path.with_name('recovery-3-0.pth.tar'))
+    assert not release.results and release.within_epoch
+    card = render_card(release, 'user/name', [])
+    assert '- Epoch: 4 of 1, from within it: the run did not validate these weights\n' in card and '71.5' not in card
+
+
 @pytest.mark.parametrize('about, license', [
     (dict(), 'mit'), (dict(model_kwargs=dict(drop_rate=0.1)), 'mit'), (dict(recipe=dict(pretrained=True)), 'mit'),
     (dict(recipe=dict(pretrained=False)), 'apache-2.0'), (dict(license='cc-by-4.0'), 'cc-by-4.0'),

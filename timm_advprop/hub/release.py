@@ -79,6 +79,7 @@ class Release:
         license: Licence, as the Hub names it.
         summary: The run's `summary.csv`.
         epoch: Epoch that the weights are from.
+        within_epoch: They are from the midst of it, not from its end.
         averaged: The weights are an exponential moving average.
         blend: What its norms are made of, where it is the plain model of a route.
         results: What was measured, each kind once.
@@ -95,6 +96,7 @@ class Release:
     license: str
     summary: str = ''
     epoch: Optional[int] = None
+    within_epoch: bool = False
     averaged: bool = False
     regime_flags: Sequence[str] = ()
     blend: Optional[Blend] = None
@@ -170,7 +172,8 @@ def open_release(
     return _describe(
         created, recipe, image, blend, known_names=opened.raw.get('label_names'), **about,
         summary=summary.read_bytes().decode(errors='replace') if opened.args and summary.is_file() else '',
-        epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
+        epoch=opened.epoch if isinstance(opened.epoch, int) else None, within_epoch='position' in opened.raw,
+        averaged=opened.averaged)
 
 
 def _describe(
@@ -294,7 +297,9 @@ def _norms_of(release: Release, route: str) -> str:
 
 
 def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
-    # Validation metrics of the weights, as the training program measured them.
+    # Validation metrics of the weights, as the training program measured them: at the end of an epoch.
+    if release.within_epoch:
+        return None
     if release.averaged and release.recipe.get('model_ema_force_cpu'):
         return None  # the program validates the weights themselves then
     rows = csv.DictReader(io.StringIO(release.summary))
