@@ -10,6 +10,7 @@ from tests.hub.publishing import equal_states
 from timm_advprop.engine.datasets import open_split
 from timm_advprop.errors import InputError
 from timm_advprop.hub import card_pictures
+from timm_advprop.hub import release as release_module
 from timm_advprop.hub.card import render_card
 from timm_advprop.hub.release import open_release, release_model
 
@@ -78,6 +79,20 @@ def test_a_checkpoint_has_no_code_run_or_fetched_for_it(checkpoint, digits, tmp_
     images, names = card_pictures._validation_images(release)
     assert images.shape == (8, 3, 32, 32) and names[0] == '0'
     assert not opened[0].dataset_download and not opened[0].dataset_trust_remote_code
+
+
+@pytest.mark.parametrize('model', [None, 'test_resnet_ap'])
+@pytest.mark.parametrize('arguments', [
+    dict(pretrained=True, pretrained_cfg_overlay=dict(url='http://localhost/x.pth', hf_hub_id=None)),
+    dict(checkpoint_path='x.pth'), dict(num_aux=20000)], ids=str)
+def test_a_checkpoint_does_not_say_what_is_loaded_into_its_model(arguments, model, checkpoint, monkeypatch):
+    path, _ = checkpoint()
+    content = torch.load(path, weights_only=False)
+    content['args'].model_kwargs = arguments
+    torch.save(content, path)
+    monkeypatch.setattr(release_module, 'open_model', lambda *args, **kwargs: pytest.fail('a model was created'))
+    with pytest.raises(InputError, match=f'model_best.pth.tar has the model argument {min(arguments)}'):
+        open_release(path, model)
 
 
 @pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])

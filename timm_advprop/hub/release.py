@@ -22,7 +22,7 @@ from ..norms import has_split_norm, num_aux_in, num_aux_norms
 from ..output import without_folders
 from ..regimes import RegimeSettings, regime_of
 from ..robustness.summary import headline, is_summary
-from ..weights import open_checkpoint, weights_digest
+from ..weights import check_model_arguments, open_checkpoint, weights_digest
 from ..weights.downloads import redact
 from .blending import Blend, BlendRequest, blended
 from .label_names import names_of_labels
@@ -154,10 +154,11 @@ def open_release(
         **about: `results`, `dataset`, `license` and `label_names`, see `push_to_hub`.
 
     Raises:
-        InputError: There is no such file, it does not say which model it is of, or it does not fit; or the recipe or
-            the results are not its own.
+        InputError: There is no such file, it does not say which model it is of, or it does not fit; it says what to
+            load into the model; or the recipe or the results are not its own.
     """
     opened = open_checkpoint(os.fspath(checkpoint), use_ema=True)
+    check_model_arguments(opened.args.get('model_kwargs') or {}, opened.path)
     recipe = _with_model_kwargs({**opened.args, **(recipe or {})}, model_kwargs)
     name = model or recipe.get('model')
     if not name:
