@@ -95,6 +95,18 @@ def test_a_checkpoint_does_not_say_what_is_loaded_into_its_model(arguments, mode
         open_release(path, model)
 
 
+@pytest.mark.parametrize('channels', [2, 4, 5])
+def test_images_that_are_neither_grey_nor_coloured_are_not_drawn(channels, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(card_pictures, '_validation_images', lambda release: (
+        torch.zeros(2, *release.data_config['input_size']), ['a', 'b']))
+    monkeypatch.setattr(card_pictures, 'draw_norms', lambda model, path: None)
+    release = release_model(
+        timm.create_model('test_resnet_ap', in_chans=channels), dict(regime='advprop', data_dir='/digits', img_size=32))
+    card_pictures.draw_pictures(release, str(tmp_path), images=True)
+    assert f'A picture is left out: images of {channels} channels are neither grey nor coloured.' in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
 def test_pictures_name_classes_whatever_reads_the_images(checkpoint, digits, dataset):
     path, _ = checkpoint()

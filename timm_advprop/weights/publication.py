@@ -113,8 +113,8 @@ class Publication:
 
     @property
     def pretrained_cfg(self) -> Dict[str, Any]:
-        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know. `origin`
-        alone says where weights are."""
+        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know: where
+        weights are says `origin` alone."""
         known = {field.name for field in fields(PretrainedCfg)} - _OF_WEIGHTS
         cfg = _parse_model_cfg(deepcopy(self.config), {})[0]
         return {**{name: value for name, value in cfg.items() if name in known}, **self.origin}
