@@ -7,7 +7,7 @@ from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from .datasets import DataConfig, check_class_count, label_names, make_loader, open_split
+from .datasets import DataConfig, check_class_count, label_names, make_loader, open_split, torch_loader
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
@@ -42,7 +42,7 @@ class TrainLoader:
             self.reader = SeededReader(images, place)
         else:
             # that of torch's loader, which timm's prefetcher does not have before 1.0.31
-            batches = self.batches = getattr(loader, 'loader', loader).batch_sampler
+            batches = self.batches = torch_loader(loader).batch_sampler
             self.order = batches.sampler = SeededOrder(batches.sampler, place)
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
