@@ -129,6 +129,19 @@ def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digi
     assert load(folder / 'last.pth.tar')['epoch'] == 3
 
 
+@pytest.mark.parametrize('values', [dict(resume='checkpoint-0'), dict(resume='last', start_epoch=1)], ids=str)
+def test_the_best_checkpoint_is_none_of_epochs_that_were_trained_anew(few_digits, tmp_path, monkeypatch, values):
+    metrics = iter((50., 10., 90., 40., 30.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: dict(
+        loss=0., top1=next(metrics), top5=0.))
+    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
+    folder = run(few_digits, tmp_path, epochs=3)
+    assert load(folder / 'model_best.pth.tar')['epoch'] == 2
+    run(few_digits, tmp_path, epochs=3, **{**values, 'resume': str(folder / f'{values["resume"]}.pth.tar')})
+    assert load(folder / 'model_best.pth.tar')['epoch'] == 0
+    assert [row['eval_top1'] for row in read_summary(folder)] == ['50.0', '40.0', '30.0']
+
+
 def test_what_a_kill_left_half_written_is_cleaned_up(few_digits, half, tmp_path):
     strays = [half / name for name in ('last.pth.tar.tmp', 'summary.csv.tmp', 'tmp.pth.tar', 'recovery_tmp.pth.tar')]
     for path in strays:

@@ -65,8 +65,8 @@ class StopSignals:
 def leave_signals_to_parent() -> None:
     """Let a loader's process go on at signals that end a run, which still needs its images for a while.
 
-    Whoever stops a job often tells all of its processes at once. Its parent can end this one as before, and it ends with
-    its parent. Does nothing on systems that do not say who sent a signal (macOS, Windows).
+    Whoever stops a job often tells all of its processes at once. Its parent can end this one as before, and it ends
+    with its parent. Does nothing on systems that do not say who sent a signal (macOS, Windows).
     """
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -372,7 +372,7 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
                          run.wandb_tags, run.wandb_resume_id)
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, open_trackers(run.trackers, tracked))
     if checkpoint is not None:
-        trainer.keeper.take_up(checkpoint)
+        trainer.keeper.take_up(checkpoint, parts.start.epoch)
     trainer.image_folder = folder if settings.run.save_images else None
     parts.task.keeps_images = bool(settings.run.save_images or run.trackers)
     if parts.start.epoch >= trainer.num_epochs:
