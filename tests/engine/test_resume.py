@@ -2,6 +2,7 @@
 import builtins
 import gc
 import os
+import shutil
 import signal
 import weakref
 
@@ -189,13 +190,25 @@ def test_the_optimizer_may_be_left_behind(few_digits, half, tmp_path, monkeypatc
     assert with_momentum['state'] and not without['state']
 
 
-def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog):
+@pytest.mark.parametrize('values', [dict(batch_size=8), dict(grad_accum_steps=2), dict(seed=7)], ids=str)
+def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog, values):
     run(few_digits, tmp_path, epochs=1, recovery_interval=2)
     recovery = str(tmp_path / 'run/recovery-0-1.pth.tar')
     with caplog.at_level('INFO'):
-        other = run(few_digits, tmp_path / 'other', epochs=1, batch_size=8, resume=recovery)
+        other = run(few_digits, tmp_path / 'other', epochs=1, resume=recovery, **values)
     assert 'epoch 0 begins anew' in caplog.text
-    assert load(other / 'last.pth.tar')['state_dict']['bn1.num_batches_tracked'] == 2 + 8
+    batches = 8 if 'batch_size' in values else 4
+    assert load(other / 'last.pth.tar')['state_dict']['bn1.num_batches_tracked'] == 2 + batches
+
+
+def test_an_epoch_of_other_images_begins_anew(few_digits, tmp_path, caplog):
+    run(few_digits, tmp_path, epochs=1, recovery_interval=2)
+    shutil.copytree(few_digits, tmp_path / 'fewer')
+    next((tmp_path / 'fewer/train').glob('*/*')).unlink()
+    for data, anew in ((few_digits, False), (str(tmp_path / 'fewer'), True)):
+        parts, *_ = prepare(train_settings(data_dir=data, resume=str(tmp_path / 'run/recovery-0-1.pth.tar')))
+        assert parts.start.update == (0 if anew else 2)
+        assert ('epoch 0 begins anew' in caplog.text) is anew
 
 
 def test_another_architecture_is_refused(few_digits, half, tmp_path):

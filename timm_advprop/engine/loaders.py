@@ -47,6 +47,11 @@ class TrainLoader:
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images in the data set."""
+        return len(self.loader.dataset)
+
     def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Set the epoch that the next iteration is, and the batch that it begins with."""
         for part in (self.loader.dataset, self.loader.sampler):
