@@ -158,7 +158,7 @@ _AUTOATTACK = replace(
     panels=('clean', 'pgd8_main', 'autoattack_main'),
     curves=(),
     claims=(),
-    seeds=(0,),
+    seeds=tuple(range(3)),
 )
 _ABLATIONS = replace(
     _COMPARED,

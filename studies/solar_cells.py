@@ -57,7 +57,8 @@ _claim = partial(Claim, margin=1.)  # of a hundred: one is about seven test imag
 
 _COMPARED = Study(
     name='solar-cells',
-    about='Solar cells (ELPV), 1,576 training images of 64 × 64 pixels, flipped and cropped, test_resnet, 40 epochs',
+    about='Solar cells (ELPV), 1,576 training images of 64 × 64 pixels, flipped and cropped, test_resnet, 40 epochs. '
+          'Attacks in training are one step from a random start, away from the true class',
     recipe='hparams/test_resnet_solar_cells.yaml',
     write_data=write_solar_cells,
     data='solar-cells-64',
@@ -98,8 +99,8 @@ _PRETRAINING = replace(
 _TUNED = replace(
     _COMPARED,
     name='solar-cells-fine-tuning',
-    about=f'{_COMPARED.about}; fine-tuned after pre-training, whose cost is left out: {_PRETRAINING.about}. AdvProp of '
-          'eps 2 in both',
+    about=f'{_COMPARED.about}. Fine-tuned after pre-training, whose cost is left out: {_PRETRAINING.about}. AdvProp is '
+          'of eps 2 in both',
     rows=_FINE_TUNED,
     curves=tuple(_FINE_TUNED),
     claims=(
@@ -122,7 +123,7 @@ _OF_TUNING = (('0.02', '5e-4'), ('0.05', '5e-4'), ('0.1', '5e-4'), ('0.2', '5e-4
 _CHOICE = replace(
     _TUNED,
     name='solar-cells-choice',
-    about=f'{_COMPARED.about}; also from vanilla weights of {_PRETRAINING.about}',
+    about=f'{_COMPARED.about}. Also from vanilla weights of {_PRETRAINING.about}',
     rows={
         **rows_of_rates('vanilla', Row('vanilla', (['--regime', 'vanilla'],)), _CANDIDATES),
         **rows_of_rates('advprop', Row('AdvProp', (['--regime', 'advprop', *_USUAL],), aux=1), _CANDIDATES),

@@ -4,7 +4,8 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from filelock import FileLock
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 from timm_advprop.corruptions import CORRUPTIONS, SEVERITIES
@@ -13,6 +14,7 @@ from timm_advprop.output import replacing
 from timm_advprop.robustness.corrupted_images import Corruption
 
 from ..trained import Trained
+from .kept import digest
 
 __all__ = ['corrupted_images', 'evenly']
 
@@ -44,16 +46,21 @@ def evenly(num_images: int, num_chosen: int) -> List[int]:
 
 def _kept_pixels(trained: Trained, data: str, split: str, num_images: int) -> Tuple[np.ndarray, np.ndarray]:
     # Pixels [corruptions, severities, N, C, H, W] and labels [N].
-    path = f'{os.path.normpath(data)}-{split}-corrupted-{num_images}.npz'
-    if not os.path.isfile(path):
-        dataset = trained.images(data, split, normalise=False)
-        chosen = [dataset[i] for i in evenly(len(dataset), num_images)]
-        corrupted = [[np.stack([_corrupt(image, name, severity) for image, _ in chosen]) for severity in SEVERITIES]
-                     for name in CORRUPTIONS]
-        with replacing(path) as temporary, open(temporary, 'wb') as file:
-            np.savez(file, images=np.array(corrupted), labels=np.array([label for _, label in chosen]))
+    sized = digest(sorted((name, str(value)) for name, value in trained.config.items()))[:8]
+    path = f'{os.path.normpath(data)}-{split}-corrupted-{num_images}-{sized}.npz'
+    with FileLock(f'{path}.lock'):  # one process makes them, the others wait
+        if not os.path.isfile(path):
+            _write_pixels(path, trained.images(data, split, normalise=False), num_images)
     with np.load(path) as kept:
         return kept['images'], kept['labels']
+
+
+def _write_pixels(path: str, dataset: Dataset, num_images: int) -> None:
+    chosen = [dataset[i] for i in evenly(len(dataset), num_images)]
+    corrupted = [[np.stack([_corrupt(image, name, severity) for image, _ in chosen]) for severity in SEVERITIES]
+                 for name in CORRUPTIONS]
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, images=np.array(corrupted), labels=np.array([label for _, label in chosen]))
 
 
 def _corrupt(image: torch.Tensor, name: str, severity: int) -> np.ndarray:

@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Collection, Iterator, Sequence, Tuple
 
 import torch
 
+from timm_advprop.errors import InputError
 from timm_advprop.output import duration
 
 from .job import Job, Result
@@ -27,7 +29,7 @@ def run_jobs(jobs: Sequence[Job], table: Table, num_processes: int) -> None:
         num_processes: How many run at a time.
 
     Raises:
-        InputError: A training failed. What is finished is in the table.
+        InputError: A training failed, or a process was killed. What is finished is in the table.
         KeyboardInterrupt: The same.
     """
     finished = {(result['row'], result['seed']) for result in table.results(jobs)}
@@ -39,6 +41,9 @@ def run_jobs(jobs: Sequence[Job], table: Table, num_processes: int) -> None:
         try:
             _pretrain(pool, list(starts.values()))
             _collect(pool, waiting, table, len(jobs))
+        except BrokenProcessPool as error:
+            raise InputError('A process was killed, perhaps as memory ran out: try fewer at a time (--jobs). The same '
+                             'command goes on with what is not finished.') from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():

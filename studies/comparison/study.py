@@ -88,4 +88,4 @@ class Study:
     def only(self, rows: Sequence[str], seeds: Sequence[int]) -> 'Study':
         """The part of it that has these rows and seeds; all where none are given."""
         chosen: Dict[str, Row] = {name: self.rows[name] for name in rows} if rows else dict(self.rows)
-        return replace(self, rows=chosen, seeds=tuple(seeds) or self.seeds)
+        return replace(self, rows=chosen, seeds=tuple(dict.fromkeys(seeds)) or self.seeds)

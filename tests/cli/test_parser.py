@@ -82,6 +82,9 @@ def test_recipe_overrides_defaults_and_flags_override_the_recipe(recipe):
     ('batch-size: 1\nbatch_size: 3\n', ('batch_size is given twice', 'line 2')),
     ('adv-source:\n  - pgd: {eps: 2, eps: 3}\n', ('eps is given twice', 'line 2')),
     ('torchscript: true\n', ('torchscript', 'not supported')),
+    ('kd-model-name: resnet18\nkd-temperature: 3\n', ('kd-model-name', 'not supported')),
+    ('experiment: 2024-13-45\n', ('not YAML', 'month')),
+    ('model-kwargs: num_aux\n', ('--model-kwargs', 'takes name=value')),
 ])
 def test_wrong_recipe_is_one_line(recipe, capsys, text, words):
     expect_error(capsys, parse_args, ['-c', recipe(text)], *words)
@@ -104,6 +107,13 @@ def test_a_refused_flag_that_is_off_may_stand_in_a_recipe(recipe):
     # as in an args.yaml of timm's own script
     assert parse_args(['-c', recipe('torchscript: false\nkd_model_name: null\ntta: 0\nepochs: 7\n')]).given[
         'epochs'] == 7
+
+
+def test_a_typed_base_rate_holds_against_the_rate_of_a_recipe(recipe):
+    path = recipe('lr: 0.2\n')
+    assert parse_args(['-c', path]).optimizer.lr == 0.2
+    assert parse_args(['-c', path, '--lr-base', '0.3']).optimizer.lr is None
+    assert parse_args(['-c', path, '--lr-base=0.3', '--lr', '0.1']).optimizer.lr == 0.1
 
 
 SOURCES_RECIPE = """

@@ -3,6 +3,7 @@ import json
 import os
 
 import pytest
+import yaml
 
 from tests.cli.record_timm_flags import RECORD, record
 from timm_advprop.cli import train, validate
@@ -67,6 +68,14 @@ def test_a_flag_of_timms_is_ours_or_refused_with_a_reason(program, flag, capsys)
     # ours may be stricter: timm documents the two values of --scale and the names of --clip-mode in the help
     assert action.nargs == theirs['nargs'] or theirs['nargs'] == '+' and action.nargs == 2 or flag in TAKE_SEVERAL
     assert theirs['choices'] is None or as_json(action.choices) == theirs['choices']
+
+
+def test_a_recipe_that_timms_script_wrote_is_taken(tmp_path):
+    path = tmp_path / 'args.yaml'
+    written = {flag['dest']: flag['default'] for flag in TIMM['train'].values()}
+    path.write_text(yaml.safe_dump({**written, 'data': 'images', 'epochs': 7}))
+    given = PROGRAMS['train'].parse_args(['-c', str(path)]).given
+    assert (given['data_dir'], given['epochs']) == ('images', 7)
 
 
 @pytest.mark.parametrize('program', PROGRAMS)

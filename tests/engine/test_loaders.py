@@ -91,6 +91,7 @@ STILL = dict(scale=[1., 1.], ratio=[1., 1.], hflip=0., color_jitter=0., smoothin
 def test_flips(few_digits):
     still = pixels_of(few_digits, **STILL)
     assert torch.equal(still, pixels_of(few_digits, **PLAIN))  # nothing but flips is left
+    assert torch.equal(still, pixels_of(few_digits, **{**STILL, 'train_interpolation': ''}))  # that of evaluation
     assert torch.equal(pixels_of(few_digits, **{**STILL, 'hflip': 1.}), still.flip(3))
     assert torch.equal(pixels_of(few_digits, **{**STILL, 'vflip': 1.}), still.flip(2))
 

@@ -14,7 +14,7 @@ import timm_advprop
 from studies.comparison import costs, program, runner
 from studies.comparison import job as job_module
 from studies.comparison.charts import draw_study
-from studies.comparison.corrupted import evenly
+from studies.comparison.corrupted import corrupted_images, evenly
 from studies.comparison.costs import keep_costs, kept_costs, measure_costs
 from studies.comparison.job import Job, _last_epoch, asked_for
 from studies.comparison.measures import Measures
@@ -23,6 +23,7 @@ from studies.comparison.report import render_report
 from studies.comparison.rows import Row
 from studies.comparison.scores import SCORES
 from studies.comparison.table import Table
+from studies.trained import open_trained
 from timm_advprop.cli.train import parse_args
 from timm_advprop.engine.placement import Placement
 from timm_advprop.engine.training import check_settings
@@ -184,6 +185,10 @@ def test_corrupted_images_are_made_once(data, checkpoint, monkeypatch):
     first = measures(checkpoint, data, Row('', ([],)), CPU)
     monkeypatch.setattr('studies.comparison.corrupted.Corruption', None)  # they are read, not made again
     assert measures(checkpoint, data, Row('', ([],)), CPU) == first
+    trained = open_trained(checkpoint)
+    larger = trained._replace(config={**trained.config, 'input_size': (1, 30, 30)})
+    with pytest.raises(TypeError, match='NoneType'):  # others are
+        corrupted_images(larger, data, 'validation', 4)
 
 
 def test_costs_are_those_of_whole_trainings_and_kept(data, tmp_path, monkeypatch):

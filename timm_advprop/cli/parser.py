@@ -2,7 +2,7 @@
 import argparse
 import logging
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Type, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs, setup_default_logging
@@ -56,12 +56,13 @@ class ProgramParser(argparse.ArgumentParser):
         """End with one line that says why for flags that timm's script has.
 
         Args:
-            reasons: For each reason, the flags it holds for, without dashes.
+            reasons: For each reason, the flags it holds for, without dashes. The first turns on what the others are
+                settings of: a recipe, as timm's script writes one for each run, may have these.
         """
-        for reason, flags in reasons.items():
-            for flag in flags:
+        for reason, (switch, *settings) in reasons.items():
+            for flag in (switch, *settings):
                 self.add_argument(f'--{flag}', action=_Refused, nargs='*', const=reason, default=argparse.SUPPRESS,
-                                  help=argparse.SUPPRESS)
+                                  help=argparse.SUPPRESS, is_switch=flag == switch)
 
     def error(self, message: str) -> None:
         print(f'error: {message}', file=sys.stderr)
@@ -79,6 +80,10 @@ class _Noted(argparse.Action):
 
 class _Refused(argparse.Action):
     # A flag of timm's script that this program does not take; const is the reason.
+    def __init__(self, *args: Any, is_switch: bool, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.is_switch = is_switch
+
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f'{option_string} is not supported: {self.const}.')
 
@@ -95,6 +100,15 @@ class _Checked(argparse.Action):
             given = ' '.join(map(str, values if isinstance(values, list) else [values]))
             raise argparse.ArgumentError(self, f'{problem}, got {given}')
         setattr(namespace, self.dest, values)
+
+
+class _KeywordArguments(ParseKwargs):
+    # Takes name=value.
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                raise argparse.ArgumentError(self, f'takes name=value, got {value!r}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 class _OnceEach(yaml.SafeLoader):
@@ -182,6 +196,8 @@ def parse_recipe(parser: ProgramParser, argv: Sequence[str]) -> argparse.Namespa
     path = find_recipe(config)
     # a flag with one value after the recipe's: a list at its end would take in what stands first on the command line
     namespace = parser.parse_args([*recipe_argv(parser, read_recipe(path), path), f'--config={config}', *argv])
+    if 'lr' not in (typed := _typed(parser, argv)) and 'lr_base' in typed:
+        namespace.lr = None  # a recipe's does not hold against it
     pass_over_unused(parser, namespace, argv, config)
     return namespace
 
@@ -197,7 +213,7 @@ def read_recipe(path: str) -> Dict[str, Any]:
             recipe = yaml.load(file, _OnceEach)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'Cannot read the recipe {path}: {error}.') from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # of a date that there is not
         raise InputError(f'{path} is not YAML: {" ".join(str(error).split())}.') from error
     if not isinstance(recipe, dict):
         raise InputError(f'{path} is not a recipe: it needs lines of the form "key: value".')
@@ -216,13 +232,15 @@ def recipe_argv(parser: argparse.ArgumentParser, recipe: Mapping[str, Any], path
         InputError: The parser has no such flag, or it takes another kind of value.
     """
     actions = {action.dest: action for action in parser._actions if action.option_strings}
+    if 'data_dir' in actions:
+        actions['data'] = actions['data_dir']  # as timm's script writes its positional form
     argv = []
     for key, value in recipe.items():
         action = actions.get(str(key).replace('-', '_'))
         if action is None:
             raise InputError(f'{path}: unknown key {key!r}{near_matches(str(key), list(actions))}.')
         if isinstance(action, _Refused):
-            if value:
+            if value and action.is_switch:
                 raise InputError(f'{path}: {key} is not supported: {action.const}. Remove it.')
         elif value is not None:
             argv += _flag_argv(action, key, value, path)
@@ -244,8 +262,7 @@ def pass_over_unused(
         argv: The command line: what it says itself stays, for an error.
         recipe: The recipe's name, for the log.
     """
-    words = {word.partition('=')[0] for word in argv}
-    typed = {action.dest for action in parser._actions if words.intersection(action.option_strings)}
+    typed = _typed(parser, argv)
     if typed.isdisjoint(('regime', 'adv_source')):
         return
     unused = sorted(as_input_error(unused_flags, RegimeSettings.from_values(vars(namespace))) - typed)
@@ -257,12 +274,18 @@ def pass_over_unused(
                      'no use for it.')
 
 
+def _typed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Set[str]:
+    # Names of the settings that a command line gives.
+    words = {word.partition('=')[0] for word in argv}
+    return {action.dest for action in parser._actions if words.intersection(action.option_strings)}
+
+
 def _argument(about: Setting) -> Dict[str, Any]:
     # Keyword arguments of argparse's add_argument.
     if about.kind is bool:
         return dict(action='store_true', help=about.help)
     if about.kind is dict:
-        return dict(nargs='*', default={}, action=ParseKwargs, help=about.help)
+        return dict(nargs='*', default={}, action=_KeywordArguments, help=about.help)
     argument = dict(default=about.default, help=_help(about), metavar=about.metavar, nargs=about.nargs,
                     const=about.const, choices=about.choices)
     argument = {name: value for name, value in argument.items() if value is not None or name == 'default'}

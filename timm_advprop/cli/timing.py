@@ -31,7 +31,7 @@ def time_in_turn(cases: Mapping[str, Callable[[], None]], rounds: int, device: t
     Returns:
         Seconds of each call, by name.
     """
-    synchronize = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    synchronize = torch.get_device_module(device).synchronize
     seconds: Dict[str, List[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, case in cases.items():

@@ -72,6 +72,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def _make_folder_of(path: str) -> None:
+    if os.path.isdir(path):
+        raise InputError(f'--results-file {path} is a folder: give a file.')
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     except OSError as error:
@@ -111,8 +113,12 @@ def _names_of(model: str) -> List[str]:
     if model == 'all':
         return list_models(pretrained=True, exclude_filters=_NOT_FOR_IMAGENET)
     if os.path.isfile(model):
-        with open(model, encoding='utf-8') as file:
-            names = [line.strip() for line in file if line.strip()]
+        try:
+            with open(model, encoding='utf-8') as file:
+                names = [line.strip() for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f'--model {model} is no file of names: give a checkpoint as --checkpoint {model}.'
+                             ) from error
         if not names:
             raise InputError(f'--model {model} is a file without names.')
         return names

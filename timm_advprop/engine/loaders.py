@@ -127,10 +127,11 @@ def build_loaders(settings: TrainSettings, config: DataConfig, num_classes: int,
     mixup = _mixup_arguments(augmentation, num_classes)
     if mixup is not None:
         mixup = as_input_error(Mixup if loader.no_prefetcher else _CollateMixup, **mixup)
+    interpolation = '' if augmentation.no_aug else augmentation.train_interpolation
     train = make_loader(
         train_set if isinstance(images, IterableDataset) else SeededImages(train_set), config, placement, loader,
         loader.batch_size, is_training=True,
-        interpolation=config['interpolation'] if augmentation.no_aug else augmentation.train_interpolation,
+        interpolation=interpolation or config['interpolation'],
         collate_fn=None if loader.no_prefetcher else mixup, worker_seeding=loader.worker_seeding,
         **{name: getattr(augmentation, ours) for ours, name in _AUGMENTATION_NAMES.items()})
     evaluation = None

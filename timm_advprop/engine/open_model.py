@@ -167,8 +167,8 @@ def try_images(
         InputError: It does not take them.
     """
     size, was_training = 'x'.join(map(str, input_size)), model.training
-    images = placement.in_memory_format(placement.images(torch.zeros(1, *input_size)))
     try:
+        images = placement.in_memory_format(placement.images(torch.zeros(1, *input_size)))
         with torch.no_grad(), placement.autocast(), torch.random.fork_rng():
             model.eval()(images)
             if batch_size == 1 and not placement.distributed:

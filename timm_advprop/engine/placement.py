@@ -114,6 +114,8 @@ def open_placement(
         **{**found, 'device': torch.device(found['device'])}, dtype=_type(settings.model_dtype),
         amp_dtype=_type(settings.amp_dtype) if settings.amp else None, channels_last=settings.channels_last)
     if placement.device.type == 'cuda':
+        if placement.device.index is not None:
+            torch.cuda.set_device(placement.device)  # whose generator is seeded, and which is waited for
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     if placement.primary:

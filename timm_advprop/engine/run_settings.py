@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 _SHARE = dict(low=0, high=1)  # of probabilities, rates and momenta
-INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
+_INTERPOLATIONS = ('', 'nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 def _splits_problem(number: int) -> Optional[str]:
@@ -74,7 +74,7 @@ class ImageSettings(Settings):
     std: Optional[Tuple[float, ...]] = setting(
         None, 'standard deviation of pixels, in 0-1', above=0, nargs='+', metavar='STD')
     interpolation: str = setting(
-        '', 'interpolation for resizing', choices=INTERPOLATIONS, metavar='NAME', default_help='the model\'s')
+        '', 'interpolation for resizing', choices=_INTERPOLATIONS, metavar='NAME', default_help='the model\'s')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +191,7 @@ class ScheduleSettings(Settings):
     lr_noise: Optional[Tuple[float, ...]] = setting(
         None, 'noise of the learning rate: shares of the schedule where it begins and ends', low=0, ordered=True,
         nargs='+', metavar='PCT')
-    lr_noise_pct: float = setting(0.67, 'limit of the noise', low=0, metavar='PCT')
+    lr_noise_pct: float = setting(0.67, 'limit of the noise', above=0, metavar='PCT')
     lr_noise_std: float = setting(1.0, 'deviation of the noise', low=0, metavar='STD')
     lr_cycle_mul: float = setting(1.0, 'factor on each cycle\'s length', above=0, metavar='M')
     lr_cycle_decay: float = setting(0.5, 'factor on each cycle\'s rate', low=0, metavar='M')
@@ -248,7 +248,9 @@ class AugmentationSettings(Settings):
     mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are on', **_SHARE)
     mixup_mode: str = setting('batch', 'mix by batch, pair or image', choices=('batch', 'pair', 'elem', 'half'))
     smoothing: float = setting(0.1, 'label smoothing', low=0, below=1)
-    train_interpolation: str = setting('random', 'interpolation in training', choices=INTERPOLATIONS, metavar='NAME')
+    train_interpolation: str = setting(
+        'random', 'interpolation in training, \'\' for that of evaluation', choices=(*_INTERPOLATIONS, 'random'),
+        metavar='NAME')
 
     @property
     def is_mixing(self) -> bool:

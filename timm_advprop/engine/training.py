@@ -157,13 +157,16 @@ def check_settings(settings: TrainSettings) -> None:
     model, loader, augmentation, norm = settings.model, settings.loader, settings.augmentation, settings.norm
     task_type = as_input_error(regime_of, settings.regime, is_split=True)
     metric_problem = settings.validation.problem_of_metric()
+    is_halved = augmentation.is_mixing and augmentation.mixup_mode == 'half'
+    smallest = task_type.smallest_batch * (2 if is_halved else 1)
+    halved = ', of which --mixup-mode half leaves half' if is_halved else ''
     for wrong, message in (
             (augmentation.jsd_loss and augmentation.aug_splits < 2, '--jsd-loss needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.aug_splits < 2, '--split-bn needs --aug-splits of at least 2'),
             (norm.split_bn and augmentation.jsd_loss,
              '--split-bn and --jsd-loss are two uses of --aug-splits: choose one'),
-            (loader.batch_size < task_type.smallest_batch,
-             f'--regime {task_type.name} needs batches of at least {task_type.smallest_batch} images, got --batch-size '
+            (smallest > loader.batch_size,
+             f'--regime {task_type.name} needs batches of at least {smallest} images{halved}, got --batch-size '
              f'{loader.batch_size}'),
             (augmentation.aug_splits and augmentation.is_mixing, '--aug-splits takes no mixup or cutmix'),
             (augmentation.aug_splits and loader.no_prefetcher,
