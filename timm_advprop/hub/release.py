@@ -32,8 +32,8 @@ __all__ = ['Release', 'Result', 'open_release', 'release_model']
 # Of one machine, or of one run on it: nobody else can use them.
 _OF_ONE_RUN = (
     'config', 'data', 'data_dir', 'device', 'device_modules', 'distributed', 'experiment', 'hub_private', 'local_rank',
-    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'wandb_project',
-    'wandb_resume_id', 'wandb_tags', 'world_size',
+    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'train_images',
+    'wandb_project', 'wandb_resume_id', 'wandb_tags', 'world_size',
 )
 
 
