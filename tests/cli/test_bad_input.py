@@ -266,6 +266,8 @@ BAD_VALIDATION = [
     (['--adv-attack', 'pgd', '--adv-norm', 'l2', '--adv-eps', '400'], ('give steps (--adv-steps)',)),
     (['--device', 'meta'], ("There is no device 'meta' (--device)",)),
     (['--torchcompile', 'nope'], ('--torchcompile nope', 'Invalid backend')),
+    (['--adv-attack', 'pgd', '--adv-norm-stats', 'train', '--num-samples', '5', '--batch-size', '4'],
+     ('--adv-norm-stats train', 'the last batch is of 1 image', '--batch-size')),
     (['--fuser', 'te'], ('--fuser',)),
 ]
 

@@ -89,7 +89,7 @@ def test_flags_reach_the_run_as_they_were_given(few_digits, tmp_path, capsys):
     given = parse_args(
         ['--data-dir', few_digits, '--output', str(tmp_path), '--experiment', 'run', *FAST, *flags]).given
     assert yaml.safe_load((run / 'args.yaml').read_text()) == given
-    assert vars(load(run / 'last.pth.tar')['args']) == {**given, 'world_size': 1}
+    assert vars(load(run / 'last.pth.tar')['args']) == {**given, 'world_size': 1, 'train_images': 64}
     results = json.loads(capsys.readouterr().out.split('--result\n')[1])
     assert {result['epoch'] for result in results} == {0, 1}
     for result in results:

@@ -60,10 +60,21 @@ def test_channels_are_the_checkpoints_where_the_size_is_given():
     ({}, {}, 'last.pth.tar does not say which model it is of: give --model'),
     (dict(model='test_resnet', mean=[2.]), {}, 'mean must be from 0 to 1'),
     (dict(model='test_resnet', input_size=[3, 32, 32]), dict(in_chans=1), 'differ in the number of channels'),
+    (dict(model='test_resnet', model_kwargs=dict(checkpoint_path='/etc/passwd')), {},
+     'last.pth.tar has the model argument checkpoint_path, which is not one'),
+    (dict(model='test_resnet', model_kwargs=dict(num_aux=20000)), {}, 'num_aux=20000: it must be from 0 to 100'),
+    (dict(model='test_resnet', model_kwargs='pretrained'), {}, 'has no names for the arguments of its model'),
 ], ids=str)
 def test_what_cannot_be_is_one_line(args, values, words):
     with pytest.raises(InputError, match=words):
         with_settings_of(checkpoint(**args), settings(**values))
+
+
+def test_a_command_line_may_say_what_is_loaded():
+    given = dict(pretrained=True)
+    said = dict(SAID, model_kwargs=dict(pretrained_cfg={}))
+    taken = with_settings_of(checkpoint(**said), settings(model_kwargs=given))
+    assert taken.model.model_kwargs == given
 
 
 def test_weights_alone_say_nothing(caplog):

@@ -16,6 +16,7 @@ from timm_advprop.engine import loop
 from timm_advprop.engine.loop import NonFiniteLoss, Trainer
 from timm_advprop.engine.pending_values import PendingValues
 from timm_advprop.engine.placement import Placement
+from timm_advprop.engine.saver import Position
 from timm_advprop.regimes import AdvPropTask, FastAdvPropTask
 
 ATTACK = Attack(eps_px=1, steps=1, target='none', random_start=0.)
@@ -288,6 +289,17 @@ def test_updates_are_counted_over_epochs():
     for epoch in range(2):
         trainer.train_epoch(epoch)
     assert steps == dict(ema=[1, 2, 3, 4, 5, 6], schedule=[1, 2, 3, 4, 5, 6], saved=[(0, 2), (1, 2)])
+
+
+@pytest.mark.parametrize('steps', [1, 2])
+def test_an_epoch_that_was_stopped_after_its_last_update_reads_nothing(steps):
+    class Loader(list):
+        def __iter__(self):
+            raise UnboundLocalError('no batch')  # as the prefetcher of timm 1.0.27
+
+    trainer = trainer_of(linear_task(), Loader(batches(5)), grad_accum_steps=steps, totals=dict(loss=(6., 3)))
+    assert trainer.train_epoch(2, Position(2, trainer.updates_per_epoch)) == dict(loss=2.)
+    assert not trainer.task.seen
 
 
 def test_lookahead_is_synchronised_after_the_epoch():

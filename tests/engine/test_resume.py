@@ -2,6 +2,7 @@
 import builtins
 import gc
 import os
+import shutil
 import signal
 import weakref
 
@@ -129,6 +130,19 @@ def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_all_epochs(few_digi
     assert load(folder / 'last.pth.tar')['epoch'] == 3
 
 
+@pytest.mark.parametrize('values', [dict(resume='checkpoint-0'), dict(resume='last', start_epoch=1)], ids=str)
+def test_the_best_checkpoint_is_none_of_epochs_that_were_trained_anew(few_digits, tmp_path, monkeypatch, values):
+    metrics = iter((50., 10., 90., 40., 30.))
+    monkeypatch.setattr(epoch_validation, 'evaluate', lambda *args, **kwargs: dict(
+        loss=0., top1=next(metrics), top5=0.))
+    monkeypatch.setattr(Trainer, 'train_epoch', lambda self, epoch, start: dict(loss=1.))
+    folder = run(few_digits, tmp_path, epochs=3)
+    assert load(folder / 'model_best.pth.tar')['epoch'] == 2
+    run(few_digits, tmp_path, epochs=3, **{**values, 'resume': str(folder / f'{values["resume"]}.pth.tar')})
+    assert load(folder / 'model_best.pth.tar')['epoch'] == 0
+    assert [row['eval_top1'] for row in read_summary(folder)] == ['50.0', '40.0', '30.0']
+
+
 def test_what_a_kill_left_half_written_is_cleaned_up(few_digits, half, tmp_path):
     strays = [half / name for name in ('last.pth.tar.tmp', 'summary.csv.tmp', 'tmp.pth.tar', 'recovery_tmp.pth.tar')]
     for path in strays:
@@ -176,13 +190,25 @@ def test_the_optimizer_may_be_left_behind(few_digits, half, tmp_path, monkeypatc
     assert with_momentum['state'] and not without['state']
 
 
-def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog):
+@pytest.mark.parametrize('values', [dict(batch_size=8), dict(grad_accum_steps=2), dict(seed=7)], ids=str)
+def test_an_epoch_of_other_batches_begins_anew(few_digits, tmp_path, caplog, values):
     run(few_digits, tmp_path, epochs=1, recovery_interval=2)
     recovery = str(tmp_path / 'run/recovery-0-1.pth.tar')
     with caplog.at_level('INFO'):
-        other = run(few_digits, tmp_path / 'other', epochs=1, batch_size=8, resume=recovery)
+        other = run(few_digits, tmp_path / 'other', epochs=1, resume=recovery, **values)
     assert 'epoch 0 begins anew' in caplog.text
-    assert load(other / 'last.pth.tar')['state_dict']['bn1.num_batches_tracked'] == 2 + 8
+    batches = 8 if 'batch_size' in values else 4
+    assert load(other / 'last.pth.tar')['state_dict']['bn1.num_batches_tracked'] == 2 + batches
+
+
+def test_an_epoch_of_other_images_begins_anew(few_digits, tmp_path, caplog):
+    run(few_digits, tmp_path, epochs=1, recovery_interval=2)
+    shutil.copytree(few_digits, tmp_path / 'fewer')
+    next((tmp_path / 'fewer/train').glob('*/*')).unlink()
+    for data, anew in ((few_digits, False), (str(tmp_path / 'fewer'), True)):
+        parts, *_ = prepare(train_settings(data_dir=data, resume=str(tmp_path / 'run/recovery-0-1.pth.tar')))
+        assert parts.start.update == (0 if anew else 2)
+        assert ('epoch 0 begins anew' in caplog.text) is anew
 
 
 def test_another_architecture_is_refused(few_digits, half, tmp_path):

@@ -100,7 +100,8 @@ def test_arguments_of_a_run_are_what_was_given_and_nothing_changes_them(few_digi
     assert {name: getattr(settings, name) for name in groups} == groups
     assert yaml.safe_load((tmp_path / 'run/args.yaml').read_text()) == given
     checkpoint = load(tmp_path / 'run/last.pth.tar')
-    assert vars(checkpoint['args']) == {**given, 'world_size': 1}
+    batches = dict(batch_size=16, grad_accum_steps=1, seed=42, world_size=1, train_images=64)
+    assert vars(checkpoint['args']) == {**given, **batches}
     assert checkpoint['arch'] == 'test_resnet_ap' and checkpoint['epoch'] == 0  # a third of the epochs
     with pytest.raises(FrozenInstanceError):
         settings.schedule.epochs = 1

@@ -36,6 +36,15 @@ def make_optimizer(task):
     return torch.optim.SGD(task.get_trainable_module().parameters(), lr=.1, momentum=.9)
 
 
+def take_up(keeper, name='last', start_epoch=9):
+    path = os.path.join(keeper.folder, f'{name}.pth.tar')
+    keeper.take_up(open_checkpoint(path, use_ema=False), start_epoch)
+
+
+def epochs_of(folder):
+    return {name.removesuffix('.pth.tar'): content['epoch'] for name, content in files_of(folder).items()}
+
+
 def files_of(folder):
     return {file.name: load(file) for file in folder.iterdir()}
 
@@ -96,8 +105,9 @@ def test_an_epoch_that_is_trained_once_more_counts_once(tmp_path):
     for epoch, metric in ((0, 1.), (1, 3.), (1, 2.), (2, 0.)):
         keeper.save_checkpoint(epoch, metric)
     assert keeper.ranking == [(1, 2.), (0, 1.)]
-    assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [
-        'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar']
+    assert epochs_of(tmp_path) == {'last': 2, 'checkpoint-0': 0, 'checkpoint-1': 1, 'model_best': 1}
+    keeper.save_checkpoint(1, .5)
+    assert epochs_of(tmp_path) == {'last': 1, 'checkpoint-0': 0, 'checkpoint-1': 1, 'model_best': 0}
 
 
 def test_a_metric_that_is_no_number_is_the_worst(tmp_path):
@@ -118,8 +128,8 @@ def test_an_epoch_without_the_metric_is_the_last_one_and_no_candidate(tmp_path):
     assert {name: content['epoch'] for name, content in files_of(tmp_path).items()} == {
         'last.pth.tar': 2, 'checkpoint-1.pth.tar': 1, 'model_best.pth.tar': 1}
     other = make_keeper(tmp_path, task)
-    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar'), use_ema=False))
-    assert other.best == (5., 1)
+    take_up(other, 'last', 1)
+    assert other.best == (None, None)
     assert other.save_checkpoint(1, None) == (None, None)  # trained once more
     assert {path.name for path in tmp_path.glob('checkpoint-*')} == set()
 
@@ -224,7 +234,7 @@ def test_a_run_that_continues_in_its_folder_keeps_the_ranking(tmp_path):
     for epoch, metric in enumerate((1., 5., 2.)):
         saver.save_checkpoint(epoch, metric)
     other = make_keeper(tmp_path, make_task(), max_history=2)
-    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    take_up(other)
     assert other.best == (5., 1)
     assert other.save_checkpoint(3, 4.) == (5., 1)
     assert load(tmp_path / 'model_best.pth.tar')['epoch'] == 1
@@ -232,11 +242,53 @@ def test_a_run_that_continues_in_its_folder_keeps_the_ranking(tmp_path):
         'checkpoint-1.pth.tar', 'checkpoint-3.pth.tar']
 
 
+@pytest.mark.parametrize('name', ['checkpoint-1', 'last'])
+def test_epochs_that_are_trained_anew_are_ranked_no_more(tmp_path, name):
+    keeper = make_keeper(tmp_path, make_task())
+    for epoch, metric in enumerate((3., 2., 1., 5., 4.)):
+        keeper.save_checkpoint(epoch, metric)
+    old = epochs_of(tmp_path)
+    other = make_keeper(tmp_path, make_task())
+    take_up(other, name, 2)
+    assert other.ranking == [(0, 3.), (1, 2.)]
+    other.save_recovery(2, 1, [])
+    assert epochs_of(tmp_path) == {**old, 'recovery-2-0': 2}  # the old branch is whole until the new one has an epoch
+    assert other.save_checkpoint(2, 2.5) == (3., 0)
+    new = {'last': 2, 'checkpoint-0': 0, 'checkpoint-1': 1, 'checkpoint-2': 2, 'model_best': 0, 'recovery-2-0': 2}
+    assert epochs_of(tmp_path) == new
+    assert load(tmp_path / 'checkpoint-2.pth.tar')['metric'] == 2.5
+
+
+def test_what_the_other_branch_removed_is_ranked_no_more(tmp_path):
+    keeper = make_keeper(tmp_path, make_task(), max_history=1)
+    keeper.save_checkpoint(0, 1.)
+    keeper.save_recovery(1, 1, [])
+    keeper.save_checkpoint(1, 2.)
+    other = make_keeper(tmp_path, make_task(), max_history=1)
+    take_up(other, 'recovery-1-0', 1)
+    assert other.ranking == []
+    assert other.save_checkpoint(1, None) == (None, None)
+    assert epochs_of(tmp_path) == {'last': 1, 'recovery-1-0': 1}
+    assert other.save_checkpoint(2, .5) == (.5, 2)
+    assert epochs_of(tmp_path) == {'last': 2, 'recovery-1-0': 1, 'checkpoint-2': 2, 'model_best': 2}
+
+
+def test_a_run_that_goes_on_from_its_end_leaves_nothing(tmp_path):
+    keeper = make_keeper(tmp_path, make_task())
+    for epoch, metric in enumerate((3., 2.)):
+        keeper.save_checkpoint(epoch, metric)
+    other = make_keeper(tmp_path, make_task())
+    take_up(other, 'last', 2)
+    other.save_checkpoint(2, 1.)
+    assert epochs_of(tmp_path) == {
+        'last': 2, 'checkpoint-0': 0, 'checkpoint-1': 1, 'checkpoint-2': 2, 'model_best': 0}
+
+
 def test_a_checkpoint_of_another_folder_is_no_history(tmp_path):
     (tmp_path / 'new').mkdir()
     make_keeper(tmp_path, make_task()).save_checkpoint(0, 9.)
     saver = make_keeper(tmp_path / 'new', make_task())
-    saver.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    saver.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')), 1)
     assert saver.best == (None, None)
 
 
@@ -250,7 +302,7 @@ def test_the_best_checkpoint_stands_for_a_history_that_was_not_saved(tmp_path):
         (tmp_path / f'{name}.pth.tar').unlink()
         torch.save(content, tmp_path / f'{name}.pth.tar')
     other = make_keeper(tmp_path, make_task())
-    other.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    take_up(other)
     assert other.best == (9., 0)
 
 
@@ -263,7 +315,7 @@ def test_a_history_of_timms_saver_is_taken_up(tmp_path):
     for epoch, metric in enumerate((1., 5., 2.)):
         saver.save_checkpoint(epoch, metric)
     keeper = make_keeper(tmp_path, task, max_history=2)
-    keeper.take_up(open_checkpoint(str(tmp_path / 'last.pth.tar')))
+    take_up(keeper)
     assert keeper.best == (5., 1)
     keeper.save_checkpoint(3, 4.)
     assert sorted(file.name for file in tmp_path.glob('checkpoint-*')) == [

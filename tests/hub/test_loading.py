@@ -14,6 +14,7 @@ from tests.hub.loopback_hub import LoopbackHub
 from tests.hub.publishing import OVERLAY, REPO, TOKEN, equal_states, files_asked_for, published
 from timm_advprop.hub import layout, push_to_hub
 from timm_advprop.hub.release import release_model
+from timm_advprop.weights import open_publication
 
 
 @pytest.mark.parametrize('storage', ['lfs', 'regular'])
@@ -191,3 +192,29 @@ def test_weights_alone_are_pulled_for_the_zoo_and_nothing_is_loaded_unasked(hub,
     hub.requests.clear()
     timm.create_model('test_resnet_ap', pretrained_cfg_overlay=dict(hf_hub_id=REPO))
     assert not files_asked_for(hub)
+
+
+@pytest.mark.parametrize('entries', [
+    dict(file='x.npz'), dict(url='https://example.com/x.npz', custom_load=True), dict(hf_hub_filename='x.bin'),
+    dict(state_dict=dict(x=1), source='file', file='x.npz'), dict(hf_hub_id='another/model')], ids=str)
+def test_a_config_does_not_say_where_its_weights_are(entries, hub, split_model, tmp_path):
+    layout.write_publication(release_model(split_model), str(tmp_path), REPO)
+    path = tmp_path / 'config.json'
+    config = json.loads(path.read_bytes())
+    config['pretrained_cfg'].update(entries)
+    path.write_text(json.dumps(config))
+    names = ('config.json', 'model.safetensors', 'aux.safetensors')
+    hub.add_repo(REPO, {name: tmp_path / name for name in names})
+    for create in (lambda: timm_advprop.create_model(f'hf-hub:{REPO}'),
+                   lambda: timm_advprop.create_model(f'local-dir:{tmp_path}'),
+                   lambda: timm.create_model('test_resnet_ap', **OVERLAY)):
+        assert equal_states(create().state_dict(), split_model.state_dict())
+    assert files_asked_for(hub) == set(names)
+    assert timm_advprop.create_model(f'hf-hub:{REPO}').pretrained_cfg['hf_hub_id'].startswith(REPO)
+    assert not entries.keys() & open_publication('hf-hub', REPO).pretrained_cfg.keys() - {'hf_hub_id', 'source'}
+
+
+def test_published_weights_are_read_whatever_an_overlay_calls_a_file(hub, split_model):
+    push_to_hub(split_model, REPO)
+    model = timm_advprop.create_model(f'hf-hub:{REPO}', pretrained_cfg_overlay=dict(file='x.npz'))
+    assert equal_states(model.state_dict(), split_model.state_dict())

@@ -10,6 +10,7 @@ from tests.hub.publishing import equal_states
 from timm_advprop.engine.datasets import open_split
 from timm_advprop.errors import InputError
 from timm_advprop.hub import card_pictures
+from timm_advprop.hub import release as release_module
 from timm_advprop.hub.card import render_card
 from timm_advprop.hub.release import open_release, release_model
 
@@ -80,6 +81,32 @@ def test_a_checkpoint_has_no_code_run_or_fetched_for_it(checkpoint, digits, tmp_
     assert not opened[0].dataset_download and not opened[0].dataset_trust_remote_code
 
 
+@pytest.mark.parametrize('model', [None, 'test_resnet_ap'])
+@pytest.mark.parametrize('arguments', [
+    dict(pretrained=True, pretrained_cfg_overlay=dict(url='http://localhost/x.pth', hf_hub_id=None)),
+    dict(checkpoint_path='x.pth'), dict(num_aux=20000)], ids=str)
+def test_a_checkpoint_does_not_say_what_is_loaded_into_its_model(arguments, model, checkpoint, monkeypatch):
+    path, _ = checkpoint()
+    content = torch.load(path, weights_only=False)
+    content['args'].model_kwargs = arguments
+    torch.save(content, path)
+    monkeypatch.setattr(release_module, 'open_model', lambda *args, **kwargs: pytest.fail('a model was created'))
+    with pytest.raises(InputError, match=f'model_best.pth.tar has the model argument {min(arguments)}'):
+        open_release(path, model)
+
+
+@pytest.mark.parametrize('channels', [2, 4, 5])
+def test_images_that_are_neither_grey_nor_coloured_are_not_drawn(channels, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(card_pictures, '_validation_images', lambda release: (
+        torch.zeros(2, *release.data_config['input_size']), ['a', 'b']))
+    monkeypatch.setattr(card_pictures, 'draw_norms', lambda model, path: None)
+    release = release_model(
+        timm.create_model('test_resnet_ap', in_chans=channels), dict(regime='advprop', data_dir='/digits', img_size=32))
+    card_pictures.draw_pictures(release, str(tmp_path), images=True)
+    assert f'A picture is left out: images of {channels} channels are neither grey nor coloured.' in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
 def test_pictures_name_classes_whatever_reads_the_images(checkpoint, digits, dataset):
     path, _ = checkpoint()
@@ -107,6 +134,17 @@ def test_checkpoint_of_the_version_before_is_published(checkpoint):
     assert [(result.top1, result.top5) for result in release.results] == [(71.5, 93.25)]
     left_out = {'device', 'distributed', 'world_size', 'rank', 'local_rank', 'prefetcher', 'data_dir'}
     assert not left_out & release.published_recipe.keys() and release.published_recipe['lr'] == 0.00625
+
+
+def test_weights_from_within_an_epoch_have_no_accuracy_of_its_end(checkpoint):
+    path, _ = checkpoint()
+    assert '- Epoch: 4 of 1\n' in render_card(open_release(path), 'user/name', [])
+    content = torch.load(path, weights_only=False)
+    torch.save(dict(content, position=dict(epoch=3, update=1), shares=[]), path.with_name('recovery-3-0.pth.tar'))
+    release = open_release(path.with_name('recovery-3-0.pth.tar'))
+    assert not release.results and release.within_epoch
+    card = render_card(release, 'user/name', [])
+    assert '- Epoch: 4 of 1, from within it: the run did not validate these weights\n' in card and '71.5' not in card
 
 
 @pytest.mark.parametrize('about, license', [

@@ -5,6 +5,7 @@ import torch
 from PIL import Image, ImageOps
 
 from tests.regimes.source_checks import drawn_pixels
+from timm_advprop.errors import InputError
 from timm_advprop.regimes import augmentation_chains
 from timm_advprop.regimes.augmentation_chains import OPERATIONS, ChainSettings, augmented_chains
 
@@ -71,6 +72,11 @@ def counted(monkeypatch):
         return add
     monkeypatch.setattr(augmentation_chains, 'OPERATIONS', {str(number): operation(number) for number in range(9)})
     return seen
+
+
+def test_other_channels_than_those_of_grey_and_coloured_images_are_refused():
+    with pytest.raises(InputError, match='1 or 3 channels, got 4'):
+        augmented_chains(torch.zeros(2, 4, 8, 8), ChainSettings())
 
 
 @pytest.mark.parametrize('depth', [1, 2, 4])

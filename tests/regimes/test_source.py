@@ -225,6 +225,7 @@ def test_a_function_or_a_source_in_the_users_file_has_one_norm(users_file, name,
     ('.a:b', 'Cannot import the source .a:b'),
     ('tests.regimes.regime_models:nothing', 'Cannot import .*nothing'),
     ('tests.regimes.regime_models:', 'Cannot import'),
+    ('tests.regimes.broken_source:noise', 'Cannot import .*broken_source:noise: NameError'),
     ('tests.regimes.regime_models:CLASSES', 'cannot be called'),
 ])
 def test_a_source_that_is_not_there_is_named(name, words):

@@ -19,7 +19,7 @@ def start(data, output, *flags, launcher=()):
     command = [sys.executable, *launcher, str(ROOT / 'train.py'), '--data-dir', data, '--output', str(output),
                '--experiment', 'run', *FAST, *LONG, *flags]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                            env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
 
 
 def wait_for(process, words):
@@ -35,7 +35,7 @@ def wait_for(process, words):
 def test_a_stopped_run_is_resumed_to_the_same_end(few_digits, tmp_path):
     with start(few_digits, tmp_path / 'parts', '--workers', '2') as process:
         wait_for(process, 'Train: 0 [   1/4')
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # its loaders' processes, too, as systemd and Slurm do
         output = process.stdout.read()
     assert process.returncode == 128 + signal.SIGTERM
     assert 'Stopped by SIGTERM' in output and 'Traceback' not in output and '--result' in output
@@ -43,6 +43,14 @@ def test_a_stopped_run_is_resumed_to_the_same_end(few_digits, tmp_path):
     run_train(few_digits, tmp_path / 'parts', *LONG, '--resume', 'auto')
     run_train(few_digits, tmp_path / 'whole', *LONG)
     check_equal_runs(tmp_path / 'whole/run', tmp_path / 'parts/run')
+
+
+@pytest.mark.slow
+def test_loaders_processes_end_with_a_killed_run(few_digits, tmp_path):
+    with start(few_digits, tmp_path, '--workers', '2', '--epochs', '500') as process:
+        wait_for(process, 'Train: 0 [   1/4')
+        process.kill()
+        process.communicate(timeout=60)  # until the last of them has closed the output
 
 
 def test_a_folder_is_one_runs_and_a_kill_gives_it_back(few_digits, tmp_path, capsys):

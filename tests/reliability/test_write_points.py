@@ -12,8 +12,10 @@ from timm.task import ClassificationTask
 from tests.engine.runs import load
 from tests.engine.test_saver import make_keeper
 from timm_advprop.engine.saver import newest_checkpoint
+from timm_advprop.weights import open_checkpoint
 
 METRICS = (2., 1., 3., 0., 4.)
+BRANCH = (None, None, None, 1., 2.)  # of a run that goes on with epoch 3 once more: the best is one before it
 HISTORY = 2
 
 
@@ -54,21 +56,21 @@ def no_links(*args):
     raise OSError('no hard links here')
 
 
-def save_epochs(folder, in_background=True):
-    """What a run does with its checkpoints, from its newest one on; a value of the model is the epoch."""
+def save_epochs(folder, in_background=True, metrics=METRICS, go_on_from=None, start=None):
+    """What a run does with its checkpoints, from one on, its newest by default; a value of the model is the epoch."""
     model = torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3)))
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss(), verbose=False)
     keeper = make_keeper(folder, task, max_history=HISTORY)
     keeper.clean()
-    checkpoint, first = newest_checkpoint(str(folder)), 0
+    checkpoint, first = open_checkpoint(str(folder / go_on_from)) if go_on_from else newest_checkpoint(str(folder)), 0
     if checkpoint is not None:
-        keeper.take_up(checkpoint)
-        first = checkpoint.epoch + ('position' not in checkpoint.raw)
+        first = checkpoint.epoch + ('position' not in checkpoint.raw) if start is None else start
+        keeper.take_up(checkpoint, first)
     with keeper.in_background() if in_background else nullcontext():
-        for epoch in range(first, len(METRICS)):
+        for epoch in range(first, len(metrics)):
             torch.nn.init.constant_(task.get_trainable_module().fc.bias, epoch)
             keeper.save_recovery(epoch, 1, [])
-            keeper.save_checkpoint(epoch, METRICS[epoch])
+            keeper.save_checkpoint(epoch, metrics[epoch])
             torch.nn.init.constant_(task.get_trainable_module().fc.bias, -1)  # while files are written
 
 
@@ -104,3 +106,29 @@ def test_a_kill_at_any_write(tmp_path, hard_links, in_background):
         save_epochs(folder)
         assert summary(folder) == expected, moment
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize('branch', [dict(go_on_from='checkpoint-2.pth.tar'), dict(go_on_from='last.pth.tar', start=3)])
+@pytest.mark.parametrize('hard_links', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write_after_a_run_went_on_from_an_earlier_epoch(tmp_path, hard_links, branch):
+    old, new = tmp_path / 'old', tmp_path / 'new'
+    old.mkdir()
+    save_epochs(old)
+    shutil.copytree(old, new)
+    with killed_at(10 ** 6, hard_links) as done:
+        save_epochs(new, metrics=BRANCH, **branch)
+    expected_old, expected_new = summary(old), summary(new)
+    assert {name: epoch for name, (epoch, *_) in expected_new.items()} == {
+        'checkpoint-2.pth.tar': 2, 'checkpoint-4.pth.tar': 4, 'last.pth.tar': 4, 'model_best.pth.tar': 2}
+    ends = []
+    for moment in range(len(done)):
+        folder = tmp_path / str(moment)
+        shutil.copytree(old, folder)
+        with killed_at(moment, hard_links):
+            save_epochs(folder, metrics=BRANCH, **branch)
+        save_epochs(folder, metrics=BRANCH)
+        ends.append(summary(folder))
+        assert ends[-1] in (expected_old, expected_new), moment
+        shutil.rmtree(folder)
+    changes = sum(one != other for one, other in zip(ends, ends[1:]))
+    assert ends[0] == expected_old and ends[-1] == expected_new and changes == 1

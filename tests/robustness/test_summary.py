@@ -101,6 +101,12 @@ def test_the_newest_rows_are_the_last_of_their_kind():
     assert sorted(each['top1'] for each in newest(rows)) == [2., 3., 4., 5.]
 
 
+@pytest.mark.parametrize('weights, kept', [('a', 1.), ('b', 2.)])  # fewer images of the same weights, or of others
+def test_clean_accuracy_is_that_of_the_weights_evaluated_last(weights, kept):
+    rows = [row('clean', top1=1., num_images='9', weights='a'), row('clean', top1=2., num_images='3', weights=weights)]
+    assert [each['top1'] for each in newest(rows)] == [kept]
+
+
 @pytest.mark.parametrize('values, title', [
     (('clean',), 'clean'), (('imagenet-a',), 'imagenet-a'), (('corruptions', 'fog', '3'), None),
     (('corruptions', 'mean'), 'corruptions'), (('corruptions', 'mean-noise'), 'noise'),

@@ -174,6 +174,16 @@ def test_auxiliary_norms_with_and_without_index_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize('index, message', [
+    (20000, 'aux_bn.20000: there may be 100 for each norm'), (100, 'aux_bn.100: there may be 100'),
+    (99, 'auxiliary norms up to aux_bn.99, and none is aux_bn.1'), (2, 'up to aux_bn.2, and none is aux_bn.1')])
+def test_indices_of_auxiliary_norms_have_no_gap_and_a_bound(index, message, trained, tmp_path):
+    path = str(tmp_path / 'many.pth')
+    torch.save({**trained.state_dict(), f'bn1.aux_bn.{index}.weight': torch.ones(3)}, path)
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(path)
+
+
 class Code:
     def __reduce__(self):
         return print, ('this ran',)

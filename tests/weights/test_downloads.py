@@ -5,8 +5,9 @@ import threading
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from timm_advprop.errors import InputError
 from timm_advprop.weights import downloads
-from timm_advprop.weights.downloads import explain_hub_error, tells_wait
+from timm_advprop.weights.downloads import download_file, explain_hub_error, tells_wait
 
 
 def test_the_tries_of_the_xet_library_have_a_bound():
@@ -37,3 +38,14 @@ def test_a_long_wait_is_told_and_a_short_one_is_not(monkeypatch):
 ])
 def test_a_hub_out_of_reach_names_the_way_out(error, of_weights, said):
     assert explain_hub_error(error, 'user/name@v2', of_weights).endswith(said)
+
+
+def test_a_failed_download_of_the_xet_library_is_one_line(monkeypatch):
+    def fail(**location):
+        raise RuntimeError('Data processing error: CAS service error\nmore of it')
+
+    monkeypatch.setattr(downloads, 'hf_hub_download', fail)
+    with pytest.raises(InputError) as caught:
+        download_file('user/name', 'model.safetensors')
+    assert str(caught.value) == ('Cannot download model.safetensors of user/name: Data processing error: CAS service '
+                                 'error.')

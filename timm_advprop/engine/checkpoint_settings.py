@@ -5,7 +5,7 @@ from typing import Any, Dict, Sequence
 
 from ..errors import InputError, as_input_error
 from ..settings import Settings
-from ..weights import Checkpoint
+from ..weights import Checkpoint, check_model_arguments
 from .eval_settings import EvalSettings
 from .run_settings import ImageSettings
 
@@ -26,9 +26,11 @@ def with_settings_of(checkpoint: Checkpoint, settings: EvalSettings) -> EvalSett
         settings: Settings of a validation run.
 
     Raises:
-        InputError: The model is named by neither, or arguments are out of range, or do not go with the settings.
+        InputError: The model is named by neither, or arguments are out of range, do not go with the settings, or say
+            what to load into the model.
     """
     of_model = _unsaid(settings.model, _OF_MODEL, checkpoint.args)
+    check_model_arguments(of_model.get('model_kwargs', {}), checkpoint.path)
     has_size = settings.image.img_size or settings.image.input_size
     of_images = _unsaid(settings.image, _OF_IMAGES if has_size else _OF_SIZE + _OF_IMAGES, checkpoint.args)
     channels = as_input_error(ImageSettings.from_values, checkpoint.args).channels

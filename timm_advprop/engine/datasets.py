@@ -1,6 +1,7 @@
 """Opens data sets and makes timm's loaders for them, for every program the same way. Failures are one line."""
 import copy
 import os
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -20,11 +21,12 @@ from .open_model import OPEN_ERRORS, is_ours
 from .placement import Placement
 from .run_settings import DataSettings, ImageSettings, LoaderSettings
 from .splits import check_split, has_split, keep_split, root_of_split
+from .stopping import leave_signals_to_parent
 
 __all__ = [
     'READERS_WITHOUT_FOLDER', 'DataConfig', 'channel_normalisation', 'check_class_count', 'check_dataset_root',
     'class_count', 'class_indices', 'dataset_name', 'has_split_folder', 'image_transform', 'insert_before_tensor',
-    'label_names', 'make_loader', 'open_split', 'resolve_image_config',
+    'label_names', 'make_loader', 'open_split', 'resolve_image_config', 'torch_loader',
 ]
 
 DataConfig = Dict[str, Any]
@@ -129,13 +131,13 @@ def make_loader(
         batch_size: int,
         **kwargs: Any,
 ) -> Any:
-    """timm's loader of a data set; `kwargs` go to `timm.data.create_loader`.
+    """timm's loader of a data set, whose processes outlive what stops a run; `kwargs` go to `timm.data.create_loader`.
 
     Raises:
         InputError: An argument is out of its range.
     """
     mean, std = channel_normalisation(config)
-    return as_input_error(
+    made: Any = as_input_error(
         create_loader,
         dataset,  # pyright: ignore[reportArgumentType]
         input_size=config['input_size'],
@@ -151,6 +153,19 @@ def make_loader(
         persistent_workers=loader.workers > 0,  # timm before 1.0.31 does not look
         **kwargs,
     )
+    plain = torch_loader(made)
+    plain.worker_init_fn = partial(_start_worker, plain.worker_init_fn)
+    return made
+
+
+def torch_loader(loader: Any) -> Any:
+    """torch's loader in one that timm made, with its prefetcher or without."""
+    return getattr(loader, 'loader', loader)
+
+
+def _start_worker(timms: Callable[[int], None], worker: int) -> None:
+    leave_signals_to_parent()
+    timms(worker)
 
 
 def dataset_name(data: DataSettings) -> str:

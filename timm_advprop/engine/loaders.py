@@ -7,7 +7,15 @@ from timm.data.readers.shared_count import SharedCount
 from torch.utils.data import IterableDataset
 
 from ..errors import InputError, as_input_error
-from .datasets import DataConfig, check_class_count, class_indices, label_names, make_loader, open_split
+from .datasets import (
+    DataConfig,
+    check_class_count,
+    class_indices,
+    label_names,
+    make_loader,
+    open_split,
+    torch_loader,
+)
 from .placement import Placement
 from .run_settings import AugmentationSettings, TrainDataSettings, TrainSettings
 from .seeding import SeededErasing, SeededImages, SeededOrder, SeededReader
@@ -42,10 +50,15 @@ class TrainLoader:
             self.reader = SeededReader(images, place)
         else:
             # that of torch's loader, which timm's prefetcher does not have before 1.0.31
-            batches = self.batches = getattr(loader, 'loader', loader).batch_sampler
+            batches = self.batches = torch_loader(loader).batch_sampler
             self.order = batches.sampler = SeededOrder(batches.sampler, place)
         if getattr(loader, 'random_erasing', None) is not None:
             self.erasing = loader.random_erasing = SeededErasing(loader.random_erasing, place)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images in the data set."""
+        return len(self.loader.dataset)
 
     def start_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Set the epoch that the next iteration is, and the batch that it begins with."""

@@ -114,6 +114,8 @@ class Trainer:
             began: '_Began',
             progress: Progress,
     ) -> None:
+        if start.update >= self.updates_per_epoch:  # timm 1.0.27 has a prefetcher that cannot be empty
+            return
         num_batches = len(self.loader)  # pyright: ignore[reportArgumentType]
         for batch_idx, (images, target) in enumerate(self.loader, start.update * self.grad_accum_steps):
             self._seed(epoch, batch_idx)

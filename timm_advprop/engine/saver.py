@@ -3,13 +3,14 @@ import glob
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from timm.models import clean_state_dict
@@ -30,6 +31,7 @@ _logger = logging.getLogger(__name__)
 
 _EXTENSION = '.pth.tar'
 _STRAYS = ('*.tmp', f'tmp{_EXTENSION}', f'recovery_tmp{_EXTENSION}')  # the last two are timm's
+_RANKED = re.compile(rf'checkpoint-\d+{re.escape(_EXTENSION)}')
 _RECOVERIES_KEPT = 2
 
 _BUFFERS = ('buffers', 'averaged_buffers')
@@ -55,7 +57,8 @@ class CheckpointKeeper:
 
     `last` is the one file that is replaced at the end of an epoch, and it holds the ranking of all epochs, its own
     included: which `checkpoint-<epoch>` there are and which is `model_best` follows from it. A run that was killed
-    before the others were made gets them when it is resumed.
+    before the others were made gets them when it is resumed. One that goes on from an earlier epoch leaves the later
+    ones to be replaced.
 
     Inside of `in_background` the run goes on while files are written, from a copy of the state in host memory, as large
     as a checkpoint. A file that could not be written is told at the next one, or at the end of the block.
@@ -81,6 +84,8 @@ class CheckpointKeeper:
     max_history: int = 10
     label_names: Optional[List[str]] = None
     ranking: List[Tuple[int, float]] = field(default_factory=list)  # epoch and metric, the best first
+    _left: Set[int] = field(default_factory=set, repr=False)  # epochs whose files go when the next `last` is there
+    _best_made: Optional[int] = field(default=None, repr=False)  # epoch of `model_best`, None where it is not known
     _background: Background = field(default_factory=Background, repr=False)
     _waited: float = 0.
 
@@ -107,8 +112,9 @@ class CheckpointKeeper:
             measured: List[Tuple[int, float]] = [] if metric is None else [(epoch, metric)]
             ranking = sorted([*others, *measured], key=self._rank)
             kept = ranking[:self.max_history]
-            dropped = sorted({old for old, _ in (*self.ranking, *ranking)} - {old for old, _ in kept})
-            self.ranking = kept
+            known = self._left.union(old for old, _ in (*self.ranking, *ranking))
+            dropped = sorted(known - {old for old, _ in kept})
+            self.ranking, self._left = kept, set()
             content = self._content(epoch=epoch, metric=metric, dropped=dropped)
             self._background.do(partial(self._write_epoch, content, epoch, dropped))
         return self.best
@@ -150,20 +156,31 @@ class CheckpointKeeper:
             for path in glob.glob(os.path.join(glob.escape(self.folder), pattern)):
                 os.remove(path)
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Take up the ranking of a run that continues in the same folder, and make the files that are missing."""
+    def take_up(self, checkpoint: Checkpoint, start_epoch: int) -> None:
+        """Take up the ranking of a run that continues in the same folder, and make the files that are missing.
+
+        Epochs from the first on that is trained now are of a branch that is left. They are ranked no more; their files
+        go when the next `last` is there, so that a kill before it leaves the old branch whole.
+
+        Args:
+            checkpoint: What the run goes on from.
+            start_epoch: The epoch that it goes on with.
+        """
         if os.path.dirname(os.path.abspath(checkpoint.path)) != os.path.abspath(self.folder):
             return
         metric, now = (getattr(args, 'eval_metric', 'top1') for args in (Namespace(**checkpoint.args), self.args))
         if metric != now:
             _logger.warning(f'{checkpoint.path} ranks epochs by {metric}: the best by {now} is sought from here on.')
-            return
-        saved = checkpoint.raw.get('saver')
-        if saved is None:  # of a timm before 1.0.31
+        elif checkpoint.raw.get('saver') is not None:
+            self._take_up_ranking(checkpoint)
+        else:  # of a timm before 1.0.31
             best = self._path('model_best')
             run = open_checkpoint(best).raw if os.path.isfile(best) else {}
             self.ranking = [(run['epoch'], run['metric'])] if 'metric' in run else []
-            return
+        self._leave(start_epoch)
+
+    def _take_up_ranking(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.raw['saver']
         epochs: List[Any] = [
             (_epoch_of(name), metric) for name, metric in saved['checkpoint_files'] if metric is not None]
         epoch, metric = saved.get('pending') or (None, None)
@@ -173,6 +190,14 @@ class CheckpointKeeper:
         last = self._path('last')
         if os.path.isfile(last) and os.path.samefile(checkpoint.path, last):
             self._settle(checkpoint.epoch, saved.get('dropped', ()))  # pyright: ignore[reportArgumentType]
+
+    def _leave(self, start_epoch: int) -> None:
+        files = {_epoch_of(name) for name in os.listdir(self.folder) if _RANKED.fullmatch(name)}
+        self._left = {epoch for epoch in files.union(epoch for epoch, _ in self.ranking) if epoch >= start_epoch}
+        if self._left:  # their branch may have removed files that were ranked before it
+            self.ranking = [entry for entry in self.ranking if entry[0] in files - self._left]
+            _logger.info(f'Epochs from {start_epoch} on are trained anew: the checkpoints of the old ones go when the '
+                         'first new one is there.')
 
     def _rank(self, entry: Tuple[int, float]) -> float:
         metric = entry[1] if self.decreasing else -entry[1]
@@ -228,14 +253,22 @@ class CheckpointKeeper:
 
     def _settle(self, epoch: int, dropped: Any) -> None:
         # The other files, as the ranking in `last`, which is of this epoch, wants them.
-        last = self._path('last')
         if epoch in (kept for kept, _ in self.ranking):
-            _duplicate(last, self._path(f'checkpoint-{epoch}'))
-        if self.best[1] == epoch:
-            _duplicate(last, self._path('model_best'))
-        for old in dropped:
-            if os.path.isfile(self._path(f'checkpoint-{old}')):
-                os.remove(self._path(f'checkpoint-{old}'))
+            _duplicate(self._path('last'), self._path(f'checkpoint-{epoch}'))
+        self._make_best(epoch)
+        unwanted = [f'checkpoint-{old}' for old in dropped]
+        if dropped and not self.ranking:
+            unwanted.append('model_best')
+        for path in map(self._path, unwanted):
+            if os.path.isfile(path):
+                os.remove(path)
+
+    def _make_best(self, epoch: int) -> None:
+        best = self.best[1]
+        source = self._path(f'checkpoint-{best}')
+        if os.path.isfile(source) and (best == epoch or best != self._best_made):
+            _duplicate(source, self._path('model_best'))
+            self._best_made = best
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, f'{name}{_EXTENSION}')

@@ -1,10 +1,13 @@
 """Signals that end a run early: the update under way is finished, and a recovery checkpoint says where to go on."""
+import os
 import signal
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any, Dict, Optional
 
 from torch.distributed.distributed_c10d import _get_default_store
 
-__all__ = ['StopSignals', 'Stopped']
+__all__ = ['StopSignals', 'Stopped', 'leave_signals_to_parent']
 
 # Preemption, Slurm's --signal=USR1, Ctrl-C.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -57,3 +60,21 @@ class StopSignals:
         if number == signal.SIGINT and self.signal is not None:  # asked for twice: at once
             raise KeyboardInterrupt
         self.signal = number
+
+
+def leave_signals_to_parent() -> None:
+    """Let a loader's process go on at signals that end a run, which still needs its images for a while.
+
+    Whoever stops a job often tells all of its processes at once. Its parent can end this one as before, and it ends
+    with its parent. Does nothing on systems that do not say who sent a signal (macOS, Windows).
+    """
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        Thread(target=_end_for_parent, name='timm-advprop-signals', daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    parent = parent_process().pid  # pyright: ignore[reportOptionalMemberAccess]
+    while signal.sigwaitinfo(_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's own handler does

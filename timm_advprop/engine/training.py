@@ -318,9 +318,9 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
             position = resume(task, checkpoint, *state)
         if position is not None:
             _tell_changes(checkpoint, settings)
-        if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer.placement):
-            _logger.warning(f'{checkpoint.path} is of other batches (--batch-size, --grad-accum-steps, processes): '
-                            f'epoch {position.epoch} begins anew.')
+        if position is not None and position.update and not _has_batches_of(checkpoint, settings, trainer):
+            _logger.warning(f'{checkpoint.path} is of other batches (--batch-size, --grad-accum-steps, --seed, '
+                            f'processes, training images): epoch {position.epoch} begins anew.')
             position = Position(position.epoch)
     if ema.model_ema:
         device = torch.device('cpu') if ema.model_ema_force_cpu else None
@@ -330,11 +330,18 @@ def _resume(settings: TrainSettings, trainer: Trainer, checkpoint: Optional[Chec
     return position or Position()
 
 
-def _has_batches_of(checkpoint: Checkpoint, settings: TrainSettings, placement: Placement) -> bool:
-    # Only then the number of an update says which images were seen.
-    now = dict(batch_size=settings.loader.batch_size, grad_accum_steps=settings.loader.grad_accum_steps,
-               world_size=placement.world_size)
+def _has_batches_of(checkpoint: Checkpoint, settings: TrainSettings, trainer: Trainer) -> bool:
+    now = _what_makes_batches(settings, trainer)
     return all(checkpoint.args.get(name, value) == value for name, value in now.items())
+
+
+def _what_makes_batches(settings: TrainSettings, trainer: Trainer) -> Dict[str, int]:
+    # Only where it is the same, the number of an update says which images were seen.
+    loader = settings.loader
+    return dict(
+        batch_size=loader.batch_size, grad_accum_steps=loader.grad_accum_steps, seed=loader.seed,
+        world_size=trainer.placement.world_size,
+        train_images=trainer.loader.num_images)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _tell_changes(checkpoint: Checkpoint, settings: TrainSettings) -> None:
@@ -366,7 +373,7 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
     settings, trainer = parts.settings, parts.trainer
     trainer.keeper = CheckpointKeeper(
         folder=folder, task=parts.task, optimizer=trainer.optimizer, loss_scaler=trainer.loss_scaler,
-        args=Namespace(**{**settings.given, 'world_size': parts.placement.world_size}),
+        args=Namespace(**{**settings.given, **_what_makes_batches(settings, trainer)}),
         lr_scheduler=trainer.lr_scheduler, decreasing=is_decreasing(parts.metric),
         max_history=settings.run.checkpoint_hist, label_names=parts.loaders.label_names)
     trainer.keeper.clean()
@@ -375,7 +382,7 @@ def _open_folder(parts: Parts, folder: str, checkpoint: Optional[Checkpoint]) ->
                          run.wandb_tags, run.wandb_resume_id)
     parts.run_log = RunLog(folder, settings.given, parts.start.epoch, open_trackers(run.trackers, tracked))
     if checkpoint is not None:
-        trainer.keeper.take_up(checkpoint)
+        trainer.keeper.take_up(checkpoint, parts.start.epoch)
     trainer.image_folder = folder if settings.run.save_images else None
     parts.task.keeps_images = bool(settings.run.save_images or run.trackers)
     if parts.start.epoch >= trainer.num_epochs:

@@ -2,7 +2,8 @@
 import json
 import logging
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from PIL import Image
@@ -91,7 +92,7 @@ def measure(
     dataset, loader = open_test_images(tested, data, config, classes, on_pixels)
     labels = _Labels(data, dataset, classes, placement.device)
     seed_generators(seed_at(settings.loader.seed, placement.rank), placement.device)
-    with explained_data_loss():
+    with explained_data_loss(), _explained_statistics():
         metrics = evaluate(
             tested.model, loader, placement, attack=attack, on_output=labels.add, output_indices=labels.valid,
             log_name='Test' if len(loader) > quiet_batches else None, log_interval=settings.report.log_freq)
@@ -111,6 +112,17 @@ def measure(
         results.update({name: round(metrics[name], 4) for name in ('adv_top1', 'adv_top5')})
         results['adv_attack'] = attack.describe()
     return results
+
+
+@contextmanager
+def _explained_statistics() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if 'more than 1 value per channel' not in str(error):
+            raise
+        raise InputError('--adv-norm-stats train: the last batch is of 1 image, which is too few for the statistics of '
+                         'batch norms: give another --batch-size.') from error
 
 
 def open_test_images(

@@ -1,6 +1,6 @@
 """The model card of a publication, its `README.md`: what it is, measured results, recipe, how to load it."""
 import shlex
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -137,7 +137,7 @@ def _metadata(release: Release, name: str) -> ModelCardData:
 def _details(release: Release) -> str:
     main, aux = (sum(parameter.numel() for parameter in part.values())
                  for part in split_state_dict(dict(release.model.named_parameters())))
-    config, epochs = release.data_config, release.recipe.get('epochs')
+    config = release.data_config
     mean, std = (f'({", ".join(f"{value:g}" for value in config[entry])})' for entry in ('mean', 'std'))
     rows: Dict[str, Any] = {
         'Architecture': f'`{release.architecture}`',
@@ -148,10 +148,18 @@ def _details(release: Release) -> str:
         'Data set': release.dataset,
         'Regime': release.regime and f'`{release.regime}`' + (
             f', given `{_flags(release)}`' if release.regime_flags else ''),
-        'Epoch': None if release.epoch is None else f'{release.epoch + 1}' + (f' of {epochs}' if epochs else ''),
+        'Epoch': _epoch(release),
         'Weights': 'exponential moving average' if release.averaged else None,
     }
     return '## Model\n\n' + '\n'.join(f'- {name}: {value}' for name, value in rows.items() if value)
+
+
+def _epoch(release: Release) -> Optional[str]:
+    if release.epoch is None:
+        return None
+    epochs = release.recipe.get('epochs')
+    return (f'{release.epoch + 1}' + (f' of {epochs}' if epochs else '')
+            + (', from within it: the run did not validate these weights' if release.within_epoch else ''))
 
 
 def _classes(release: Release) -> str:

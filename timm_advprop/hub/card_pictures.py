@@ -58,8 +58,11 @@ def draw_adversarial_images(release: Release, route: int, path: str) -> None:
         path: File to write.
 
     Raises:
-        InputError: The data set is not there, or matplotlib is not installed.
+        InputError: The data set is not there, its images are neither grey nor coloured, or matplotlib is not installed.
     """
+    channels = release.data_config['input_size'][0]
+    if channels not in (1, 3):
+        raise InputError(f'images of {channels} channels are neither grey nor coloured.')
     images, names = _validation_images(release)
     mean, std = channel_normalisation(release.data_config)
     # the same picture each time

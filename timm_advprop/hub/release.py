@@ -22,7 +22,7 @@ from ..norms import has_split_norm, num_aux_in, num_aux_norms
 from ..output import without_folders
 from ..regimes import RegimeSettings, regime_of
 from ..robustness.summary import headline, is_summary
-from ..weights import open_checkpoint, weights_digest
+from ..weights import check_model_arguments, open_checkpoint, weights_digest
 from ..weights.downloads import redact
 from .blending import Blend, BlendRequest, blended
 from .label_names import names_of_labels
@@ -32,8 +32,8 @@ __all__ = ['Release', 'Result', 'open_release', 'release_model']
 # Of one machine, or of one run on it: nobody else can use them.
 _OF_ONE_RUN = (
     'config', 'data', 'data_dir', 'device', 'device_modules', 'distributed', 'experiment', 'hub_private', 'local_rank',
-    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'wandb_project',
-    'wandb_resume_id', 'wandb_tags', 'world_size',
+    'log_wandb', 'no_resume_opt', 'output', 'prefetcher', 'push_to_hub', 'rank', 'resume', 'train_images',
+    'wandb_project', 'wandb_resume_id', 'wandb_tags', 'world_size',
 )
 
 
@@ -79,6 +79,7 @@ class Release:
         license: Licence, as the Hub names it.
         summary: The run's `summary.csv`.
         epoch: Epoch that the weights are from.
+        within_epoch: They are from the midst of it, not from its end.
         averaged: The weights are an exponential moving average.
         blend: What its norms are made of, where it is the plain model of a route.
         results: What was measured, each kind once.
@@ -95,6 +96,7 @@ class Release:
     license: str
     summary: str = ''
     epoch: Optional[int] = None
+    within_epoch: bool = False
     averaged: bool = False
     regime_flags: Sequence[str] = ()
     blend: Optional[Blend] = None
@@ -152,10 +154,11 @@ def open_release(
         **about: `results`, `dataset`, `license` and `label_names`, see `push_to_hub`.
 
     Raises:
-        InputError: There is no such file, it does not say which model it is of, or it does not fit; or the recipe or
-            the results are not its own.
+        InputError: There is no such file, it does not say which model it is of, or it does not fit; it says what to
+            load into the model; or the recipe or the results are not its own.
     """
     opened = open_checkpoint(os.fspath(checkpoint), use_ema=True)
+    check_model_arguments(opened.args.get('model_kwargs') or {}, opened.path)
     recipe = _with_model_kwargs({**opened.args, **(recipe or {})}, model_kwargs)
     name = model or recipe.get('model')
     if not name:
@@ -170,7 +173,8 @@ def open_release(
     return _describe(
         created, recipe, image, blend, known_names=opened.raw.get('label_names'), **about,
         summary=summary.read_bytes().decode(errors='replace') if opened.args and summary.is_file() else '',
-        epoch=opened.epoch if isinstance(opened.epoch, int) else None, averaged=opened.averaged)
+        epoch=opened.epoch if isinstance(opened.epoch, int) else None, within_epoch='position' in opened.raw,
+        averaged=opened.averaged)
 
 
 def _describe(
@@ -294,7 +298,9 @@ def _norms_of(release: Release, route: str) -> str:
 
 
 def _row_of_run(release: Release) -> Optional[Dict[str, Any]]:
-    # Validation metrics of the weights, as the training program measured them.
+    # Validation metrics of the weights, as the training program measured them: at the end of an epoch.
+    if release.within_epoch:
+        return None
     if release.averaged and release.recipe.get('model_ema_force_cpu'):
         return None  # the program validates the weights themselves then
     rows = csv.DictReader(io.StringIO(release.summary))

@@ -168,7 +168,8 @@ class _SplitAndLoad:
             filter_fn: Optional[Callable[..., Dict[str, Any]]] = None,
             **kwargs: Any,
     ) -> None:
-        if _is_npz(self.cfg):  # copied in, past the state dict: auxiliary norms are made of these norms afterwards
+        if self.publication is None and _is_npz(self.cfg):
+            # copied in, past the state dict: auxiliary norms are made of these norms afterwards
             return load_pretrained(model, pretrained_cfg, filter_fn=filter_fn, **kwargs)
         convert_split_norm(model, self.num_aux, self.share)
         checked = bool(self.cfg.file or self.cfg.state_dict)  # timm's own weights fit

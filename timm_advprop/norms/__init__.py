@@ -38,11 +38,11 @@ from .routes import Route, forward_parts, norm_route, one_route, set_norm_route
 from .running_statistics import can_recalibrate, recalibrate
 from .shared_statistics import SHARES, share_in, share_of
 from .split_norm import SplitNorm, has_split_norm, num_aux_norms, split_norms
-from .state_dict import index_aux_key, main_key, num_aux_in, split_state_dict
+from .state_dict import aux_indices_in, index_aux_key, main_key, num_aux_in, split_state_dict
 
 __all__ = [
     'Route', 'SHARES', 'SplitBatchNorm1d', 'SplitBatchNorm2d', 'SplitBatchNormAct2d', 'SplitGroupNorm',
-    'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct',
+    'SplitLayerNorm', 'SplitLayerNorm2d', 'SplitNorm', 'SplitSyncBatchNorm', 'SplitSyncBatchNormAct', 'aux_indices_in',
     'batch_statistics', 'blend_routes', 'can_recalibrate', 'configure_batch_norm', 'convert_split_norm',
     'convert_sync_batchnorm', 'folded', 'forward_parts', 'freeze_norms', 'has_split_norm', 'index_aux_key',
     'is_compiled', 'main_key', 'norm_distances', 'norm_parameters', 'norm_route', 'num_aux_in', 'num_aux_norms',

@@ -1,8 +1,8 @@
 """State dicts of models with split norms: the main norms' keys are the plain model's, the others hold `aux_bn.<i>`."""
 import re
-from typing import Any, Dict, Iterable, Mapping, Tuple
+from typing import Any, Dict, Iterable, Mapping, Set, Tuple
 
-__all__ = ['index_aux_key', 'main_key', 'num_aux_in', 'split_state_dict']
+__all__ = ['aux_indices_in', 'index_aux_key', 'main_key', 'num_aux_in', 'split_state_dict']
 
 _AUX_KEY = re.compile(r'(^|\.)aux_bn\.(\d+)\.')
 _UNINDEXED_AUX_KEY = re.compile(r'(^|\.)aux_bn\.(?!\d+\.)')
@@ -25,7 +25,12 @@ def split_state_dict(state_dict: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dic
 
 def num_aux_in(state_dict: Iterable[str]) -> int:
     """Number of auxiliary norms of each split norm in a state dict, 0 for that of a plain model."""
-    return 1 + max((int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match), default=-1)
+    return 1 + max(aux_indices_in(state_dict), default=-1)
+
+
+def aux_indices_in(state_dict: Iterable[str]) -> Set[int]:
+    """Indices of the auxiliary norms that the keys of a state dict name."""
+    return {int(match[2]) for match in map(_AUX_KEY.search, state_dict) if match}
 
 
 def main_key(key: str) -> str:

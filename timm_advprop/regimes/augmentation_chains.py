@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import autocontrast, equalize
 
+from ..errors import InputError
 from ..settings import Settings, setting
 
 __all__ = ['OPERATIONS', 'ChainSettings', 'augmented_chains']
@@ -55,7 +56,13 @@ def augmented_chains(pixels: torch.Tensor, settings: ChainSettings) -> torch.Ten
 
     Returns:
         Images [N, width, C, H, W] in 0–1.
+
+    Raises:
+        InputError: They have other channels.
     """
+    if pixels.shape[1] not in (1, 3):
+        raise InputError('Augmentation chains (augmix, augmax) are for images of 1 or 3 channels, got '
+                         f'{pixels.shape[1]}.')
     count, width = len(pixels), settings.width
     images = pixels.repeat_interleave(width, dim=0)
     if settings.depth == -1:

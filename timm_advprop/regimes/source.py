@@ -140,8 +140,8 @@ def import_source(path: str) -> Any:
     module, _, name = path.partition(':')
     try:
         source = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f'Cannot import the source {path}: {error}.') from error
+    except Exception as error:  # whatever a module of a user's raises
+        raise ValueError(f'Cannot import the source {path}: {type(error).__name__}: {error}.') from error
     if not callable(source):
         raise ValueError(f'The source {path} cannot be called.')
     if not isinstance(source, Source) and not (isinstance(source, type) and issubclass(source, Source)):

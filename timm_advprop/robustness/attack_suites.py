@@ -30,7 +30,9 @@ def attack_cells(settings: EvalSettings, folder: str) -> List[Cell]:
     strengths = settings.attack.strengths
     if 'adv_eps' not in settings.attack.given:
         strengths = [replace(strengths[0], eps_px=eps_px) for eps_px in STRENGTHS]
-    return [Cell('attacks', partial(_measure_attack, attack=attack), attack.kind, attack.eps_px, about=repr(attack))
+    batches = f'batches of {settings.loader.batch_size}'  # an attack by their statistics depends on them
+    return [Cell('attacks', partial(_measure_attack, attack=attack), attack.kind, attack.eps_px,
+                 about=repr(attack) if attack.norm_stats == 'eval' else f'{attack!r}, {batches}')
             for attack in strengths]
 
 

@@ -32,14 +32,15 @@ def newest(rows: Sequence[Results]) -> List[Results]:
     last: Dict[Any, Results] = {}
     for row in rows:
         key = evaluated(row), row['suite'], headline(row), row['condition'], str(row['severity'])
-        if row['suite'] != 'clean' or key not in last or _num_images(row) >= _num_images(last[key]):
+        if row['suite'] != 'clean' or key not in last or not _is_of_fewer_images(row, last[key]):
             last[key] = row
     return list(last.values())
 
 
-def _num_images(row: Mapping[str, Any]) -> int:
-    # a suite on few images measures clean accuracy on these
-    return int(row.get('num_images') or 0)
+def _is_of_fewer_images(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    # a suite on few images measures clean accuracy of the same weights on these
+    counts = [int(each.get('num_images') or 0) for each in (row, other)]
+    return row.get('weights') == other.get('weights') and counts[0] < counts[1]
 
 
 def place_in_overview(row: Mapping[str, Any]) -> Tuple[Any, ...]:

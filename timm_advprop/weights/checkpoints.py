@@ -20,6 +20,7 @@ from timm.models import clean_state_dict
 from ..errors import InputError
 from ..norms import (
     SHARES,
+    aux_indices_in,
     convert_split_norm,
     has_split_norm,
     index_aux_key,
@@ -30,6 +31,7 @@ from ..norms import (
     split_state_dict,
 )
 from .misfits import explain_misfit
+from .model_arguments import MOST_AUX
 from .other_names import Unwrapped, has_averaged_task, rename_efficientnet, unwrap
 
 __all__ = ['Checkpoint', 'allow_numpy_scalars', 'load_checkpoint', 'load_read_checkpoint', 'open_checkpoint',
@@ -104,7 +106,7 @@ def open_checkpoint(path: str, use_ema: bool = True) -> Checkpoint:
         use_ema: Prefer the averaged weights where there are any.
 
     Raises:
-        InputError: There is no such file, or it is not a checkpoint.
+        InputError: There is no such file, it is not a checkpoint, or it has too many auxiliary norms, or a gap in them.
     """
     if not os.path.isfile(path):
         raise InputError(f'No checkpoint file {path}.')
@@ -207,7 +209,9 @@ def _under_our_names(model: Unwrapped, path: str) -> Dict[str, torch.Tensor]:
     if renamed.keys() != model.state_dict.keys():
         _logger.info(f'{path} names layers as EfficientNet-PyTorch does: these are weights for tf_efficientnet_* and '
                      'efficientnet_b*_ap. Those of AdvProp normalise images by mean 0.5 and std 0.5.')
-    return _index_aux_keys(renamed, path)
+    indexed = _index_aux_keys(renamed, path)
+    _check_indices(indexed, path)
+    return indexed
 
 
 def _left_out(keys: List[str]) -> str:
@@ -225,6 +229,18 @@ def _index_aux_keys(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str,
     _logger.info(f'{path} names auxiliary norms as the reference AdvProp code and Fast AdvProp do: {len(norms)} norms, '
                  f'one auxiliary norm each. Both codes normalise images by mean 0.5 and std 0.5.')
     return indexed
+
+
+def _check_indices(state_dict: Dict[str, torch.Tensor], path: str) -> None:
+    # One key with a large index would make a model of as many norms.
+    indices = aux_indices_in(state_dict)
+    if indices and max(indices) >= MOST_AUX:
+        raise InputError(f'{path} names an auxiliary norm aux_bn.{max(indices)}: there may be {MOST_AUX} for each '
+                         'norm.')
+    missing = set(range(num_aux_in(state_dict))) - indices
+    if missing:
+        raise InputError(f'{path} is not complete: it has auxiliary norms up to aux_bn.{max(indices)}, and none is '
+                         f'aux_bn.{min(missing)}.')
 
 
 def _with_main_for_untrained_aux(

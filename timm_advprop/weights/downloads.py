@@ -83,7 +83,7 @@ def download_file(
         raise InputError(_explain_cold_cache(model_id, filename, error)) from error
     except EntryNotFoundError:
         return None
-    except (*HUB_ERRORS, ValueError) as error:  # a ValueError where a file cannot be downloaded again
+    except (*HUB_ERRORS, RuntimeError, ValueError) as error:  # of the Xet library; a file not to be downloaded again
         problem = explain_hub_error(error, model_id, of_weights=True)
         raise InputError(f'Cannot download {filename} of {model_id}: {problem}') from error
 
@@ -158,7 +158,7 @@ def explain_hub_error(error: BaseException, model_id: str, of_weights: bool = Fa
     """What an error of the Hub's client means, and what to do, in one line without a token in it.
 
     Args:
-        error: One of `HUB_ERRORS`.
+        error: One of `HUB_ERRORS`, or a RuntimeError or ValueError of the client.
         model_id: The repository, `user/name` or `user/name@revision`.
         of_weights: Weights were to be read, which may come from elsewhere.
     """

@@ -22,6 +22,7 @@ from timm.models._pretrained import PretrainedCfg
 from ..errors import InputError, one_line
 from ..norms import SHARES, num_aux_in, split_state_dict
 from .downloads import download_file, split_model_id
+from .model_arguments import check_model_arguments, is_number_of_norms
 from .soundness import check_values
 
 __all__ = ['AUX_FILE', 'CONFIG_FILE', 'CONFIG_KEY', 'OF_SPLIT_MODELS', 'Publication', 'WEIGHTS_FILE', 'file_digest',
@@ -31,14 +32,8 @@ WEIGHTS_FILE, AUX_FILE, CONFIG_FILE = 'model.safetensors', 'aux.safetensors', 'c
 CONFIG_KEY = 'timm_advprop'
 OF_SPLIT_MODELS = ('num_aux', 'share')  # their arguments, beside those of the plain model
 
-# Arguments of timm's factory and builder, which say what is loaded and how. The others reach the model alone.
-_NOT_OF_MODELS = {
-    'base', 'cache_dir', 'checkpoint_path', 'device', 'dtype', 'exportable', 'feature_cfg', 'features_only',
-    'kwargs_filter', 'model_cls', 'model_name', 'no_jit', 'out_indices', 'pretrained', 'pretrained_cfg',
-    'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict', 'scriptable',
-    'variant',
-}
-_MOST_AUX = 100  # more would be a mistake, or an attempt to exhaust the memory
+# Entries of a pretrained cfg that say where weights are and how to read them: for a publication, its own files alone.
+_OF_WEIGHTS = {'custom_load', 'file', 'hf_hub_filename', 'hf_hub_id', 'source', 'state_dict', 'url'}
 
 _logger = logging.getLogger(__name__)
 
@@ -118,10 +113,11 @@ class Publication:
 
     @property
     def pretrained_cfg(self) -> Dict[str, Any]:
-        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know."""
-        known = {field.name for field in fields(PretrainedCfg)}
-        cfg = _parse_model_cfg(deepcopy(self.config), dict(self.origin))[0]
-        return {name: value for name, value in cfg.items() if name in known}
+        """The model's pretrained cfg, as timm's factory takes it, without entries that this timm does not know: where
+        weights are says `origin` alone."""
+        known = {field.name for field in fields(PretrainedCfg)} - _OF_WEIGHTS
+        cfg = _parse_model_cfg(deepcopy(self.config), {})[0]
+        return {**{name: value for name, value in cfg.items() if name in known}, **self.origin}
 
     @property
     def model_args(self) -> Dict[str, Any]:
@@ -130,10 +126,7 @@ class Publication:
         Raises:
             InputError: There is one that says where to load from, or what, which is not for a publication to say.
         """
-        refused = _NOT_OF_MODELS & self._saved_args.keys()
-        if refused:
-            raise InputError(f'{CONFIG_FILE} of {self.name} has the model argument {min(refused)}, which is not one: '
-                             'the model is not created.')
+        check_model_arguments(self._saved_args, f'{CONFIG_FILE} of {self.name}')
         return {name: value for name, value in self._saved_args.items() if name not in OF_SPLIT_MODELS}
 
     @property
@@ -239,10 +232,6 @@ def _is_well_formed(config: Any) -> bool:
     return (
         all(isinstance(part, dict) for part in parts)
         and isinstance(details.get('sha256', {}), dict)
-        and all(_is_number_of_norms(part.get('num_aux')) and part.get('share') in (None, *SHARES)
+        and all(is_number_of_norms(part.get('num_aux')) and part.get('share') in (None, *SHARES)
                 for part in (arguments, details))
     )
-
-
-def _is_number_of_norms(value: Any) -> bool:
-    return value is None or type(value) is int and 0 <= value <= _MOST_AUX
