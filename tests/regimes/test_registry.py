@@ -24,7 +24,6 @@ from timm_advprop.regimes import (
     create_task,
     regime_flags,
     regime_of,
-    trains_aux_norms,
 )
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -51,12 +50,6 @@ def test_the_default_regime_follows_the_norms(name, task_type):
 @pytest.mark.parametrize('is_split', [False, True])
 def test_the_regime_that_was_asked_for_does_not_depend_on_the_model(regime, is_split):
     assert regime_of(RegimeSettings(regime=regime), is_split) is REGIMES[regime]
-
-
-def test_regimes_say_whether_they_train_auxiliary_norms():
-    assert {name for name in REGIMES if trains_aux_norms(name)} == {'trades', 'advprop', 'fast-advprop'}
-    assert {name for name in REGIMES if trains_aux_norms(name) is False} == {'vanilla', 'madry', 'joint'}
-    assert trains_aux_norms(None) is trains_aux_norms(['vanilla']) is trains_aux_norms('of another program') is None
 
 
 @pytest.mark.parametrize('is_split', [False, True])

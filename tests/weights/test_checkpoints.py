@@ -240,15 +240,6 @@ def test_untrained_norms_without_statistics_are_known_by_their_values(name, kwar
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize('aux_trained', [False, True])
-def test_a_run_may_say_whether_it_trained_the_auxiliary_norms(aux_trained, trained):
-    loaded, state_dict = timm.create_model('test_resnet_ap'), trained.state_dict()
-    load_read_checkpoint(loaded, state_dict, 'file', aux_trained=aux_trained)
-    kept = state_dict['bn1.aux_bn.0.weight' if aux_trained else 'bn1.weight']
-    assert torch.equal(loaded.bn1.aux_bn[0].weight, kept)
-    assert not torch.equal(state_dict['bn1.aux_bn.0.weight'], state_dict['bn1.weight'])
-
-
 @pytest.fixture
 def run_checkpoint(trained, tmp_path):
     """A checkpoint of a training run: weights, averaged weights of other values, optimizer, arguments."""

@@ -15,7 +15,6 @@ from timm.models import get_arch_pretrained_cfgs, is_model, parse_model_name
 from ..errors import InputError, near_matches, one_line
 from ..models import base_of, create_model, split_models
 from ..norms import num_aux_in
-from ..regimes import trains_aux_norms
 from ..weights import (
     Checkpoint,
     Publication,
@@ -75,9 +74,7 @@ def open_model(
     created = open_architecture(model.model, model.model_kwargs, **{**settings, **kwargs})
     if checkpoint is not None:
         with told_of_another_model(checkpoint, model.model):
-            load_read_checkpoint(
-                created, checkpoint.state_dict, checkpoint.path, convert=convert, share=share,
-                aux_trained=trains_aux_norms(checkpoint.args.get('regime')))
+            load_read_checkpoint(created, checkpoint.state_dict, checkpoint.path, convert=convert, share=share)
     return created
 
 

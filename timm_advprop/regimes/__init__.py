@@ -27,7 +27,6 @@ from .registry import (
     regime_flags,
     regime_of,
     split_for_regime,
-    trains_aux_norms,
     unused_flags,
 )
 from .source import AugmentedView, FunctionSource, Source
@@ -40,5 +39,5 @@ __all__ = [
     'FunctionSource', 'GaussianNoise', 'JointTask', 'MadeImages', 'MadryTask', 'ModelAttack', 'NamedSource', 'PAIRINGS',
     'PixelSource', 'PyramidAttack', 'REGIMES', 'RegimeSettings', 'RegimeTask', 'SOURCES', 'Source', 'TradesTask',
     'VanillaTask', 'attacks_of', 'create_task', 'frozen', 'lacks_regime', 'match_masks', 'normalisation_of',
-    'regime_flags', 'regime_of', 'split_for_regime', 'trains_aux_norms', 'unused_flags',
+    'regime_flags', 'regime_of', 'split_for_regime', 'unused_flags',
 ]

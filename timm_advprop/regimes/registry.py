@@ -21,7 +21,7 @@ from .trades import TradesTask
 from .vanilla import VanillaTask
 
 __all__ = ['REGIMES', 'attacks_of', 'create_task', 'lacks_regime', 'regime_flags', 'regime_of', 'split_for_regime',
-           'trains_aux_norms', 'unused_flags']
+           'unused_flags']
 
 REGIMES: Dict[str, Type[RegimeTask]] = {
     task.name: task for task in (VanillaTask, MadryTask, JointTask, TradesTask, AdvPropTask, FastAdvPropTask)
@@ -43,16 +43,6 @@ def regime_of(settings: RegimeSettings, is_split: bool) -> Type[RegimeTask]:
         raise ValueError(f'Unknown regime {name!r}: give one of {", ".join(REGIMES)}.')
     REGIMES[name].check(settings)
     return REGIMES[name]
-
-
-def trains_aux_norms(regime: Any) -> Optional[bool]:
-    """Whether a regime trains the auxiliary norms of a model that has them, None where there is no such regime.
-
-    Args:
-        regime: Its name, as a checkpoint says it.
-    """
-    task_type = REGIMES.get(str(regime))
-    return task_type and bool(task_type.sources_of_aux_norms(RegimeSettings(regime=task_type.name)))
 
 
 def unused_flags(settings: RegimeSettings) -> Set[str]:

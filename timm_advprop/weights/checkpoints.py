@@ -136,7 +136,6 @@ def load_read_checkpoint(
         path: str,
         convert: bool = False,
         share: Optional[str] = None,
-        aux_trained: Optional[bool] = None,
 ) -> None:
     """Load what `read_checkpoint` returned, see `load_checkpoint`.
 
@@ -146,8 +145,6 @@ def load_read_checkpoint(
         path: The file it came from.
         convert: Split the norms of a plain model where the checkpoint has auxiliary norms.
         share: What these share, see `convert_split_norm`; by default what the keys say.
-        aux_trained: Whether the run that wrote it trained the auxiliary norms; by default what their values say. Those
-            that were not trained become copies of the main norms.
     """
     name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     num_aux = num_aux_in(state_dict)
@@ -160,7 +157,7 @@ def load_read_checkpoint(
         raise InputError(f'{path} has {num_aux} auxiliary norm(s) for each norm, {name} has {num_aux_norms(model)}: '
                          f'{advice}.')
     try:
-        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path, aux_trained))
+        model.load_state_dict(_with_main_for_untrained_aux(state_dict, path))
     except RuntimeError as error:
         raise InputError(f'{path} does not fit {name}: {explain_misfit(error)}') from error
     _tell_copied_norms(split_state_dict(model.state_dict())[1], state_dict, path)
@@ -243,16 +240,11 @@ def _check_indices(state_dict: Dict[str, torch.Tensor], path: str) -> None:
                          f'aux_bn.{min(missing)}.')
 
 
-def _with_main_for_untrained_aux(
-        state_dict: Dict[str, torch.Tensor],
-        path: str,
-        aux_trained: Optional[bool],
-) -> Dict[str, torch.Tensor]:
-    # Auxiliary norms that a regime without them left as they were, beside main norms that were trained, do not fit the
-    # layers between them.
+def _with_main_for_untrained_aux(state_dict: Dict[str, torch.Tensor], path: str) -> Dict[str, torch.Tensor]:
+    # Auxiliary norms at their first values, beside main norms that were trained, do not fit the layers between them.
     main, aux = split_state_dict(state_dict)
     of_main = {key: main[main_key(key)] for key in aux if main_key(key) in main}
-    if not aux or (_look_trained(of_main, aux) if aux_trained is None else aux_trained):
+    if not aux or _look_trained(of_main, aux):
         return state_dict
     _logger.info(f'The auxiliary norms in {path} were not trained: they are taken for copies of the main ones.')
     return {**state_dict, **{key: value.clone() for key, value in of_main.items()}}
