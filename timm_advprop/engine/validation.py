@@ -159,8 +159,8 @@ def _check_classes(
     if classes is None:
         check_class_count(dataset, tested.num_classes, what)
     elif count not in (None, len(classes)):
-        raise InputError(f'The {what} has {count} classes, --valid-labels {data.valid_labels} has {len(classes)}: give '
-                         'one class index a line for each.')
+        meant = f'--valid-labels {data.valid_labels} has' if data.valid_labels else 'the suite takes'
+        raise InputError(f'The {what} has {count} classes, {meant} {len(classes)}: give an index for each class.')
     if data.class_map:
         return  # by whoever knows better
     for name, label in (class_indices(dataset) or {}).items():
